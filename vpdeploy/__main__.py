@@ -1,0 +1,5 @@
+"""``python -m vpdeploy``."""
+
+from vpdeploy.cli.main import main
+
+main()

@@ -1,0 +1,70 @@
+"""What a session needs from an inference runtime."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.table import Table
+
+
+class Backend(Protocol):
+    """One loaded graph on one device. Every method may be called from any thread."""
+
+    @property
+    def name(self) -> str:
+        """The runtime's name, as ``--runtime`` takes it."""
+        ...
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The key-value pairs stored in the graph."""
+        ...
+
+    @property
+    def input_dtype(self) -> np.dtype[np.generic]:
+        """Element type of the graph's ``image`` input: uint8, or float32 for pipelines that normalise themselves."""
+        ...
+
+    def bind_table(self, table: Table) -> None:
+        """Make ``table`` the one that slots refer to, from the next run on.
+
+        Raises:
+            BackendError: The device cannot hold it; the old table stays bound.
+        """
+        ...
+
+    def refresh_slot(self, slot: int) -> None:
+        """Bring one slot of the bound table, whose host arrays were rewritten, to the device.
+
+        No run that is under way may refer to the slot.
+
+        Raises:
+            BackendError: The copy failed.
+        """
+        ...
+
+    def run(self, images: npt.NDArray[np.generic], slots: npt.NDArray[np.int32] | None) -> npt.NDArray[np.float32]:
+        """Run one batch.
+
+        Args:
+            images: uint8 [B, H, W, 3], or float32 [B, 3, H, W] if that is ``input_dtype``; C-contiguous.
+            slots: int32 [B], or None for a graph without a table.
+
+        Returns:
+            Logits, float32 [B, C], owned by the caller.
+
+        Raises:
+            BackendError: The runtime failed.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what this backend is and why it was chosen, for people and metrics."""
+        ...
+
+    def close(self) -> None:
+        """Release the graph and the device's memory."""
+        ...

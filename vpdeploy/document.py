@@ -1,0 +1,117 @@
+"""JSON documents read strictly: every field is checked, every complaint names the file and the field."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vpdeploy.errors import BundleCorruptError, BundleVersionError
+
+_T = TypeVar("_T")
+
+
+class Document:
+    """A JSON object together with the name of the file it came from.
+
+    Args:
+        source: What to call the document in an error, normally its path.
+        fields: The decoded JSON object.
+    """
+
+    def __init__(self, source: str, fields: Mapping[str, Any]) -> None:
+        self.source = source
+        self.fields = fields
+
+    @classmethod
+    def read(cls, path: Path) -> Document:
+        """Read a JSON file.
+
+        Raises:
+            BundleCorruptError: The file is missing, unreadable or not a JSON object.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise BundleCorruptError(f"{path}: file is missing; restore it or export again") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleCorruptError(f"{path}: cannot be read: {error}") from error
+        return cls.parse(text, source=str(path))
+
+    @classmethod
+    def parse(cls, text: str, *, source: str) -> Document:
+        """Decode a JSON object from text.
+
+        Raises:
+            BundleCorruptError: The text is not a JSON object.
+        """
+        try:
+            fields = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise BundleCorruptError(f"{source}: not valid JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise BundleCorruptError(f"{source}: expected a JSON object, found {type(fields).__name__}")
+        return cls(source, fields)
+
+    def take(self, name: str, kind: type[_T]) -> _T:
+        """Return field ``name``, which must be of the given type (an int serves as a float).
+
+        Raises:
+            BundleCorruptError: The field is missing or of another type.
+        """
+        if name not in self.fields:
+            raise BundleCorruptError(f"{self.source}: field '{name}' is missing")
+        value = self.fields[name]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise BundleCorruptError(
+                f"{self.source}: field '{name}' should be {kind.__name__}, found {type(value).__name__}"
+            )
+        return value
+
+    def take_list(self, name: str, kind: type[_T]) -> list[_T]:
+        """Return field ``name``, a list whose items are all of the given type.
+
+        Raises:
+            BundleCorruptError: The field is missing, or an item has another type.
+        """
+        items = self.take(name, list)
+        for index, item in enumerate(items):
+            integer_as_float = kind is float and isinstance(item, int) and not isinstance(item, bool)
+            if not isinstance(item, kind) and not integer_as_float:
+                raise BundleCorruptError(
+                    f"{self.source}: field '{name}[{index}]' should be {kind.__name__}, found {type(item).__name__}"
+                )
+        return [kind(item) for item in items] if kind is float else items  # type: ignore[call-arg]
+
+    def nested(self, name: str) -> Document:
+        """Return field ``name``, a JSON object, as a document of its own.
+
+        Raises:
+            BundleCorruptError: The field is missing or not an object.
+        """
+        return Document(f"{self.source}: {name}", self.take(name, dict))
+
+    def expect_format(self, name: str, version: int) -> None:
+        """Check the fields ``format`` and ``format_version``.
+
+        Raises:
+            BundleCorruptError: The document is of another kind.
+            BundleVersionError: The document is of a version that is not read here.
+        """
+        found = self.take("format", str)
+        if found != name:
+            raise BundleCorruptError(f"{self.source}: expected format '{name}', found '{found}'")
+        found_version = self.take("format_version", int)
+        if found_version != version:
+            raise BundleVersionError(
+                f"{self.source}: format version {found_version} is not readable, expected {version}; "
+                "use the vpdeploy that wrote it or export again"
+            )
+
+
+def to_json(fields: Mapping[str, Any]) -> str:
+    """Encode a document the way vpdeploy writes them all: indented, sorted as given, newline at the end."""
+    return json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,96 @@
+"""Files that are either wholly there or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file's bytes.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the file at ``path`` by ``data`` so that a crash leaves the old file or the new one.
+
+    The bytes go to a temporary sibling first, are flushed to the disk, and are renamed into place.
+
+    Raises:
+        OSError: The folder cannot be written or the disk is full; the old file is untouched.
+    """
+    with replacing_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` that replaces it when the block succeeds.
+
+    If the block raises, the sibling is deleted and ``path`` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def creating_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder that becomes ``path`` when the block succeeds.
+
+    If the block raises, the sibling is deleted. ``path`` must not exist, or be an empty folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for file in sorted(temporary.rglob("*")):
+            _flush(file)
+        _flush(temporary)
+        temporary.rename(path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Flush a file's or a folder's data to the disk, where the platform lets a folder be opened."""
+    flags = os.O_RDONLY
+    try:
+        descriptor = os.open(path, flags)
+    except PermissionError:  # Windows does not open folders; the rename is still atomic there
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    """Return the process's file mode mask: temporary files are born private, results should not be."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,161 @@
+"""Decoding images and bringing them to the backbone's size.
+
+Training, the parity gate, prediction and the server all decode here, so what is served is what was trained.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.errors import InputError, MissingExtraError
+from vpdeploy.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 64_000_000
+"""Images with more pixels are refused before they are decoded (decompression bombs)."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+# What Pillow's decoders raise on damaged files; Warning where the caller has turned warnings into errors.
+_FAULTS = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, SyntaxError),
+    *(TypeError, ValueError, Warning, struct.error),
+)
+
+_ORIENTATION_TAG = 0x0112
+
+
+def decode_image(source: Path | bytes, *, shorter_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode an encoded image to upright 8-bit RGB.
+
+    The EXIF rotation is applied, transparency is laid over white, 16-bit and grey images become 8-bit RGB, of an
+    animation the first frame is taken.
+
+    Args:
+        source: A file, or the bytes of one.
+        shorter_side: The caller's target, in pixels: a JPEG that is at least twice as large is decoded at a reduced
+            scale that is still no smaller than this.
+        max_pixels: Refuse images of more pixels.
+
+    Raises:
+        InputError: The file is missing, not an image, damaged, or too large; the message names a file's path.
+        MissingExtraError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        raise MissingExtraError("PIL", "serve") from None
+    name = "image" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+            _check_size(image.size, name, max_pixels)
+            if shorter_side is not None:
+                image.draft("RGB", _draft_size(image.size, shorter_side))
+            image.load()
+            return _to_rgb(_turn_upright(image))
+    except FileNotFoundError:
+        raise InputError(f"{name}: file not found") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InputError(f"{name}: more than the accepted {max_pixels} pixels") from None
+    except _FAULTS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(source, bytes) and "cannot identify" in reason:
+            reason = "not in a known image format"  # Pillow would print the buffer's address
+        raise InputError(f"{name}: not a readable image ({reason}); expected {', '.join(_FORMATS)}") from error
+
+
+def fit_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Bring an RGB image to the backbone's size.
+
+    Returns:
+        Pixels, uint8 [H, W, 3] with H = W = ``image_size``, owned by the caller.
+    """
+    from PIL import Image
+
+    size = preprocessing.image_size
+    filters = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    resample = filters[preprocessing.interpolation]
+    width, height = image.size
+    if preprocessing.resize == "squash":
+        box = (0.0, 0.0, float(width), float(height))
+    else:
+        # The centre of the scaled image, cut out of the unscaled one: one resampling, no intermediate.
+        side = min(width, height) * preprocessing.crop_ratio
+        box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+    return np.array(image.resize((size, size), resample, box=box), dtype=np.uint8)
+
+
+def load_pixels(
+    source: Path | bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS
+) -> npt.NDArray[np.uint8]:
+    """Decode an image and bring it to the backbone's size.
+
+    Returns:
+        Pixels, uint8 [H, W, 3] with H = W = ``image_size``.
+
+    Raises:
+        InputError: As ``decode_image``.
+        MissingExtraError: Pillow is not installed.
+    """
+    shorter_side = round(preprocessing.image_size / preprocessing.crop_ratio)
+    return fit_image(decode_image(source, shorter_side=shorter_side, max_pixels=max_pixels), preprocessing)
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Refuse an image by its header, before any pixel is decoded."""
+    width, height = size
+    if width * height > max_pixels:
+        raise InputError(f"{name}: {width}×{height} is more than the accepted {max_pixels} pixels")
+    if width < 1 or height < 1:
+        raise InputError(f"{name}: the image is empty ({width}×{height})")
+
+
+def _draft_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """Return the smallest size with the image's aspect ratio whose shorter side is at least the target."""
+    shorter = min(size)
+    target = min(shorter, shorter_side)
+    return size[0] * target // shorter, size[1] * target // shorter
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Apply the rotation or reflection that the EXIF data asks for; unreadable EXIF data asks for none."""
+    from PIL import Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except _FAULTS:
+        return image
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any of Pillow's modes to 8-bit RGB."""
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):  # 16-bit grey and its relatives
+        values = np.asarray(image, dtype=np.float64)
+        scale = 255.0 / 65535.0 if image.mode.startswith("I") else 1.0
+        grey = np.clip(np.nan_to_num(values) * scale + 0.5, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layered).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,154 @@
+"""A bundle's manifest: what the folder holds, with the sha256 of every file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
+from typing import Any, Literal, get_args
+
+from vpdeploy.document import Document
+from vpdeploy.errors import BundleCorruptError, SpecError, TaskNotFoundError
+from vpdeploy.layout import Layout
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.task import BackboneId, check_task_name
+
+MANIFEST_FILE = "manifest.json"
+GRAPH_FILE = "model.onnx"
+FORMAT = "vpdeploy.bundle"
+FORMAT_VERSION = 1
+
+Precision = Literal["fp32", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """One task in a bundle.
+
+    Attributes:
+        version: The published version that is served.
+        files: sha256 of each file of each kept version: ``{version: {file name: sha256}}``.
+    """
+
+    version: int
+    files: dict[int, dict[str, str]]
+
+    @property
+    def previous_version(self) -> int | None:
+        """The version that a roll-back returns to, or None."""
+        return max((version for version in self.files if version < self.version), default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a bundle holds.
+
+    Attributes:
+        backbone: The shared frozen ViT.
+        preprocessing: One for all tasks of the bundle.
+        layout: Of the table inputs and of every compiled prompt set.
+        precision: ``fp32``, or ``fp16`` for a typed float16 graph.
+        opset: ONNX opset of the graph.
+        graph_sha256: Of the graph's file.
+        graph_file: Its name in the bundle: ``model.onnx``, or another one where an export replaced a live bundle's graph.
+        tasks: By name, in the order in which they were added.
+    """
+
+    backbone: BackboneId
+    preprocessing: Preprocessing
+    layout: Layout
+    precision: Precision
+    opset: int
+    graph_sha256: str
+    graph_file: str = GRAPH_FILE
+    tasks: dict[str, TaskEntry] = field(default_factory=dict)
+
+    def entry(self, task: str) -> TaskEntry:
+        """Return one task's entry.
+
+        Raises:
+            TaskNotFoundError: The bundle holds no such task.
+        """
+        if task not in self.tasks:
+            known = ", ".join(self.tasks) or "none"
+            raise TaskNotFoundError(f"no task '{task}' in the bundle; it holds: {known}")
+        return self.tasks[task]
+
+    def with_task(self, task: str, entry: TaskEntry) -> Manifest:
+        """Return a copy in which ``task`` has the given entry."""
+        return replace(self, tasks={**self.tasks, task: entry})
+
+    def without_task(self, task: str) -> Manifest:
+        """Return a copy that does not hold ``task``."""
+        return replace(self, tasks={name: entry for name, entry in self.tasks.items() if name != task})
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the fields of the JSON form."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "backbone": self.backbone.to_fields(),
+            "preprocessing": self.preprocessing.to_fields(),
+            "graph": {
+                "file": self.graph_file,
+                "sha256": self.graph_sha256,
+                "precision": self.precision,
+                "opset": self.opset,
+            },
+            "layout": self.layout.to_fields(),
+            "tasks": {
+                name: {
+                    "version": entry.version,
+                    "files": {str(version): files for version, files in sorted(entry.files.items())},
+                }
+                for name, entry in self.tasks.items()
+            },
+        }
+
+    @classmethod
+    def from_document(cls, document: Document) -> Manifest:
+        """Read the JSON form.
+
+        Raises:
+            BundleCorruptError: A field is missing, of another type, or contradicts another.
+            BundleVersionError: It was written in another format version.
+        """
+        document.expect_format(FORMAT, FORMAT_VERSION)
+        graph = document.nested("graph")
+        precision = graph.take("precision", str)
+        if precision not in get_args(Precision):
+            raise BundleCorruptError(f"{graph.source}: unknown precision '{precision}'")
+        graph_file = graph.take("file", str)
+        if PurePath(graph_file).name != graph_file or not graph_file.endswith(".onnx"):
+            raise BundleCorruptError(f"{graph.source}: '{graph_file}' is not the name of a file in the bundle")
+        entries = document.nested("tasks")
+        return cls(
+            backbone=BackboneId.from_document(document.nested("backbone")),
+            preprocessing=Preprocessing.from_document(document.nested("preprocessing")),
+            layout=Layout.from_document(document.nested("layout")),
+            precision=precision,  # type: ignore[arg-type]
+            opset=graph.take("opset", int),
+            graph_sha256=graph.take("sha256", str),
+            graph_file=graph_file,
+            tasks={_task_name(name, entries): _task_entry(entries.nested(name)) for name in entries.fields},
+        )
+
+
+def _task_name(name: str, document: Document) -> str:
+    """Return a task's name after checking that it cannot lead out of the bundle's folder."""
+    try:
+        return check_task_name(name)
+    except SpecError as error:
+        raise BundleCorruptError(f"{document.source}: {error}") from None
+
+
+def _task_entry(document: Document) -> TaskEntry:
+    """Read one task's entry and check that the served version is among the kept ones."""
+    files = document.nested("files")
+    try:
+        versions = {int(version): dict(files.take(version, dict)) for version in files.fields}
+    except ValueError:
+        raise BundleCorruptError(f"{files.source}: versions should be numbers") from None
+    entry = TaskEntry(version=document.take("version", int), files=versions)
+    if entry.version not in versions:
+        raise BundleCorruptError(f"{document.source}: version {entry.version} is served but not listed")
+    return entry

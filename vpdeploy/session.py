@@ -1,0 +1,368 @@
+"""A session: images and task names in, logits or labels out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.backends import AUTO, Backend, open_backend
+from vpdeploy.bundle import Bundle, is_bundle
+from vpdeploy.directory import Lease, TaskDirectory
+from vpdeploy.errors import BundleError, InputError, SpecError
+from vpdeploy.folded import FoldedCard
+from vpdeploy.image import fit_image, load_pixels
+from vpdeploy.prediction import Prediction, rank_classes
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.table import Table, common_sizes
+from vpdeploy.task import TaskCard
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture = Path | str | bytes | npt.NDArray[np.uint8] | Image.Image
+
+MAX_PREDICT_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """What ``Session.sync`` changed: names of tasks."""
+
+    added: tuple[str, ...] = ()
+    updated: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.updated or self.removed)
+
+
+class Session:
+    """Loaded tasks that share one graph on one device. Use ``vpdeploy.load``; close it, or use it as a context manager.
+
+    Every method may be called from any thread.
+
+    Args:
+        backend: The loaded graph.
+        preprocessing: One for all tasks.
+        precision: ``fp32`` or ``fp16``, for reports.
+        bundle: The bundle that ``sync`` follows, or None.
+        tasks: The first prompt sets and their versions; empty for a folded model.
+        folded: The folded model's task instead.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        preprocessing: Preprocessing,
+        precision: str,
+        bundle: Bundle | None = None,
+        tasks: Sequence[tuple[CompiledPromptSet, int | None]] = (),
+        folded: TaskCard | None = None,
+    ) -> None:
+        self.preprocessing = preprocessing
+        self._backend = backend
+        self._precision = precision
+        self._bundle = bundle
+        self._changing = threading.Lock()  # one change of the table at a time; runs go on beside it
+        self._table: Table | None = None
+        if folded is not None:
+            self._directory = TaskDirectory(1)
+            self._directory.admit(folded, self._directory.reserve(), None)
+            return
+        self._directory = TaskDirectory(len(tasks))
+        if tasks:
+            sizes = common_sizes([prompt_set.sizes() for prompt_set, _ in tasks])
+            table = Table(tasks[0][0].layout, sizes, len(tasks))
+            for prompt_set, version in tasks:
+                slot = self._directory.reserve()
+                table.write(slot, prompt_set)
+                self._directory.admit(prompt_set.card, slot, version)
+            self._bind(table)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the loaded tasks."""
+        return self._directory.tasks
+
+    def lease(self, task: str) -> Lease:
+        """Take the right to use a task's slot; use it as a context manager, or call ``release``.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+        """
+        return self._directory.lease(task)
+
+    def card(self, task: str) -> TaskCard:
+        """Return what is known of a task.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+        """
+        with self.lease(task) as lease:
+            return lease.card
+
+    def predict(
+        self, images: Picture | Sequence[Picture], task: str | None = None, *, top: int = 5
+    ) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: One picture or several: paths, encoded bytes, Pillow images, or uint8 arrays [H, W, 3] of any size.
+            task: The task to ask; may be left out where only one is loaded.
+            top: How many classes to name at most.
+
+        Returns:
+            One answer for each image, in order.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+            SpecError: No task was named and several are loaded.
+            InputError: A picture cannot be read; the message names it.
+        """
+        pictures: Sequence[Picture]
+        if isinstance(images, (list, tuple)):
+            pictures = images
+        elif isinstance(images, np.ndarray) and images.ndim == 4:
+            pictures = list(images)
+        else:
+            pictures = [images]  # type: ignore[list-item]
+        with self.lease(self._sole_task(task)) as lease:
+            answers: list[Prediction] = []
+            for start in range(0, len(pictures), MAX_PREDICT_BATCH):
+                pixels = np.stack([self._pixels(each) for each in pictures[start : start + MAX_PREDICT_BATCH]])
+                slots = np.full(len(pixels), lease.slot, dtype=np.int32)
+                labels = lease.card.labels
+                answers += [
+                    rank_classes(lease.card.name, labels, row[: len(labels)], top=top)
+                    for row in self.run(pixels, slots)
+                ]
+            return answers
+
+    def run(self, images: npt.NDArray[np.uint8], slots: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Run one batch whose rows may belong to different tasks. Hold a lease on every slot meanwhile.
+
+        Args:
+            images: uint8 [B, H, W, 3], RGB, H = W = ``preprocessing.image_size``.
+            slots: int32 [B], from ``Lease.slot``.
+
+        Returns:
+            Logits, float32 [B, C]; C is the largest class count of the table, and classes beyond a task's own are
+            about -30000.
+
+        Raises:
+            InputError: Shapes or dtypes do not fit, or a slot is out of range.
+            BackendError: The runtime failed.
+        """
+        size = self.preprocessing.image_size
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise InputError(
+                f"images should be uint8 [B, {size}, {size}, 3], found {images.dtype} {list(images.shape)}"
+            )
+        table = self._table
+        slot_count = table.slots if table is not None else 1
+        if slots.shape != images.shape[:1] or (len(slots) and not 0 <= slots.min() <= slots.max() < slot_count):
+            raise InputError(f"slots should be {len(images)} integers in [0, {slot_count}), found {slots.tolist()[:8]}")
+        if len(images) == 0:
+            classes = table.sizes["classes"] if table is not None else len(self.card(self.tasks[0]).labels)
+            return np.zeros((0, classes), dtype=np.float32)
+        return self._backend.run(
+            np.ascontiguousarray(self._as_input(images)),
+            None if table is None else np.ascontiguousarray(slots, dtype=np.int32),
+        )
+
+    def add_task(self, prompt_set: CompiledPromptSet, *, version: int | None = None) -> None:
+        """Load a task, or replace one of that name, while others are being served.
+
+        Nothing is rebuilt: a slot is written. Requests under way keep the version they started with.
+
+        Raises:
+            SpecError: This is a folded model, which holds one task.
+            LayoutMismatchError: The prompt set does not fit the graph.
+            BackendError: The device cannot hold it; what is loaded is undisturbed.
+        """
+        if self._bundle is None:
+            raise SpecError("a folded model holds one task; export a bundle to switch between several")
+        self._bundle.check_fit(prompt_set)
+        sizes = prompt_set.sizes()
+        with self._changing:
+            old = self._table
+            table = self._table_for(prompt_set, sizes)
+            # A full directory means that the table has grown, and the first new slot is ours.
+            reserved = None if self._directory.is_full else self._directory.reserve()
+            slot = reserved if reserved is not None else (old.slots if old else 0)
+            try:
+                table.write(slot, prompt_set)
+                if table is old:
+                    self._backend.refresh_slot(slot)
+                else:
+                    self._bind(table)
+            except BaseException:
+                if reserved is not None:
+                    self._directory.give_back(reserved)
+                raise
+            if reserved is None:
+                self._directory.extend(range(slot + 1, table.slots))
+            self._directory.admit(prompt_set.card, slot, version)
+
+    def remove_task(self, task: str) -> None:
+        """Serve a task no longer; requests under way are answered.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+        """
+        self._directory.dismiss(task)
+
+    def sync(self) -> SyncReport:
+        """Bring the loaded tasks in line with the bundle's manifest on disk.
+
+        Raises:
+            BundleError: The bundle is damaged, or its graph was replaced; what is loaded is undisturbed by the part
+                that failed.
+        """
+        if self._bundle is None:
+            return SyncReport()
+        fresh = Bundle.open(self._bundle.path)
+        if fresh.manifest.graph_sha256 != self._bundle.manifest.graph_sha256:
+            raise BundleError(f"{fresh.path}: the graph was replaced; restart to serve it")
+        loaded = self._directory.versions()
+        wanted = {name: entry.version for name, entry in fresh.manifest.tasks.items()}
+        changed = [name for name, version in wanted.items() if loaded.get(name) != version]
+        prompt_sets = {name: fresh.read_task(name) for name in changed}
+        for name, prompt_set in prompt_sets.items():
+            self.add_task(prompt_set, version=wanted[name])
+        removed = tuple(name for name in loaded if name not in wanted)
+        for name in removed:
+            self.remove_task(name)
+        return SyncReport(
+            added=tuple(name for name in changed if name not in loaded),
+            updated=tuple(name for name in changed if name in loaded),
+            removed=removed,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return the runtime and why it was chosen, the precision, and the table's size in slots and bytes."""
+        table = self._table
+        return {
+            **self._backend.describe(),
+            "precision": self._precision,
+            "image_size": self.preprocessing.image_size,
+            "slots": table.slots if table else 1,
+            "slot_bytes": table.slot_bytes if table else 0,
+            "table_bytes": table.size_bytes if table else 0,
+        }
+
+    def close(self) -> None:
+        """Release the graph and the table."""
+        self._backend.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _bind(self, table: Table) -> None:
+        self._backend.bind_table(table)
+        self._table = table
+
+    def _table_for(self, prompt_set: CompiledPromptSet, sizes: dict[str, int]) -> Table:
+        """Return the table, or a larger copy when no slot is free or the prompt set is longer than the slots."""
+        old = self._table
+        if old is None:
+            return Table(prompt_set.layout, common_sizes([sizes]), 1)
+        full = self._directory.is_full
+        if not full and old.accepts(sizes):
+            return old
+        # A sixteenth at a time: adding many tasks stays cheap, and little memory lies idle.
+        slots = old.slots + max(1, old.slots // 16) if full else old.slots
+        return old.resized(common_sizes([old.sizes, sizes]), slots)
+
+    def _sole_task(self, task: str | None) -> str:
+        if task is not None:
+            return task
+        if len(self.tasks) != 1:
+            raise SpecError(f"several tasks are loaded, name one of: {', '.join(self.tasks)}")
+        return self.tasks[0]
+
+    def _pixels(self, picture: Picture) -> npt.NDArray[np.uint8]:
+        """Bring one picture to uint8 [H, W, 3] at the backbone's size."""
+        if isinstance(picture, (str, Path)):
+            return load_pixels(Path(picture), self.preprocessing)
+        if isinstance(picture, bytes):
+            return load_pixels(picture, self.preprocessing)
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+                raise InputError(f"image should be uint8 [H, W, 3], found {picture.dtype} {list(picture.shape)}")
+            size = self.preprocessing.image_size
+            if picture.shape[:2] == (size, size) and self.preprocessing.resize == "squash":
+                return picture
+            from PIL import Image
+
+            return fit_image(Image.fromarray(picture), self.preprocessing)
+        return fit_image(picture.convert("RGB"), self.preprocessing)
+
+    def _as_input(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
+        """Convert pixels to the graph's input type."""
+        if self._backend.input_dtype == np.uint8:
+            return images
+        mean = np.asarray(self.preprocessing.mean, dtype=np.float32)
+        std = np.asarray(self.preprocessing.std, dtype=np.float32)
+        normalised = (images.astype(np.float32) / 255.0 - mean) / std
+        channels_first: npt.NDArray[np.generic] = normalised.transpose(0, 3, 1, 2)
+        return channels_first
+
+
+def open_session(path: Path | str, *, runtime: str = AUTO, threads: int | None = None) -> Session:
+    """Load a bundle or a folded ONNX file.
+
+    Args:
+        path: A bundle folder, or a file that ``vpdeploy export`` wrote.
+        runtime: ``auto``, or a runtime's name (see ``vpdeploy.backends.RUNTIMES``).
+        threads: CPU threads inside one run; None leaves it to the runtime.
+
+    Returns:
+        A session, owned by the caller.
+
+    Raises:
+        BundleError: The path is neither, or a file of it is damaged, foreign or of another version.
+        LayoutMismatchError: A prompt set does not fit the bundle's graph.
+        BackendError: The runtime asked for does not work here, or cannot load the graph.
+        SpecError: There is no runtime of that name.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _open_folded(path, runtime, threads)
+    if not is_bundle(path):
+        state = "does not exist" if not path.exists() else "is neither"
+        raise BundleError(f"{path}: {state}; expected a bundle folder or an .onnx file of vpdeploy export")
+    bundle = Bundle.open(path)
+    tasks = [(bundle.read_task(name), bundle.manifest.entry(name).version) for name in bundle.tasks]
+    return Session(
+        open_backend(bundle.verified_graph(), runtime=runtime, threads=threads),
+        preprocessing=bundle.manifest.preprocessing,
+        precision=bundle.manifest.precision,
+        bundle=bundle,
+        tasks=tasks,
+    )
+
+
+def _open_folded(path: Path, runtime: str, threads: int | None) -> Session:
+    try:
+        backend = open_backend(path, runtime=runtime, threads=threads)
+    except Exception as error:
+        if path.suffix != ".onnx":
+            raise BundleError(f"{path}: not an .onnx file; expected one written by vpdeploy export") from error
+        raise
+    card = FoldedCard.from_metadata(backend.metadata, source=str(path))
+    return Session(backend, preprocessing=card.task.preprocessing, precision=card.precision, folded=card.task)

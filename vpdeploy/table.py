@@ -1,0 +1,77 @@
+"""The table: every loaded prompt set of a bundle stacked into one array per tensor, one slot each."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.layout import PREFIX_AXIS, PREFIX_MULTIPLE, Layout
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.tensorfile import Tensors
+
+Sizes = dict[str, int]
+
+
+class Table:
+    """Host arrays of S slots, each of which holds one prompt set padded to the common sizes.
+
+    Rows of different slots never share memory, so a slot that no request refers to may be rewritten while others are
+    being read.
+
+    Args:
+        layout: Of one prompt set.
+        sizes: The common sizes, e.g. ``{"prefix": 16, "classes": 10}``.
+        slots: How many slots, S.
+
+    Attributes:
+        arrays: By tensor name, shape [S, *size of one prompt set].
+    """
+
+    def __init__(self, layout: Layout, sizes: Sizes, slots: int) -> None:
+        self.layout = layout
+        self.sizes = dict(sizes)
+        self.slots = slots
+        self.arrays: Tensors = {
+            spec.name: np.full((slots, *spec.resolve(sizes)), spec.padding, dtype=spec.dtype) for spec in layout.tensors
+        }
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot."""
+        return self.size_bytes // self.slots
+
+    def accepts(self, sizes: Sizes) -> bool:
+        """Tell whether a prompt set of the given sizes fits into a slot."""
+        return all(size <= self.sizes[name] for name, size in sizes.items())
+
+    def write(self, slot: int, prompt_set: CompiledPromptSet) -> None:
+        """Fill one slot: the prompt set's tensors, and padding up to the table's sizes."""
+        for spec in self.layout.tensors:
+            _write_padded(self.arrays[spec.name][slot], prompt_set.tensors[spec.name], spec.padding)
+
+    def resized(self, sizes: Sizes, slots: int) -> Table:
+        """Return a larger table with the same slots in the same places."""
+        larger = Table(self.layout, sizes, slots)
+        for spec in self.layout.tensors:
+            for slot in range(self.slots):
+                _write_padded(larger.arrays[spec.name][slot], self.arrays[spec.name][slot], spec.padding)
+        return larger
+
+
+def common_sizes(sizes: list[Sizes]) -> Sizes:
+    """Return table sizes into which prompt sets of all the given sizes fit, the prefix padded for alignment."""
+    largest = {name: max(each[name] for each in sizes) for name in sizes[0]}
+    if PREFIX_AXIS in largest:
+        largest[PREFIX_AXIS] = -(-max(largest[PREFIX_AXIS], 1) // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
+    return largest
+
+
+def _write_padded(target: npt.NDArray[np.generic], source: npt.NDArray[np.generic], padding: float) -> None:
+    """Copy ``source`` into the low corner of ``target`` and fill the rest with ``padding``."""
+    target[...] = padding
+    target[tuple(slice(size) for size in source.shape)] = source

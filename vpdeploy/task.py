@@ -1,0 +1,140 @@
+"""What is known of a task: the card that travels with its prompt set from training to the server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vpdeploy.document import Document
+from vpdeploy.errors import BundleCorruptError, SpecError
+from vpdeploy.preprocessing import Preprocessing
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneId:
+    """Which frozen ViT a prompt set belongs to.
+
+    Attributes:
+        name: Architecture, as timm names it.
+        sha256: Digest over the names, shapes and values of its tensors.
+        depth: Blocks, L.
+        width: Token width, D.
+        heads: Attention heads, H.
+        patch_size: Side of a patch, in pixels.
+    """
+
+    name: str
+    sha256: str
+    depth: int
+    width: int
+    heads: int
+    patch_size: int
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head, d = D / H."""
+        return self.width // self.heads
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the fields of the JSON form."""
+        return {
+            "name": self.name,
+            "sha256": self.sha256,
+            "depth": self.depth,
+            "width": self.width,
+            "heads": self.heads,
+            "patch_size": self.patch_size,
+        }
+
+    @classmethod
+    def from_document(cls, document: Document) -> BackboneId:
+        """Read the JSON form.
+
+        Raises:
+            BundleCorruptError: A field is missing, of another type, or out of range.
+        """
+        backbone = cls(
+            name=document.take("name", str),
+            sha256=document.take("sha256", str),
+            depth=document.take("depth", int),
+            width=document.take("width", int),
+            heads=document.take("heads", int),
+            patch_size=document.take("patch_size", int),
+        )
+        sizes = (backbone.depth, backbone.width, backbone.heads, backbone.patch_size)
+        if min(sizes) < 1 or backbone.width % backbone.heads:
+            raise BundleCorruptError(f"{document.source}: impossible backbone dimensions {document.fields}")
+        return backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskCard:
+    """One task, without its tensors.
+
+    Attributes:
+        name: The task's name: 1 to 64 letters, digits, dots, underscores and dashes.
+        labels: Class names; index = class.
+        method: How its prompts were learned, e.g. ``e2vpt``.
+        backbone: The frozen ViT it needs.
+        preprocessing: How its images are brought to the backbone's input.
+        details: Free-form sections for people and reports, such as ``hyperparameters``, ``metrics``, ``pruning``,
+            ``prompts`` and ``parity``; nothing is computed from them.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    method: str
+    backbone: BackboneId
+    preprocessing: Preprocessing
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the fields of the JSON form."""
+        return {
+            "name": self.name,
+            "method": self.method,
+            "labels": list(self.labels),
+            "backbone": self.backbone.to_fields(),
+            "preprocessing": self.preprocessing.to_fields(),
+            "details": dict(self.details),
+        }
+
+    @classmethod
+    def from_document(cls, document: Document) -> TaskCard:
+        """Read the JSON form.
+
+        Raises:
+            BundleCorruptError: A field is missing or of another type, or the name or labels are unusable.
+        """
+        name = document.take("name", str)
+        labels = tuple(document.take_list("labels", str))
+        if not _NAME.fullmatch(name):
+            raise BundleCorruptError(f"{document.source}: '{name}' is not a task name")
+        if not labels:
+            raise BundleCorruptError(f"{document.source}: field 'labels' is empty")
+        return cls(
+            name=name,
+            labels=labels,
+            method=document.take("method", str),
+            backbone=BackboneId.from_document(document.nested("backbone")),
+            preprocessing=Preprocessing.from_document(document.nested("preprocessing")),
+            details=document.take("details", dict),
+        )
+
+
+def check_task_name(name: str) -> str:
+    """Return ``name`` if it can name a task.
+
+    Raises:
+        SpecError: It holds other characters, or is too long.
+    """
+    if not _NAME.fullmatch(name):
+        raise SpecError(
+            f"'{name}' cannot name a task: expected 1 to 64 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit"
+        )
+    return name

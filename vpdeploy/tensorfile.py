@@ -1,0 +1,118 @@
+"""Tensors in files: the safetensors format, read and written with NumPy alone.
+
+The format (https://github.com/huggingface/safetensors#format): 8 bytes, little-endian, the length of a JSON header;
+the header maps each name to ``dtype``, ``shape`` and ``data_offsets``; the tensors' bytes follow without gaps.
+
+The edge install has NumPy, Typer and a runtime only, hence a reader of our own; the tests hold it against the
+safetensors library in both directions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.errors import BundleCorruptError
+from vpdeploy.files import write_atomically
+
+Tensors = dict[str, npt.NDArray[np.generic]]
+
+_DTYPES: dict[str, np.dtype[np.generic]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MAX_HEADER_BYTES = 16 << 20
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Read every tensor of a safetensors file, as read-only arrays.
+
+    Raises:
+        BundleCorruptError: The file is missing, truncated, overlong, or its header makes no sense.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise BundleCorruptError(f"{path}: file is missing; restore it or export again") from None
+    except OSError as error:
+        raise BundleCorruptError(f"{path}: cannot be read: {error}") from error
+    return decode_tensors(data, source=str(path))
+
+
+def decode_tensors(data: bytes, *, source: str) -> Tensors:
+    """Decode the bytes of a safetensors file; ``source`` names them in errors.
+
+    Raises:
+        BundleCorruptError: The bytes are truncated, overlong, or the header makes no sense.
+    """
+    if len(data) < 8:
+        raise BundleCorruptError(f"{source}: truncated, {len(data)} bytes are no safetensors file")
+    header_bytes = int.from_bytes(data[:8], "little")
+    if header_bytes > min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise BundleCorruptError(
+            f"{source}: truncated or not safetensors: the header should have {header_bytes} bytes, "
+            f"the file has {len(data)}"
+        )
+    try:
+        header = json.loads(data[8 : 8 + header_bytes])
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        body = data[8 + header_bytes :]
+        tensors = {name: _decode_tensor(entry, body) for name, entry in entries.items()}
+        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        raise BundleCorruptError(f"{source}: not a valid safetensors file: {error}") from error
+    if end != len(body):
+        raise BundleCorruptError(f"{source}: expected {end} bytes of tensors, found {len(body)}")
+    return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Write tensors as a safetensors file, atomically and with the same bytes for the same tensors.
+
+    Raises:
+        OSError: The file cannot be written; an older file of that name is untouched.
+    """
+    write_atomically(path, encode_tensors(tensors))
+
+
+def encode_tensors(tensors: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+    """Encode tensors as the bytes of a safetensors file, sorted by name."""
+    header: dict[str, object] = {}
+    parts: list[bytes] = []
+    offset = 0
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        part = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        header[name] = {
+            "dtype": _NAMES[array.dtype.newbyteorder("<")],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [offset, offset + len(part)],
+        }
+        parts.append(part)
+        offset += len(part)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + b"".join(parts)
+
+
+def _decode_tensor(entry: Mapping[str, object], body: bytes) -> npt.NDArray[np.generic]:
+    """Return one tensor as a read-only view into the file's bytes."""
+    dtype = _DTYPES[str(entry["dtype"])]
+    shape = [int(size) for size in entry["shape"]]  # type: ignore[attr-defined]
+    start, end = (int(offset) for offset in entry["data_offsets"])  # type: ignore[attr-defined]
+    if min(shape, default=0) < 0 or not 0 <= start <= end <= len(body):
+        raise ValueError(f"impossible shape {shape} or offsets [{start}, {end}]")
+    if math.prod(shape) * dtype.itemsize != end - start:
+        raise ValueError(f"shape {shape} of {dtype} does not fill [{start}, {end}]")
+    return np.frombuffer(body, dtype=dtype, count=math.prod(shape), offset=start).reshape(shape)
