@@ -1,0 +1,101 @@
+"""The entry point: verbs of this package, verbs of the training and export packages, errors in one line."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from vpdeploy import __version__
+from vpdeploy.cli import exits
+from vpdeploy.cli.inspect import inspect
+from vpdeploy.cli.predict import predict
+from vpdeploy.cli.serve import serve
+from vpdeploy.cli.task import list_tasks, remove, rollback
+from vpdeploy.errors import VpdeployError
+
+VERB_GROUP = "vpdeploy.verbs"
+
+_ORDER = ("quickstart", "train", "eval", "export", "predict", "serve", "inspect")
+
+
+def build_app() -> typer.Typer:
+    """Return the command line with every verb that is installed."""
+    app = typer.Typer(
+        name="vpdeploy",
+        help="Train, compile and serve prompt-tuned vision transformers: many tasks, one engine, one batch.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    task_app = typer.Typer(help="Add, remove, roll back or list the tasks of a bundle.", no_args_is_help=True)
+    verbs: dict[str, Callable[..., Any]] = {"predict": predict, "serve": serve, "inspect": inspect}
+    task_verbs: dict[str, Callable[..., Any]] = {"list": list_tasks, "remove": remove, "rollback": rollback}
+    for point in entry_points(group=VERB_GROUP):
+        group, _, name = point.name.rpartition(".")
+        (task_verbs if group == "task" else verbs)[name] = point.load()
+    for name in sorted(verbs, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)):
+        app.command(name)(verbs[name])
+    for name in sorted(task_verbs):
+        task_app.command(name)(task_verbs[name])
+    app.add_typer(task_app, name="task")
+    app.callback()(_global_options)
+    return app
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 ok, 1 known error, 2 usage, 3 missing extra, 4 parity failed."""
+    debug = "--debug" in sys.argv[1:2] or bool(os.environ.get("VPDEPLOY_DEBUG"))
+    try:
+        build_app()()
+    except VpdeployError as error:
+        _fail(error, exits.exit_code(error), debug)
+    except ModuleNotFoundError as error:
+        known = exits.missing_extra(error)
+        if known is None:
+            raise
+        _fail(known, exits.MISSING_EXTRA, debug)
+    except BrokenPipeError:
+        # The reader of our output went away; Python would complain once more while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(exits.KNOWN_ERROR)
+    except OSError as error:
+        _fail(_storage_error(error), exits.KNOWN_ERROR, debug)
+    sys.exit(exits.OK)
+
+
+def _global_options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors; give it before the verb.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("vpdeploy")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _storage_error(error: OSError) -> VpdeployError:
+    """Turn an error of the operating system into one line."""
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return VpdeployError(f"{place}the disk is full; free some space and run the command again")
+    return VpdeployError(f"{place}{error.strerror or error}")
+
+
+def _fail(error: VpdeployError, code: int, debug: bool) -> NoReturn:
+    if debug:
+        raise error
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    sys.exit(code)
