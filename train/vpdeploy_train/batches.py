@@ -1,0 +1,53 @@
+"""Batches of normalised pixels on the device that computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy_train.data import ImageDataset, make_loader
+from vpdeploy_train.prompted import normalise_pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """One split, ready to be iterated any number of times.
+
+    Attributes:
+        dataset: The images, uint8.
+        preprocessing: Its mean and standard deviation are applied on the device.
+        batch_size: Images in a batch, B; the last may be smaller.
+        device: Where batches go.
+        workers: Decoding processes; None: as many as help.
+    """
+
+    dataset: ImageDataset
+    preprocessing: Preprocessing
+    batch_size: int
+    device: torch.device
+    workers: int | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield normalised images [B, 3, H, W] and labels [B] in the data set's order, unvaried across epochs."""
+        return self._iterate(shuffle_seed=None, epoch=0)
+
+    def shuffled(self, *, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches in the order, and with the augmentation, that the seed and the epoch determine."""
+        return self._iterate(shuffle_seed=seed, epoch=epoch)
+
+    def _iterate(self, *, shuffle_seed: int | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = make_loader(
+            self.dataset, self.batch_size, shuffle_seed=shuffle_seed, epoch=epoch, workers=self.workers
+        )
+        mean = torch.tensor(self.preprocessing.mean, device=self.device)
+        std = torch.tensor(self.preprocessing.std, device=self.device)
+        for pixels, labels in loader:
+            pixels = pixels.to(self.device, non_blocking=True)
+            yield normalise_pixels(pixels, mean, std), labels.to(self.device, non_blocking=True)

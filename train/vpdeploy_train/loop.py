@@ -1,0 +1,216 @@
+"""The training loop: one phase, from whatever its stored state is to its end."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import Tensor, nn
+
+from vpdeploy.errors import TrainingError
+from vpdeploy_train.batches import Batches
+from vpdeploy_train.evaluation import evaluate
+from vpdeploy_train.progress import Progress
+from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.settings import TrainSettings
+from vpdeploy_train.state import EpochRow, PhaseState
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EpochResult:
+    loss: float
+    accuracy: float
+    lr: float
+    images_per_second: float
+
+
+def fit(
+    model: PromptedViT,
+    train: Batches,
+    val: Batches,
+    *,
+    phase: str,
+    state: PhaseState,
+    settings: TrainSettings,
+    fabric: Fabric,
+    progress: Progress,
+    store: Callable[[PhaseState], None],
+) -> PhaseState:
+    """Train prompts and head, keep the best epoch on validation, and store the state after every epoch.
+
+    Everything random depends on the seed, the phase's name and the epoch alone, so a run that is resumed from a stored
+    state ends exactly as one that was never interrupted.
+
+    Args:
+        model: Trained in place; ends with the best epoch's tensors.
+        train: Training images.
+        val: Validation images, for the choice of the epoch.
+        phase: Name of the phase in the history.
+        state: Where to start; ``PhaseState()`` for the beginning.
+        settings: The run's settings.
+        fabric: Device and precision.
+        progress: Is told of every step and epoch.
+        store: Called with the state after every epoch.
+
+    Returns:
+        The finished state.
+
+    Raises:
+        TrainingError: The loss is not finite; the message names epoch, step and batch.
+    """
+    seed = phase_seed(settings.seed, phase)
+    optimizer = _make_optimizer(model, settings)
+    schedule = _make_schedule(optimizer, settings, len(train))
+    wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
+    if state.history:
+        model.load_trained_state(state.current)
+        _restore_optimizer(optimizer, state.optimizer)
+        fabric.strategy.precision.load_state_dict(state.scaler)
+    for epoch in range(len(state.history), settings.epochs):
+        if _is_over(state, settings):
+            break
+        result = _train_epoch(
+            wrapped,
+            wrapped_optimizer,
+            schedule,
+            train,
+            epoch=epoch,
+            seed=seed,
+            settings=settings,
+            fabric=fabric,
+            progress=progress,
+        )
+        validation = evaluate(model, val)
+        row = EpochRow(
+            phase=phase,
+            epoch=epoch + 1,
+            lr=result.lr,
+            train_loss=result.loss,
+            train_accuracy=result.accuracy,
+            val_loss=validation.loss,
+            val_accuracy=validation.accuracy,
+            images_per_second=result.images_per_second,
+        )
+        state.history.append(row)
+        state.current = model.trained_state()
+        if state.best_epoch == 0 or _is_better(row, state.best_row):
+            state.best_epoch, state.best = row.epoch, model.trained_state()
+        state.optimizer = _optimizer_tensors(optimizer)
+        state.scaler = fabric.strategy.precision.state_dict()
+        store(state)
+        progress.on_epoch(row)
+    state.finished = True
+    store(state)
+    model.load_trained_state(state.best)
+    return state
+
+
+def phase_seed(seed: int, phase: str) -> int:
+    """Return the seed of one phase: another for every phase of a run, the same whenever it is run."""
+    return seed * 1_000_003 + zlib.crc32(phase.encode())
+
+
+def _train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: CosineLRScheduler,
+    train: Batches,
+    *,
+    epoch: int,
+    seed: int,
+    settings: TrainSettings,
+    fabric: Fabric,
+    progress: Progress,
+) -> _EpochResult:
+    model.train()
+    torch.manual_seed(seed + epoch)
+    started = time.perf_counter()
+    total_loss, correct, seen = 0.0, 0, 0
+    for batch, (pixels, labels) in enumerate(train.shuffled(seed=seed, epoch=epoch)):
+        step = epoch * len(train) + batch + 1
+        schedule.step_update(step)
+        logits: Tensor = model(pixels)
+        loss = F.cross_entropy(logits.float(), labels)
+        value = float(loss.detach())
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {value} at step {step} (epoch {epoch + 1}, batch {batch + 1} of {len(train)}); "
+                "lower --lr, set --grad-clip 1, or use --precision fp32"
+            )
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        if settings.grad_clip > 0:
+            fabric.clip_gradients(model, optimizer, max_norm=settings.grad_clip, error_if_nonfinite=False)
+        optimizer.step()
+        total_loss += value * len(labels)
+        correct += int((logits.argmax(1) == labels).sum())
+        seen += len(labels)
+        progress.on_batch(len(labels), loss=total_loss / seen, accuracy=correct / seen)
+    return _EpochResult(
+        loss=total_loss / seen,
+        accuracy=correct / seen,
+        lr=optimizer.param_groups[0]["lr"],
+        images_per_second=seen / (time.perf_counter() - started),
+    )
+
+
+def _make_optimizer(model: PromptedViT, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Return the optimizer over prompts and head; the head's bias is not decayed (VPT's recipe)."""
+    decayed = [parameter for parameter in [*model.method.parameters(), model.head.weight] if parameter.numel()]
+    groups = [
+        {"params": decayed, "weight_decay": settings.decay},
+        {"params": [model.head.bias], "weight_decay": 0.0},
+    ]
+    lr = settings.base_lr * settings.batch_size / 256
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def _make_schedule(
+    optimizer: torch.optim.Optimizer, settings: TrainSettings, steps_per_epoch: int
+) -> CosineLRScheduler:
+    """Return linear warm-up and cosine decay to zero, stepped at every iteration."""
+    warmup = round(settings.warmup * steps_per_epoch)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=max(settings.epochs * steps_per_epoch - warmup, 1),
+        warmup_t=warmup,
+        warmup_lr_init=0.0,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+def _is_better(row: EpochRow, best: EpochRow) -> bool:
+    return (row.val_accuracy, -row.val_loss) > (best.val_accuracy, -best.val_loss)
+
+
+def _is_over(state: PhaseState, settings: TrainSettings) -> bool:
+    """Tell whether early stopping has been reached."""
+    return 0 < settings.early_stop <= len(state.history) - state.best_epoch
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return copies of the optimizer's tensors on the CPU, by ``INDEX.NAME``."""
+    return {
+        f"{index}.{name}": torch.as_tensor(value).detach().to("cpu", copy=True)
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Set the optimizer's tensors; learning rates come from the schedule."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

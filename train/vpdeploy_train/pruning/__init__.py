@@ -1,0 +1,1 @@
+"""Pruning of prompt sets: importance scores, what to keep, and the report."""

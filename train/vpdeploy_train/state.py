@@ -1,0 +1,130 @@
+"""What a resumed run needs: one file for each phase, replaced after every epoch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from vpdeploy.errors import TrainingError
+from vpdeploy.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """One line of ``history.csv``.
+
+    Attributes:
+        phase: ``train``, or ``prune-1``, ``prune-2``, ... for the retrainings of the pruning search.
+        epoch: Counted from 1.
+        lr: Learning rate of the epoch's last step.
+        train_loss: Mean cross-entropy over the epoch.
+        train_accuracy: In [0, 1].
+        val_loss: Mean cross-entropy over the validation images.
+        val_accuracy: In [0, 1].
+        images_per_second: Training images; the only column that differs between equal runs.
+    """
+
+    phase: str
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    images_per_second: float
+
+
+@dataclass(kw_only=True)
+class PhaseState:
+    """How far one phase has come.
+
+    Attributes:
+        finished: Nothing is left to do; only ``best`` still matters.
+        history: The epochs so far.
+        best_epoch: The epoch with the best validation result, counted from 1; 0 before the first.
+        current: Trained tensors after the last epoch.
+        best: Trained tensors after the best epoch.
+        optimizer: Tensors of the optimizer's state, by ``INDEX.NAME``.
+        scaler: State of the float16 gradient scaler, empty otherwise.
+    """
+
+    finished: bool = False
+    history: list[EpochRow] = field(default_factory=list)
+    best_epoch: int = 0
+    current: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def best_row(self) -> EpochRow:
+        """The epoch with the best validation result."""
+        return self.history[self.best_epoch - 1]
+
+
+_PARTS = ("current", "best", "optimizer")
+
+
+class StateFolder:
+    """The ``state/`` folder of a run.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, phase: str) -> PhaseState:
+        """Return how far a phase has come; a fresh state if it has not begun.
+
+        Raises:
+            TrainingError: The file is damaged.
+        """
+        path = self._file(phase)
+        if not path.exists():
+            return PhaseState()
+        try:
+            with safetensors.safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
+                fields = json.loads(opened.metadata()["state"])
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            rows = [EpochRow(**row) for row in fields.pop("history")]
+            parts = {
+                part: {
+                    name.removeprefix(f"{part}/"): value
+                    for name, value in tensors.items()
+                    if name.startswith(f"{part}/")
+                }
+                for part in _PARTS
+            }
+            return PhaseState(history=rows, **fields, **parts)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise TrainingError(f"{path}: cannot be resumed from: {error}; delete the run and train again") from error
+
+    def write(self, phase: str, state: PhaseState) -> None:
+        """Replace a phase's file.
+
+        Raises:
+            OSError: The folder cannot be written; the previous epoch's file is untouched.
+        """
+        fields = {
+            "finished": state.finished,
+            "best_epoch": state.best_epoch,
+            "scaler": state.scaler,
+            "history": [asdict(row) for row in state.history],
+        }
+        parts = ("best",) if state.finished else _PARTS
+        tensors = {
+            f"{part}/{name}": value.contiguous() for part in parts for name, value in getattr(state, part).items()
+        }
+        write_atomically(self._file(phase), safetensors.torch.save(tensors, metadata={"state": json.dumps(fields)}))
+
+    def _file(self, phase: str) -> Path:
+        return self.path / f"{phase}.safetensors"
