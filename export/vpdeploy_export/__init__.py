@@ -1,0 +1,1 @@
+"""vpdeploy_export: compiling runs into ONNX graphs and bundles (extra ``export``)."""

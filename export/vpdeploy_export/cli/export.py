@@ -1,0 +1,62 @@
+"""``vpdeploy export``: runs to a folded ONNX file or a bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vpdeploy.errors import SpecError
+
+
+def export(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="task.onnx folds one run; any other name writes a bundle folder.")],
+    fp16: Annotated[bool, typer.Option("--fp16", help="Write a float16 graph.")] = False,
+    opset: Annotated[int, typer.Option(help="20, or 23 for one Attention node a block.")] = 20,
+    image_input: Annotated[
+        str, typer.Option("--input", help="uint8 [B,H,W,3], or float: normalised [B,3,H,W] (folded only).")
+    ] = "uint8",
+    images: Annotated[
+        Path | None, typer.Option(help="Images for the parity gate; default: the runs' validation images.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Where the backbone's weights file lies now.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Compile runs into ONNX. Nothing is written unless the graph reproduces the trained models."""
+    if image_input not in ("uint8", "float"):
+        raise SpecError(f"--input '{image_input}': choose one of uint8, float")
+    folded = out.suffix == ".onnx"
+    if folded and len(runs) != 1:
+        raise SpecError(f"--out {out}: a folded model holds one task, {len(runs)} runs given; give a folder's name")
+    if not folded and image_input != "uint8":
+        raise SpecError("--input float is for folded models; a bundle takes uint8 images")
+
+    from vpdeploy_export.exporting import export_bundle, export_folded
+
+    precision = "fp16" if fp16 else "fp32"
+    if folded:
+        report = export_folded(
+            runs[0],
+            out,
+            precision=precision,
+            opset=opset,
+            image_input=image_input,  # type: ignore[arg-type]
+            images=images,
+            weights=weights,
+        )
+    else:
+        report = export_bundle(runs, out, precision=precision, opset=opset, images=images, weights=weights)
+    if as_json:
+        typer.echo(json.dumps(report.to_fields(), indent=2, ensure_ascii=False))
+        return
+    typer.echo(f"{out}: {report.size_bytes / 1e6:.1f} MB, {precision}, opset {opset}")
+    for parity in report.parity:
+        typer.echo(
+            f"  {parity.task}: {report.prompt_bytes[parity.task] / 1000:.0f} kB, "
+            f"max |Δ logit| {parity.max_abs_difference:.2g} (allowed {parity.allowed_difference:.2g}), "
+            f"top-1 agreement {parity.top1_agreement:.1%} on {parity.source}"
+        )
+    typer.echo(f"next: vpdeploy {'predict' if folded else 'serve'} {out}{' IMAGE' if folded else ''}")

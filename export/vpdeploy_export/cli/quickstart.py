@@ -1,0 +1,5 @@
+"""stub."""
+
+
+def quickstart() -> None:
+    """Stub."""

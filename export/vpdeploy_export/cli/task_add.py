@@ -1,0 +1,26 @@
+"""``vpdeploy task add``: publish a run into an existing bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    images: Annotated[
+        Path | None, typer.Option(help="Images for the parity gate; default: the run's validation images.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Where the backbone's weights file lies now.")] = None,
+) -> None:
+    """Add a run to a bundle, or publish a new version of a task. A running server follows within seconds."""
+    from vpdeploy_export.exporting import add_to_bundle
+
+    version, report = add_to_bundle(bundle, run, images=images, weights=weights)
+    typer.echo(
+        f"{bundle}: task '{report.task}' at version {version}; max |Δ logit| {report.max_abs_difference:.2g} "
+        f"(allowed {report.allowed_difference:.2g}) on {report.source}"
+    )

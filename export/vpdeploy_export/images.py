@@ -1,0 +1,85 @@
+"""Images for the parity gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.errors import InputError, SpecError, VpdeployError
+from vpdeploy.image import load_pixels
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy_train.data import ImageDataset, resolve_data
+from vpdeploy_train.run import Run
+
+_T = TypeVar("_T")
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+GATE_IMAGES = 64
+"""How many images the gate runs for each task at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateImages:
+    """Pixels to compare on.
+
+    Attributes:
+        pixels: uint8 [B, H, W, 3].
+        source: Where they come from, for the report.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    source: str
+
+
+def gate_images(run: Run, folder: Path | None) -> GateImages:
+    """Return images for one run: of a folder, else of its own validation split, else synthetic ones.
+
+    Raises:
+        SpecError: ``folder`` holds no images.
+        InputError: An image of ``folder`` cannot be decoded.
+    """
+    preprocessing = run.card.preprocessing
+    if folder is not None:
+        return _folder_images(folder, preprocessing)
+    try:
+        labels = run.card.labels
+        data = resolve_data(run.data, seed=run.data_seed, val_fraction=run.val_fraction, labels=labels)
+        examples = _spread(data.split("val"))
+        dataset = ImageDataset(examples, preprocessing)
+        pixels = np.stack([dataset[index][0].numpy() for index in range(len(dataset))])
+        return GateImages(pixels=pixels, source=f"{len(pixels)} validation images of {run.data}")
+    except VpdeployError as error:
+        return _synthetic_images(preprocessing, f"the run's own are not available: {error}")
+
+
+def _folder_images(folder: Path, preprocessing: Preprocessing) -> GateImages:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise SpecError(f"--images {folder}: no image files found")
+    chosen = _spread(files)
+    try:
+        pixels = np.stack([load_pixels(file, preprocessing) for file in chosen])
+    except InputError as error:
+        raise InputError(f"--images: {error}") from error
+    return GateImages(pixels=pixels, source=f"{len(pixels)} images of {folder.name}")
+
+
+def _synthetic_images(preprocessing: Preprocessing, reason: str) -> GateImages:
+    """Return smooth random images: noise alone would be unlike anything a backbone has seen."""
+    rng = np.random.default_rng(0)
+    size = preprocessing.image_size
+    coarse = rng.integers(0, 256, (GATE_IMAGES // 2, 1 + size // 8, 1 + size // 8, 3))
+    smooth = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :size, :size]
+    pixels = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+    return GateImages(pixels=pixels, source=f"{len(pixels)} synthetic images ({reason})")
+
+
+def _spread(items: Sequence[_T]) -> tuple[_T, ...]:
+    """Return at most ``GATE_IMAGES`` items, evenly spread, so that every class is likely among them."""
+    step = max(1, len(items) / GATE_IMAGES)
+    return tuple(items[int(index * step)] for index in range(min(GATE_IMAGES, len(items))))

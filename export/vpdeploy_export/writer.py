@@ -1,0 +1,116 @@
+"""Writing a graph module as an ONNX file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import Sequential
+from onnx_ir.passes.common import CheckerPass, ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+
+from vpdeploy import __version__
+from vpdeploy.errors import ExportError, SpecError
+from vpdeploy.layout import BATCH_AXIS, CLASS_AXIS, IMAGE, LOGITS, PREFIX_AXIS, SLOT, SLOT_AXIS, Layout
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy_export.graph import FoldedGraph, SwitchableGraph, example_inputs
+
+OPSETS: Final = (20, 23)
+"""20 has ``Gelu`` and one ``LayerNormalization``; 23 adds ``Attention``."""
+
+_MAX_FILE_BYTES = 2**31 - 1
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an opset that the graphs are not written for.
+
+    Raises:
+        SpecError: It is not one of ``OPSETS``.
+    """
+    if opset not in OPSETS:
+        raise SpecError(f"--opset {opset}: choose one of {', '.join(map(str, OPSETS))}")
+
+
+def build_folded(graph: FoldedGraph, preprocessing: Preprocessing, *, opset: int) -> ir.Model:
+    """Return the ONNX model of a folded graph: input ``image``, output ``logits``, dynamic batch.
+
+    Raises:
+        ExportError: The graph cannot be expressed in ONNX.
+    """
+    batch = torch.export.Dim(BATCH_AXIS)
+    return _trace(graph, example_inputs(graph, preprocessing), [IMAGE], ({0: batch},), opset)
+
+
+def build_switchable(graph: SwitchableGraph, preprocessing: Preprocessing, layout: Layout, *, opset: int) -> ir.Model:
+    """Return the ONNX model of a switchable graph: image, slot and the layout's table inputs, all with dynamic sizes.
+
+    Raises:
+        ExportError: The graph cannot be expressed in ONNX.
+    """
+    dims = {name: torch.export.Dim(name) for name in (BATCH_AXIS, SLOT_AXIS, PREFIX_AXIS, CLASS_AXIS)}
+    shapes: list[dict[int, Any]] = [{0: dims[BATCH_AXIS]}, {0: dims[BATCH_AXIS]}]
+    for spec in layout.tensors:
+        named = {axis + 1: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        shapes.append({0: dims[SLOT_AXIS], **named})
+    names = [IMAGE, SLOT, *(spec.name for spec in layout.tensors)]
+    return _trace(graph, example_inputs(graph, preprocessing), names, tuple(shapes), opset)
+
+
+def save_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a model with its metadata to one self-contained file.
+
+    Raises:
+        ExportError: The file would be larger than ONNX allows.
+        OSError: The file cannot be written.
+    """
+    model.metadata_props.update(metadata)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size > _MAX_FILE_BYTES:
+        raise ExportError(f"the graph has {size / 1e9:.1f} GB of weights, one ONNX file holds 2 GB; export with --fp16")
+    ir.save(model, path)
+
+
+def _trace(
+    graph: torch.nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    names: list[str],
+    shapes: tuple[dict[int, Any], ...],
+    opset: int,
+) -> ir.Model:
+    """Trace a module, strip what only the tracer needs, and check the result."""
+    exporter_log = logging.getLogger("torch.onnx")
+    level = exporter_log.level
+    try:
+        exporter_log.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            # Inputs share their dynamic sizes on purpose; the exporter remarks on every one.
+            warnings.filterwarnings("ignore", message="# The axis name: .* will not be used", category=UserWarning)
+            # Raised inside torch.export by its own use of copyreg-era pytree registration.
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\..*")
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            program = torch.onnx.export(
+                graph,
+                inputs,
+                dynamo=True,
+                opset_version=opset,
+                input_names=names,
+                output_names=[LOGITS],
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"the graph cannot be written as ONNX opset {opset}: {reason}") from error
+    finally:
+        exporter_log.setLevel(level)
+    if program is None:
+        raise ExportError("the ONNX exporter returned nothing")
+    passes = Sequential(RemoveUnusedNodesPass(), ClearMetadataAndDocStringPass(), CheckerPass())
+    model = passes(program.model).model
+    model.producer_name, model.producer_version = "vpdeploy", __version__
+    model.metadata_props.clear()
+    return model
