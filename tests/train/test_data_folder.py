@@ -1,0 +1,214 @@
+import logging
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from vpdeploy_train.data import resolve_data
+
+from vpdeploy.errors import SpecError
+
+
+def put(path, colour=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (colour, 0, 0)).save(path)
+
+
+@pytest.fixture
+def split_folder(tmp_path):
+    for split, count in {"train": 5, "val": 2, "test": 3}.items():
+        for name in ("cat", "dog"):
+            for number in range(count):
+                put(tmp_path / split / name / f"{number}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def plain_folder(tmp_path):
+    for name in ("cat", "dog"):
+        for number in range(10):
+            put(tmp_path / name / f"{number}.png")
+    return tmp_path
+
+
+def sizes(source):
+    return len(source.train), len(source.val), len(source.test)
+
+
+def test_split_folders_are_the_splits(split_folder):
+    source = resolve_data(str(split_folder), seed=0)
+    assert source.labels == ("cat", "dog")
+    assert sizes(source) == (10, 4, 6)
+    assert source.augmentation == "crop-flip"
+    for split in ("train", "val", "test"):
+        for example in source.split(split):
+            assert example.source.parts[-3:-1] == (split, source.labels[example.label])
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "Val"])
+def test_the_validation_folder_may_be_spelled_otherwise(split_folder, name):
+    (split_folder / "val").rename(split_folder / name)
+    assert sizes(resolve_data(str(split_folder), seed=0)) == (10, 4, 6)
+
+
+def test_two_validation_folders_are_refused(split_folder):
+    put(split_folder / "valid" / "cat" / "x.png")
+    with pytest.raises(SpecError, match="two folders for the split 'val'"):
+        resolve_data(str(split_folder), seed=0)
+
+
+def test_a_folder_beside_the_splits_is_refused(split_folder):
+    put(split_folder / "extra" / "cat" / "x.png")
+    with pytest.raises(SpecError, match="unexpected folder 'extra' beside the split folders"):
+        resolve_data(str(split_folder), seed=0)
+
+
+def test_a_class_may_be_called_train(plain_folder):
+    for number in range(10):
+        put(plain_folder / "train" / f"{number}.png")
+    assert resolve_data(str(plain_folder), seed=0).labels == ("cat", "dog", "train")
+
+
+def test_images_lie_at_any_depth_of_a_class_folder(plain_folder):
+    put(plain_folder / "cat" / "more" / "deep" / "x.JPEG")
+    assert sum(sizes(resolve_data(str(plain_folder), seed=0))) == 21
+
+
+def test_classes_are_in_natural_order(tmp_path):
+    for name in ("class10", "class9", "Class1"):
+        for number in range(3):
+            put(tmp_path / name / f"{number}.png")
+    assert resolve_data(str(tmp_path), seed=0).labels == ("Class1", "class9", "class10")
+
+
+def test_the_order_of_the_file_system_does_not_matter(plain_folder, monkeypatch):
+    before = resolve_data(str(plain_folder), seed=0)
+    listing = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(listing(path), reverse=True)))
+    after = resolve_data(str(plain_folder), seed=0)
+    for split in ("train", "val", "test"):
+        assert [e.source for e in before.split(split)] == [e.source for e in after.split(split)]
+
+
+def test_a_missing_folder_is_refused_with_the_formats(tmp_path):
+    with pytest.raises(SpecError, match=r"no file or folder there.*digits.*shapes.*FILE\.csv.*DIR"):
+        resolve_data(str(tmp_path / "none"), seed=0)
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(SpecError, match="no class folders; expected"):
+        resolve_data(str(tmp_path), seed=0)
+
+
+def test_images_without_class_folders_are_refused(tmp_path):
+    put(tmp_path / "x.png")
+    with pytest.raises(SpecError, match="images but no class folders"):
+        resolve_data(str(tmp_path), seed=0)
+
+
+def test_a_split_folder_without_class_folders_is_refused(tmp_path):
+    put(tmp_path / "train" / "x.png")
+    with pytest.raises(SpecError, match="'train' holds no class folders"):
+        resolve_data(str(tmp_path), seed=0)
+
+
+def test_an_empty_class_folder_is_refused(split_folder):
+    (split_folder / "train" / "emu").mkdir()
+    with pytest.raises(SpecError, match=r"train/emu: the class folder holds no images"):
+        resolve_data(str(split_folder), seed=0)
+
+
+def test_a_class_may_be_absent_from_the_test_split(split_folder):
+    for file in (split_folder / "test" / "cat").iterdir():
+        file.unlink()
+    assert {example.label for example in resolve_data(str(split_folder), seed=0).test} == {1}
+
+
+def test_a_single_class_is_refused(tmp_path):
+    for number in range(5):
+        put(tmp_path / "cat" / f"{number}.png")
+    with pytest.raises(SpecError, match="the one class 'cat'; expected at least two"):
+        resolve_data(str(tmp_path), seed=0)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_class_that_train_has_not_is_refused(split_folder, split):
+    put(split_folder / split / "emu" / "x.png")
+    with pytest.raises(SpecError, match=f"split '{split}' holds images of 'emu'.* 2 classes that train has"):
+        resolve_data(str(split_folder), seed=0)
+
+
+def test_a_folder_without_train_is_refused_unless_labels_are_given(split_folder):
+    for split in ("train", "val"):
+        (split_folder / split).rename(split_folder.with_name(f"{split_folder.name}-{split}"))
+    with pytest.raises(SpecError, match="no training images; expected a train split, found test"):
+        resolve_data(str(split_folder), seed=0)
+    source = resolve_data(str(split_folder), seed=0, labels=["emu", "dog", "cat"])
+    assert sizes(source) == (0, 0, 6)
+    assert sorted({example.label for example in source.test}) == [1, 2]
+
+
+def test_other_files_are_counted_in_one_warning(plain_folder, caplog):
+    (plain_folder / "notes.txt").touch()
+    (plain_folder / "cat" / "labels.xml").touch()
+    with caplog.at_level(logging.WARNING):
+        source = resolve_data(str(plain_folder), seed=0)
+    assert len(caplog.records) == 1
+    assert "2 files that are not images" in caplog.text
+    assert sum(sizes(source)) == 20
+
+
+def test_hidden_files_are_passed_over_silently(plain_folder, caplog):
+    put(plain_folder / "cat" / "._0.png")
+    put(plain_folder / ".git" / "x.png")
+    (plain_folder / "cat" / "Thumbs.db").touch()
+    with caplog.at_level(logging.DEBUG):
+        source = resolve_data(str(plain_folder), seed=0)
+    assert not caplog.records
+    assert source.labels == ("cat", "dog")
+    assert sum(sizes(source)) == 20
+
+
+def test_a_symbolic_link_to_a_folder_is_followed(plain_folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for number in range(3):
+        put(elsewhere / f"{number}.png")
+    (plain_folder / "emu").symlink_to(elsewhere)
+    assert resolve_data(str(plain_folder), seed=0).labels == ("cat", "dog", "emu")
+
+
+def test_a_symbolic_link_to_a_folder_above_is_refused(plain_folder):
+    (plain_folder / "cat" / "loop").symlink_to(plain_folder / "cat")
+    with pytest.raises(SpecError, match="cat/loop: the symbolic link leads back"):
+        resolve_data(str(plain_folder), seed=0)
+
+
+def test_symbolic_links_in_a_circle_are_refused(plain_folder):
+    (plain_folder / "cat" / "a.png").symlink_to(plain_folder / "cat" / "b.png")
+    (plain_folder / "cat" / "b.png").symlink_to(plain_folder / "cat" / "a.png")
+    with pytest.raises(SpecError, match=r"\.png: the symbolic link leads nowhere"):
+        resolve_data(str(plain_folder), seed=0)
+
+
+def test_an_unreadable_folder_is_refused_by_name(plain_folder, monkeypatch):
+    listing = os.listdir
+
+    def refuse(path):
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(Path, "iterdir", lambda path: (path / name for name in refuse(path)))
+    with pytest.raises(SpecError, match=r"dog: the folder cannot be read \(Permission denied\)"):
+        resolve_data(str(plain_folder), seed=0)
+
+
+def test_a_thousand_classes_are_fine(tmp_path):
+    for number in range(1000):
+        folder = tmp_path / f"c{number}"
+        folder.mkdir()
+        for file in ("a.png", "b.png", "c.png"):
+            (folder / file).touch()
+    source = resolve_data(str(tmp_path), seed=0)
+    assert sizes(source) == (1000, 1000, 1000)
+    assert source.labels[999] == "c999"

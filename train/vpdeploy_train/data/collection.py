@@ -1,0 +1,72 @@
+"""What a data format reads: labelled images by split, before there is a class map."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+UNSPLIT: Final = "unsplit"
+"""The one split of a collection whose format names none; it is divided when the data source is made."""
+
+SPLIT_NAMES: Final[Mapping[str, str]] = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+}
+"""The spellings of the splits in folders and manifests."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Item:
+    """One image and the name of its class.
+
+    Attributes:
+        source: A file, or RGB pixels, uint8 [H, W, 3], read-only.
+        class_name: The name of its class.
+    """
+
+    source: Path | npt.NDArray[np.uint8]
+    class_name: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Collection:
+    """The labelled images of one spec.
+
+    Attributes:
+        splits: The images of ``train``, ``val`` and ``test`` where present, or of ``UNSPLIT`` alone.
+        augmentation: Name of the augmentation that suits the images by default.
+    """
+
+    splits: Mapping[str, tuple[Item, ...]]
+    augmentation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A way to name a data set.
+
+    Attributes:
+        spelling: How its specs look, for messages.
+        matches: Whether a spec is meant for this format.
+        read: Reads the spec's images; raises ``SpecError`` where they cannot be used.
+    """
+
+    spelling: str
+    matches: Callable[[str], bool]
+    read: Callable[[str], Collection]
+
+
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Return a sort key under which ``class2`` comes before ``class10``."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    key = [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part.casefold()) for part in parts]
+    return key, name

@@ -1,0 +1,91 @@
+"""Folders of images: ``DIR/class/x.jpg``, or ``DIR/train/class/x.jpg`` with ``val`` and ``test`` beside it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from vpdeploy.errors import SpecError
+from vpdeploy_train.data.collection import SPLIT_NAMES, UNSPLIT, Collection, Format, Item, natural_key
+from vpdeploy_train.data.tree import is_hidden, is_image, list_folder, walk_files
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Findings:
+    """What reading a folder came across beside the images."""
+
+    ignored: list[Path] = field(default_factory=list)
+
+
+def read_folder(spec: str) -> Collection:
+    """Read a folder of class folders, or of split folders of class folders.
+
+    Images may lie at any depth of a class folder. Hidden files are passed over; other files that are not images
+    are counted in one warning.
+
+    Raises:
+        SpecError: The folder cannot be read, or its layout is neither of the two.
+    """
+    root = Path(spec).expanduser()
+    findings = _Findings()
+    folders = _subfolders(root, findings)
+    if not folders:
+        if any(is_image(path) for path in findings.ignored):
+            raise SpecError(f"{spec}: images but no class folders; expected {spec}/CLASS/IMAGE.jpg")
+        raise SpecError(f"{spec}: no class folders; expected {spec}/CLASS/IMAGE.jpg or {spec}/train/CLASS/IMAGE.jpg")
+    named = {path: SPLIT_NAMES[path.name.lower()] for path in folders if path.name.lower() in SPLIT_NAMES}
+    splits: dict[str, tuple[Item, ...]] = {}
+    # A class may be called "train" (it is one in CIFAR-100): only a folder of folders is a split.
+    if any(_subfolders(path, _Findings()) for path in named):
+        others = [path.name for path in folders if path not in named]
+        if others:
+            raise SpecError(f"{spec}: unexpected folder '{others[0]}' beside the split folders: move it away")
+        for path, split in named.items():
+            if split in splits:
+                raise SpecError(f"{spec}: two folders for the split '{split}'; keep one of them")
+            splits[split] = _read_classes(path, findings, may_lack_images=split != "train")
+    elif len(named) == len(folders):
+        raise SpecError(
+            f"{spec}: '{folders[0].name}' holds no class folders; expected {spec}/{folders[0].name}/CLASS/IMAGE.jpg"
+        )
+    else:
+        splits[UNSPLIT] = _read_classes(root, findings, may_lack_images=False)
+    if findings.ignored:
+        _log.warning(
+            "%s: %d files that are not images of a class are ignored, the first is %s",
+            spec,
+            len(set(findings.ignored)),
+            findings.ignored[0],
+        )
+    return Collection(splits=splits, augmentation="crop-flip")
+
+
+def _subfolders(root: Path, findings: _Findings) -> list[Path]:
+    """Return the visible folders of a folder in natural order, and note the files beside them."""
+    entries = [path for path in list_folder(root) if not is_hidden(path)]
+    findings.ignored.extend(path for path in entries if not path.is_dir())
+    return sorted((path for path in entries if path.is_dir()), key=lambda path: natural_key(path.name))
+
+
+def _read_classes(root: Path, findings: _Findings, *, may_lack_images: bool) -> tuple[Item, ...]:
+    """Read the class folders of one split."""
+    items: list[Item] = []
+    for folder in _subfolders(root, findings):
+        files = sorted(walk_files(folder), key=lambda path: natural_key(str(path)))
+        images = [path for path in files if is_image(path)]
+        findings.ignored.extend(path for path in files if not is_image(path))
+        if not images and not may_lack_images:
+            raise SpecError(f"{folder}: the class folder holds no images: add images or remove the folder")
+        items.extend(Item(source=path, class_name=folder.name) for path in images)
+    return tuple(items)
+
+
+FORMAT: Final = Format(
+    spelling="DIR (a folder of class folders)",
+    matches=lambda spec: bool(spec) and Path(spec).expanduser().is_dir(),
+    read=read_folder,
+)

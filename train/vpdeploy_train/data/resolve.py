@@ -1,0 +1,123 @@
+"""From a data spec to a data source: one class map, and a validation part where there is none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from vpdeploy.errors import SpecError
+from vpdeploy_train.data import digits, folder, manifest, shapes
+from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item, natural_key
+from vpdeploy_train.data.example import SPLITS, DataSource, Example
+from vpdeploy_train.data.partition import carve
+
+FORMATS: Final[tuple[Format, ...]] = (digits.FORMAT, shapes.FORMAT, manifest.FORMAT, folder.FORMAT)
+"""Every data format; the first that a spec matches reads it."""
+
+TEST_FRACTION: Final = 0.2
+"""Share of each class that becomes the test split of data without splits."""
+
+
+def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Sequence[str] | None = None) -> DataSource:
+    """Read a data set.
+
+    Data without splits is divided, stratified by class, into ``test`` (a fifth), ``val`` (``val_fraction`` of the
+    rest) and ``train``. Data with a ``train`` but no ``val`` split has ``val`` carved out of ``train``. The same
+    spec, seed and fraction give the same splits again. ``digits`` and ``shapes`` have fixed splits.
+
+    Args:
+        spec: ``DIR``, ``FILE.csv``, ``FILE.json``, ``FILE.jsonl``, ``digits[:TASK]`` or ``shapes:TASK``.
+        seed: Decides which images are carved.
+        val_fraction: Share of each class of ``train`` to carve for validation, in [0, 1); 0 leaves ``val`` empty.
+        labels: The class map of a run, so that indices match it; by default the sorted classes of ``train``.
+
+    Raises:
+        SpecError: The spec is unknown, or its data cannot be used; the message names the file or folder.
+        MissingExtraError: A library that the format needs is not installed.
+    """
+    if not 0 <= val_fraction < 1:
+        raise SpecError(f"the validation fraction is {val_fraction}; expected at least 0 and less than 1")
+    collection = _find_format(spec).read(spec)
+    label_names = _class_map(spec, collection, labels)
+    parts = {
+        split: _number(spec, split, items, label_names, given=labels is not None)
+        for split, items in collection.splits.items()
+    }
+    if UNSPLIT in parts:
+        whole = parts.pop(UNSPLIT)
+        _require_images(spec, whole, label_names, 3 if val_fraction > 0 else 2, "a train, val and test part")
+        parts["train"], parts["test"] = carve(whole, TEST_FRACTION, seed=seed)
+    if not parts.get("val") and parts.get("train") and val_fraction > 0:
+        _require_images(spec, parts["train"], label_names, 2, "a train and val part")
+        parts["train"], parts["val"] = carve(parts["train"], val_fraction, seed=seed)
+    return DataSource(
+        spec=spec,
+        labels=label_names,
+        train=parts.get("train", ()),
+        val=parts.get("val", ()),
+        test=parts.get("test", ()),
+        augmentation=collection.augmentation,
+    )
+
+
+def _find_format(spec: str) -> Format:
+    """Return the format that a spec is meant for."""
+    try:
+        for candidate in FORMATS:
+            if candidate.matches(spec):
+                return candidate
+        is_file = bool(spec) and Path(spec).expanduser().is_file()
+    except (OSError, RuntimeError) as error:  # a name too long for the system, or an unknown ~user
+        raise SpecError(f"data '{spec[:80]}' cannot be looked up ({error.args[-1]})") from error
+    spellings = ", ".join(candidate.spelling for candidate in FORMATS)
+    found = "a file of another kind" if is_file else "no file or folder there"
+    raise SpecError(f"unknown data '{spec}' ({found}); expected one of: {spellings}")
+
+
+def _class_map(spec: str, collection: Collection, labels: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the class names in index order: those given, or those of the training images."""
+    if labels is not None:
+        repeated = [name for name, count in Counter(labels).items() if count > 1]
+        if repeated or not labels:
+            raise SpecError(f"{spec}: the given labels are {f'not unique ({repeated[0]!r})' if labels else 'empty'}")
+        return tuple(labels)
+    items = collection.splits.get(UNSPLIT) or collection.splits.get("train")
+    if not items:
+        found = ", ".join(split for split in SPLITS if collection.splits.get(split)) or "no images at all"
+        raise SpecError(f"{spec}: no training images; expected a train split, found {found}")
+    names = sorted({item.class_name for item in items}, key=natural_key)
+    if len(names) < 2:
+        raise SpecError(f"{spec}: the training images have the one class '{names[0]}'; expected at least two classes")
+    return tuple(names)
+
+
+def _number(
+    spec: str, split: str, items: Sequence[Item], labels: tuple[str, ...], *, given: bool
+) -> tuple[Example, ...]:
+    """Turn class names into indices."""
+    indices = {name: index for index, name in enumerate(labels)}
+    strangers = sorted({item.class_name for item in items} - indices.keys(), key=natural_key)
+    if strangers:
+        owner = "the run's labels have" if given else "train has"
+        shown = ", ".join(f"'{name}'" for name in strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        where = "the data" if split == UNSPLIT else f"split '{split}'"
+        raise SpecError(
+            f"{spec}: {where} holds images of {shown}, which is not among the {len(labels)} classes that {owner}: "
+            "remove these images or correct their labels"
+        )
+    return tuple(Example(source=item.source, label=indices[item.class_name]) for item in items)
+
+
+def _require_images(spec: str, examples: Sequence[Example], labels: tuple[str, ...], least: int, parts: str) -> None:
+    """Refuse classes that are too small to be divided."""
+    counts = Counter(example.label for example in examples)
+    small = [(labels[label], count) for label, count in sorted(counts.items()) if count < least]
+    if small:
+        name, count = small[0]
+        others = f" (and {len(small) - 1} more classes like it)" if len(small) > 1 else ""
+        raise SpecError(
+            f"{spec}: class '{name}' has {count} image{'s' if count > 1 else ''}{others}; at least {least} are "
+            f"needed to make {parts}: add images, or name the splits in the data"
+        )
