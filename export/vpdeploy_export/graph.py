@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from vpdeploy.layout import MASKED
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_export.compilation import BlockPrefix
 from vpdeploy_train.prompted import reads_class_token_only
@@ -134,7 +133,8 @@ class GraphBlock(nn.Module):
         mixed = self._attend(q, k, v, bias, tokens.shape[1])
         mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
         rows = rows + self.block.ls1(attention.proj(mixed))
-        return rows + self.block.ls2(self.block.mlp(self.block.norm2(rows)))
+        output: Tensor = rows + self.block.ls2(self.block.mlp(self.block.norm2(rows)))
+        return output
 
     def _project(self, normalised: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and value, each [B, H, rows, d]."""
@@ -312,29 +312,6 @@ class _Pooling(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         feature: Tensor = self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
         return feature
-
-
-def example_inputs(graph: FoldedGraph | SwitchableGraph, preprocessing: Preprocessing) -> tuple[Tensor, ...]:
-    """Return inputs of the right shapes and types for tracing; every dynamic size is at least 2."""
-    size, batch = preprocessing.image_size, 2
-    if graph.embedding.image_input == "uint8":
-        image = torch.zeros(batch, size, size, 3, dtype=torch.uint8)
-    else:
-        image = torch.zeros(batch, 3, size, size)
-    if isinstance(graph, FoldedGraph):
-        return (image,)
-    slots, prefix, classes = 3, 8, 5
-    block = graph.blocks[0]
-    key = torch.zeros(slots, len(graph.blocks), block.heads, prefix, block.head_width, dtype=graph.dtype)
-    return (
-        image,
-        torch.zeros(batch, dtype=torch.int32),
-        key,
-        key.clone(),
-        torch.full((slots, len(graph.blocks), prefix), MASKED),
-        torch.zeros(slots, graph.final.vit.num_features, classes),
-        torch.zeros(slots, classes),
-    )
 
 
 def _repeat(constant: Tensor, tokens: Tensor) -> Tensor:

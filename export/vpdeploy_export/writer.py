@@ -17,7 +17,8 @@ from vpdeploy import __version__
 from vpdeploy.errors import ExportError, SpecError
 from vpdeploy.layout import BATCH_AXIS, CLASS_AXIS, IMAGE, LOGITS, PREFIX_AXIS, SLOT, SLOT_AXIS, Layout
 from vpdeploy.preprocessing import Preprocessing
-from vpdeploy_export.graph import FoldedGraph, SwitchableGraph, example_inputs
+from vpdeploy.table import Table
+from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 
 OPSETS: Final = (20, 23)
 """20 has ``Gelu`` and one ``LayerNormalization``; 23 adds ``Attention``."""
@@ -42,7 +43,12 @@ def build_folded(graph: FoldedGraph, preprocessing: Preprocessing, *, opset: int
         ExportError: The graph cannot be expressed in ONNX.
     """
     batch = torch.export.Dim(BATCH_AXIS)
-    return _trace(graph, example_inputs(graph, preprocessing), [IMAGE], ({0: batch},), opset)
+    size, count = preprocessing.image_size, 2
+    if graph.embedding.image_input == "uint8":
+        image = torch.zeros(count, size, size, 3, dtype=torch.uint8)
+    else:
+        image = torch.zeros(count, 3, size, size)
+    return trace_module(graph, (image,), [IMAGE], ({0: batch},), opset)
 
 
 def build_switchable(graph: SwitchableGraph, preprocessing: Preprocessing, layout: Layout, *, opset: int) -> ir.Model:
@@ -52,12 +58,16 @@ def build_switchable(graph: SwitchableGraph, preprocessing: Preprocessing, layou
         ExportError: The graph cannot be expressed in ONNX.
     """
     dims = {name: torch.export.Dim(name) for name in (BATCH_AXIS, SLOT_AXIS, PREFIX_AXIS, CLASS_AXIS)}
+    size = preprocessing.image_size
+    inputs = [torch.zeros(2, size, size, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int32)]
     shapes: list[dict[int, Any]] = [{0: dims[BATCH_AXIS]}, {0: dims[BATCH_AXIS]}]
+    example = Table(layout, {PREFIX_AXIS: 8, CLASS_AXIS: 5}, slots=3)
     for spec in layout.tensors:
+        inputs.append(torch.from_numpy(example.arrays[spec.name]))
         named = {axis + 1: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         shapes.append({0: dims[SLOT_AXIS], **named})
     names = [IMAGE, SLOT, *(spec.name for spec in layout.tensors)]
-    return _trace(graph, example_inputs(graph, preprocessing), names, tuple(shapes), opset)
+    return trace_module(graph, tuple(inputs), names, tuple(shapes), opset)
 
 
 def save_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
@@ -74,7 +84,7 @@ def save_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None
     ir.save(model, path)
 
 
-def _trace(
+def trace_module(
     graph: torch.nn.Module,
     inputs: tuple[torch.Tensor, ...],
     names: list[str],

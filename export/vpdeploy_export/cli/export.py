@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vpdeploy.errors import SpecError
+from vpdeploy.manifest import Precision
 
 
 def export(
@@ -36,7 +37,7 @@ def export(
 
     from vpdeploy_export.exporting import export_bundle, export_folded
 
-    precision = "fp16" if fp16 else "fp32"
+    precision: Precision = "fp16" if fp16 else "fp32"
     if folded:
         report = export_folded(
             runs[0],

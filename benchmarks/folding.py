@@ -1,0 +1,247 @@
+"""What folding is worth: time of folded prompts against the plain model and against prompts as tokens.
+
+    python benchmarks/folding.py --backbone vit_small_patch16_224 --prompts 50 --threads 2
+
+Weights are random: time does not depend on them. Every ratio is the median over rounds in which all variants take
+turns, so that a machine whose speed drifts slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnxruntime
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+
+from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
+from vpdeploy.layout import Layout
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.table import Table
+from vpdeploy_export.compilation import compile_prefix
+from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
+from vpdeploy_export.tokens import TokenPromptedViT, build_token_prompted
+from vpdeploy_export.writer import build_folded, build_switchable, save_model
+from vpdeploy_train.methods.e2vpt import E2VPT, Kept, PromptDimensions
+from vpdeploy_train.prompted import PromptedViT
+
+CLASSES = 100
+SLOTS = 64
+
+Run = Callable[[], object]
+
+
+def main() -> None:
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    vit = timm.create_model(options.backbone, pretrained=False, num_classes=0).eval().requires_grad_(False)
+    model = prompted_model(vit, options.prompts)
+    results: list[dict[str, object]] = []
+    with TemporaryDirectory() as folder:
+        graphs = write_graphs(Path(folder), vit, model, options.opset)
+        for batch in options.batch_sizes:
+            runs = inference_runs(graphs, vit, options.prompts, batch, options.threads)
+            results.append({"batch": batch, **measure(runs, options.rounds)})
+    training = measure(training_runs(model, options.train_batch), max(3, options.rounds // 3))
+    print(render(options, results, training))
+    if options.json:
+        options.json.write_text(json.dumps({"inference": results, "training": training}, indent=2))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="vit_small_patch16_224")
+    parser.add_argument("--prompts", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--opset", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--train-batch", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def prompted_model(vit: VisionTransformer, prompts: int) -> PromptedViT:
+    attention = vit.blocks[0].attn
+    dimensions = PromptDimensions(
+        depth=len(vit.blocks),
+        width=vit.embed_dim,
+        heads=attention.num_heads,
+        head_width=attention.head_dim,
+        patch_size=vit.patch_embed.patch_size[0],
+    )
+    return PromptedViT(vit, E2VPT(dimensions, Kept.everything(dimensions.depth, prompts, 0), dropout=0.0), CLASSES)
+
+
+def write_graphs(folder: Path, vit: VisionTransformer, model: PromptedViT, opset: int) -> dict[str, Path]:
+    preprocessing = preprocessing_of(vit)
+    size = preprocessing.image_size
+    prompts = [parameter.detach() for parameter in model.method.visual]
+    layout = layout_of(vit)
+    graphs = {
+        "plain": build_token_prompted(TokenPromptedViT(vit, None, model.head), size, opset=opset),
+        "tokens": build_token_prompted(TokenPromptedViT(vit, prompts, model.head), size, opset=opset),
+        "folded": build_folded(
+            FoldedGraph(
+                vit,
+                preprocessing,
+                compile_prefix(model),
+                model.head,
+                dtype=torch.float32,
+                image_input="uint8",
+                opset=opset,
+            ),
+            preprocessing,
+            opset=opset,
+        ),
+        "switchable": build_switchable(
+            SwitchableGraph(vit, preprocessing, dtype=torch.float32, image_input="uint8", opset=opset),
+            preprocessing,
+            layout,
+            opset=opset,
+        ),
+    }
+    paths = {}
+    for name, graph in graphs.items():
+        paths[name] = folder / f"{name}.onnx"
+        save_model(graph, paths[name], {})
+    return paths
+
+
+def inference_runs(
+    graphs: dict[str, Path], vit: VisionTransformer, prompts: int, batch: int, threads: int
+) -> dict[str, Run]:
+    rng = np.random.default_rng(0)
+    size = vit.patch_embed.img_size[0]
+    pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    normalised = rng.standard_normal((batch, 3, size, size), dtype=np.float32)
+    backends = {
+        name: OrtBackend(path, provider=CPU_PROVIDER, threads=threads, reason="benchmark")
+        for name, path in graphs.items()
+    }
+    table = Table(layout_of(vit), {"prefix": -(-prompts // 8) * 8, "classes": CLASSES}, SLOTS)
+    for name in ("prefix_key", "prefix_value", "head_weight"):
+        table.arrays[name][...] = rng.standard_normal(table.arrays[name].shape) * 0.1
+    table.arrays["prefix_bias"][:, :, :prompts] = 0.0
+    backends["switchable"].bind_table(table)
+    slots = rng.permutation(SLOTS)[:batch].astype(np.int32)
+    return {
+        "plain": lambda: backends["plain"].run(normalised, None),
+        "tokens": lambda: backends["tokens"].run(normalised, None),
+        "folded": lambda: backends["folded"].run(pixels, None),
+        "switchable": lambda: backends["switchable"].run(pixels, slots),
+    }
+
+
+def training_runs(model: PromptedViT, batch: int) -> dict[str, Run]:
+    size = model.vit.patch_embed.img_size[0]
+    pixels, labels = torch.randn(batch, 3, size, size), torch.randint(0, CLASSES, (batch,))
+    prompts = [parameter.detach().clone().requires_grad_() for parameter in model.method.visual]
+    tokens = TokenPromptedViT(model.vit, prompts, model.head)
+    tokens.head.requires_grad_(True)
+    for index, parameter in enumerate(prompts):
+        setattr(tokens, f"prompt_{index}", parameter[None])
+    model.train()
+
+    def prefix_step() -> None:
+        model.zero_grad()
+        F.cross_entropy(model(pixels), labels).backward()
+
+    def token_step() -> None:
+        for index, parameter in enumerate(prompts):
+            parameter.grad = None
+            setattr(tokens, f"prompt_{index}", parameter[None])
+        tokens.zero_grad()
+        F.cross_entropy(tokens(pixels), labels).backward()
+
+    return {"prefix": prefix_step, "tokens": token_step}
+
+
+def measure(runs: dict[str, Run], rounds: int) -> dict[str, object]:
+    """Let the variants take turns; return the median of each, and of the ratios within a round."""
+    for run in runs.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds):
+        names = list(runs)[:: 1 if number % 2 else -1]
+        for name in names:
+            started = time.perf_counter()
+            runs[name]()
+            times[name].append(time.perf_counter() - started)
+    return {
+        "median_ms": {name: statistics.median(values) * 1000 for name, values in times.items()},
+        "rounds": [{name: values[number] for name, values in times.items()} for number in range(rounds)],
+    }
+
+
+def ratio(result: dict[str, object], over: str, under: str) -> tuple[float, float, float]:
+    """Return median, first and third quartile of a ratio taken within each round."""
+    rounds: list[dict[str, float]] = result["rounds"]  # type: ignore[assignment]
+    low, middle, high = statistics.quantiles([each[over] / each[under] for each in rounds], n=4)
+    return middle, low, high
+
+
+def render(options: argparse.Namespace, results: list[dict[str, object]], training: dict[str, object]) -> str:
+    lines = [
+        f"{options.backbone}, {options.prompts} prompts, {options.threads} threads, opset {options.opset}, "
+        f"{options.rounds} rounds; {cpu_name()}, {platform.system()}, Python {platform.python_version()}, "
+        f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}",
+        "",
+        "| batch | plain ms | tokens ms | folded ms | switchable ms "
+        "| folded/plain | folded/tokens | switchable/folded |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        medians: dict[str, float] = result["median_ms"]  # type: ignore[assignment]
+        cells = [f"{medians[name]:.1f}" for name in ("plain", "tokens", "folded", "switchable")]
+        pairs = (("folded", "plain"), ("folded", "tokens"), ("switchable", "folded"))
+        cells += ["{:.3f} ({:.3f}-{:.3f})".format(*ratio(result, *pair)) for pair in pairs]
+        lines.append(f"| {result['batch']} | {' | '.join(cells)} |")
+    medians = training["median_ms"]  # type: ignore[assignment]
+    step = "{:.3f} ({:.3f}-{:.3f})".format(*ratio(training, "prefix", "tokens"))
+    lines += [
+        "",
+        f"training step, batch {options.train_batch}: prefix {medians['prefix']:.0f} ms, "
+        f"tokens {medians['tokens']:.0f} ms, ratio {step}",
+    ]
+    return "\n".join(lines)
+
+
+def layout_of(vit: VisionTransformer) -> Layout:
+    attention = vit.blocks[0].attn
+    return Layout.for_prefix(
+        depth=len(vit.blocks),
+        heads=attention.num_heads,
+        head_width=attention.head_dim,
+        width=vit.embed_dim,
+        dtype="float32",
+    )
+
+
+def preprocessing_of(vit: VisionTransformer) -> Preprocessing:
+    return Preprocessing(image_size=vit.patch_embed.img_size[0], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def cpu_name() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What a forward pass costs, counted: multiply-accumulates of the matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTShape:
+    """The sizes that decide what a plain ViT costs.
+
+    Attributes:
+        depth: Blocks, L.
+        width: Token width, D.
+        hidden: Width of the MLP's hidden layer.
+        tokens: Class token and patches, N.
+        patch_values: Numbers in a patch, 3 · patch².
+        classes: C.
+    """
+
+    depth: int
+    width: int
+    hidden: int
+    tokens: int
+    patch_values: int
+    classes: int
+
+
+def macs_as_tokens(shape: ViTShape, prompts: int) -> int:
+    """Count one image with ``prompts`` prompt tokens in every block; 0 prompts is the plain model."""
+    blocks = shape.depth * _block_macs(shape, rows=shape.tokens + prompts, keys=shape.tokens + prompts)
+    return _ends(shape) + blocks
+
+
+def macs_as_prefix(shape: ViTShape, lengths: Sequence[int], *, class_token_only: bool = True) -> int:
+    """Count one image with a prefix of the given length in each block.
+
+    Args:
+        shape: The backbone.
+        lengths: P for each of the L blocks.
+        class_token_only: The last block computes row 0 only; its keys and values still come from all rows.
+    """
+    total = _ends(shape)
+    for index, length in enumerate(lengths):
+        last = class_token_only and index == shape.depth - 1
+        rows = 1 if last else shape.tokens
+        total += _block_macs(shape, rows=rows, keys=shape.tokens + length, projected=shape.tokens)
+    return total
+
+
+def _block_macs(shape: ViTShape, *, rows: int, keys: int, projected: int | None = None) -> int:
+    """Count one block: ``rows`` queries attend to ``keys`` keys, of which ``projected`` are computed."""
+    projected = keys if projected is None else projected
+    projections = (2 * rows + 2 * projected) * shape.width**2
+    attention = 2 * rows * keys * shape.width
+    return projections + attention + 2 * rows * shape.width * shape.hidden
+
+
+def _ends(shape: ViTShape) -> int:
+    """Count the patch embedding and the head."""
+    return (shape.tokens - 1) * shape.patch_values * shape.width + shape.width * shape.classes
