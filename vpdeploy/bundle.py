@@ -262,8 +262,10 @@ def _with_version(path: Path, manifest: Manifest, prompt_set: CompiledPromptSet)
 def _next_free_version(path: Path, task: str, entry: TaskEntry | None) -> int:
     """Return a version number that neither the manifest nor a folder left by a crash uses."""
     folder = path / "tasks" / task
-    on_disk = [int(child.name) for child in folder.iterdir() if child.name.isdigit()] if folder.is_dir() else []
-    return max([*on_disk, *(entry.files if entry else ()), 0]) + 1
+    used: list[int] = [0, *(entry.files if entry else ())]
+    if folder.is_dir():
+        used += [int(child.name) for child in folder.iterdir() if child.name.isdigit()]
+    return max(used) + 1
 
 
 def _replace_manifest(path: Path, manifest: Manifest) -> None:

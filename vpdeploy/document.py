@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,28 +50,21 @@ class Document:
         """
         try:
             fields = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError also for numbers of thousands of digits
             raise BundleCorruptError(f"{source}: not valid JSON: {error}") from error
         if not isinstance(fields, dict):
             raise BundleCorruptError(f"{source}: expected a JSON object, found {type(fields).__name__}")
         return cls(source, fields)
 
     def take(self, name: str, kind: type[_T]) -> _T:
-        """Return field ``name``, which must be of the given type (an int serves as a float).
+        """Return field ``name``, which must be of the given type (an int serves as a float; floats are finite).
 
         Raises:
-            BundleCorruptError: The field is missing or of another type.
+            BundleCorruptError: The field is missing, of another type, or not finite.
         """
         if name not in self.fields:
             raise BundleCorruptError(f"{self.source}: field '{name}' is missing")
-        value = self.fields[name]
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise BundleCorruptError(
-                f"{self.source}: field '{name}' should be {kind.__name__}, found {type(value).__name__}"
-            )
-        return value
+        return _checked(self.fields[name], kind, f"{self.source}: field '{name}'")
 
     def take_list(self, name: str, kind: type[_T]) -> list[_T]:
         """Return field ``name``, a list whose items are all of the given type.
@@ -78,13 +73,7 @@ class Document:
             BundleCorruptError: The field is missing, or an item has another type.
         """
         items = self.take(name, list)
-        for index, item in enumerate(items):
-            integer_as_float = kind is float and isinstance(item, int) and not isinstance(item, bool)
-            if not isinstance(item, kind) and not integer_as_float:
-                raise BundleCorruptError(
-                    f"{self.source}: field '{name}[{index}]' should be {kind.__name__}, found {type(item).__name__}"
-                )
-        return [kind(item) for item in items] if kind is float else items  # type: ignore[call-arg]
+        return [_checked(item, kind, f"{self.source}: field '{name}[{index}]'") for index, item in enumerate(items)]
 
     def nested(self, name: str) -> Document:
         """Return field ``name``, a JSON object, as a document of its own.
@@ -110,6 +99,18 @@ class Document:
                 f"{self.source}: format version {found_version} is not readable, expected {version}; "
                 "use the vpdeploy that wrote it or export again"
             )
+
+
+def _checked(value: Any, kind: type[_T], place: str) -> _T:
+    """Return a value after comparing its type; JSON's integers serve as floats, its booleans not as integers."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # left an int, which is refused below
+            value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise BundleCorruptError(f"{place} should be {kind.__name__}, found {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BundleCorruptError(f"{place} should be a finite number, found {value}")
+    return value
 
 
 def to_json(fields: Mapping[str, Any]) -> str:

@@ -135,8 +135,8 @@ class Layout:
             A number for every named size, e.g. ``{"prefix": 15, "classes": 10}``.
 
         Raises:
-            LayoutMismatchError: A tensor is missing, superfluous, or of another shape or dtype, or holds values that are
-                not finite.
+            LayoutMismatchError: A tensor is missing, superfluous, of another shape or dtype, or holds values that
+                are not finite.
         """
         expected = {spec.name for spec in self.tensors}
         if expected != set(tensors):

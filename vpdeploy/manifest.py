@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
 from typing import Any, Literal, get_args
 
 from vpdeploy.document import Document
@@ -18,6 +18,9 @@ FORMAT = "vpdeploy.bundle"
 FORMAT_VERSION = 1
 
 Precision = Literal["fp32", "fp16"]
+
+_GRAPH_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.onnx")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class Manifest:
         precision: ``fp32``, or ``fp16`` for a typed float16 graph.
         opset: ONNX opset of the graph.
         graph_sha256: Of the graph's file.
-        graph_file: Its name in the bundle: ``model.onnx``, or another one where an export replaced a live bundle's graph.
+        graph_file: Its name in the bundle: ``model.onnx``, or another one where an export replaced a live graph.
         tasks: By name, in the order in which they were added.
     """
 
@@ -118,7 +121,7 @@ class Manifest:
         if precision not in get_args(Precision):
             raise BundleCorruptError(f"{graph.source}: unknown precision '{precision}'")
         graph_file = graph.take("file", str)
-        if PurePath(graph_file).name != graph_file or not graph_file.endswith(".onnx"):
+        if not _GRAPH_FILE.fullmatch(graph_file):
             raise BundleCorruptError(f"{graph.source}: '{graph_file}' is not the name of a file in the bundle")
         entries = document.nested("tasks")
         return cls(
@@ -144,10 +147,9 @@ def _task_name(name: str, document: Document) -> str:
 def _task_entry(document: Document) -> TaskEntry:
     """Read one task's entry and check that the served version is among the kept ones."""
     files = document.nested("files")
-    try:
-        versions = {int(version): dict(files.take(version, dict)) for version in files.fields}
-    except ValueError:
-        raise BundleCorruptError(f"{files.source}: versions should be numbers") from None
+    if not all(_VERSION.fullmatch(version) for version in files.fields):
+        raise BundleCorruptError(f"{files.source}: versions should be numbers from 1")
+    versions = {int(version): dict(files.take(version, dict)) for version in files.fields}
     entry = TaskEntry(version=document.take("version", int), files=versions)
     if entry.version not in versions:
         raise BundleCorruptError(f"{document.source}: version {entry.version} is served but not listed")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpdeploy.document import Document, to_json
-from vpdeploy.layout import Layout
+from vpdeploy.errors import BundleCorruptError
+from vpdeploy.layout import CLASS_AXIS, Layout
 from vpdeploy.task import TaskCard
 from vpdeploy.tensorfile import Tensors, decode_tensors, encode_tensors
 
@@ -69,5 +70,9 @@ class CompiledPromptSet:
             layout=Layout.from_document(document.nested("layout")),
             tensors=decode_tensors(files[TENSOR_FILE], source=str(folder / TENSOR_FILE)),
         )
-        prompt_set.sizes()
+        labels, classes = len(prompt_set.card.labels), prompt_set.sizes().get(CLASS_AXIS)
+        if labels != classes:
+            raise BundleCorruptError(
+                f"{document.source}: {labels} labels, but the head has {classes} classes; export again"
+            )
         return prompt_set

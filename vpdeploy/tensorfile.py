@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,13 +65,13 @@ def decode_tensors(data: bytes, *, source: str) -> Tensors:
             f"{source}: truncated or not safetensors: the header should have {header_bytes} bytes, "
             f"the file has {len(data)}"
         )
+    body = data[8 + header_bytes :]
     try:
-        header = json.loads(data[8 : 8 + header_bytes])
+        header = json.loads(data[8 : 8 + header_bytes], object_pairs_hook=_unique_names)
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        body = data[8 + header_bytes :]
-        tensors = {name: _decode_tensor(entry, body) for name, entry in entries.items()}
-        end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        tensors = {name: _decode_tensor(name, entry, body) for name, entry in entries.items()}
+        end = _end_of_gapless(entries.values())
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise BundleCorruptError(f"{source}: not a valid safetensors file: {error}") from error
     if end != len(body):
         raise BundleCorruptError(f"{source}: expected {end} bytes of tensors, found {len(body)}")
@@ -106,13 +107,35 @@ def encode_tensors(tensors: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
     return len(text).to_bytes(8, "little") + text + b"".join(parts)
 
 
-def _decode_tensor(entry: Mapping[str, object], body: bytes) -> npt.NDArray[np.generic]:
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object, and refuse one that gives a name twice."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a name is given twice")
+    return fields
+
+
+def _end_of_gapless(entries: Iterable[Mapping[str, Any]]) -> int:
+    """Return where the tensors end, after checking that they follow each other without gaps or overlaps."""
+    end = 0
+    for start, stop in sorted(tuple(entry["data_offsets"]) for entry in entries):
+        if start != end:
+            raise ValueError(f"tensors overlap or leave a gap at byte {min(start, end)}")
+        end = stop
+    return end
+
+
+def _decode_tensor(name: str, entry: Mapping[str, Any], body: bytes) -> npt.NDArray[np.generic]:
     """Return one tensor as a read-only view into the file's bytes."""
-    dtype = _DTYPES[str(entry["dtype"])]
-    shape = [int(size) for size in entry["shape"]]  # type: ignore[attr-defined]
-    start, end = (int(offset) for offset in entry["data_offsets"])  # type: ignore[attr-defined]
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"'{name}' has dtype {entry['dtype']}, expected one of {', '.join(_DTYPES)}")
+    dtype = _DTYPES[entry["dtype"]]
+    shape = list(entry["shape"])
+    start, end = entry["data_offsets"]
+    if not all(isinstance(number, int) for number in (*shape, start, end)):
+        raise TypeError(f"'{name}' has shape {shape} and offsets [{start}, {end}], expected integers")
     if min(shape, default=0) < 0 or not 0 <= start <= end <= len(body):
-        raise ValueError(f"impossible shape {shape} or offsets [{start}, {end}]")
+        raise ValueError(f"'{name}' has an impossible shape {shape} or offsets [{start}, {end}]")
     if math.prod(shape) * dtype.itemsize != end - start:
-        raise ValueError(f"shape {shape} of {dtype} does not fill [{start}, {end}]")
+        raise ValueError(f"'{name}' of shape {shape} and {dtype} does not fill [{start}, {end}]")
     return np.frombuffer(body, dtype=dtype, count=math.prod(shape), offset=start).reshape(shape)

@@ -76,7 +76,8 @@ def run_block(block: Block, tokens: Tensor, prefix: Prefix | None, *, first_row_
     mixed = attend(query, key, value, prefix)
     mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
     rows = rows + block.ls1(attention.proj(mixed))
-    return rows + block.ls2(block.mlp(block.norm2(rows)))
+    output: Tensor = rows + block.ls2(block.mlp(block.norm2(rows)))
+    return output
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix | None) -> Tensor:

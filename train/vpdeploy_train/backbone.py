@@ -65,6 +65,11 @@ def load_backbone(name: str, *, weights: Path | None = None, image_size: int | N
         hint = f"; did you mean {', '.join(close)}?" if close else "; see timm.list_models('vit_*')"
         raise SpecError(f"unknown backbone '{name}'{hint}")
     vit = _create(name, pretrained=weights is None, image_size=image_size)
+    patch_size = vit.patch_embed.patch_size[0]
+    if vit.patch_embed.img_size[0] % patch_size:
+        raise SpecError(
+            f"--image-size {vit.patch_embed.img_size[0]} should be a multiple of {patch_size}, {name}'s patch"
+        )
     if weights is not None:
         _load_weights(vit, weights)
     vit.eval()
@@ -79,7 +84,7 @@ def load_backbone(name: str, *, weights: Path | None = None, image_size: int | N
             depth=len(vit.blocks),
             width=vit.embed_dim,
             heads=block.attn.num_heads,
-            patch_size=vit.patch_embed.patch_size[0],
+            patch_size=patch_size,
         ),
         image_size=vit.patch_embed.img_size[0],
         mean=tuple(config["mean"]),
@@ -143,10 +148,10 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
         raise SpecError(f"{path}: weights file not found")
     try:
         if path.suffix == ".npz":
-            vit.load_pretrained(str(path))
+            with path.open("rb") as stream:  # NumPy leaves a damaged archive open if it opened it
+                vit.load_pretrained(stream)
             return
-        state = _read_state_dict(path)
-        state = checkpoint_filter_fn(state, vit)
+        state = checkpoint_filter_fn(_read_state_dict(path), vit)
         state = {key: value for key, value in state.items() if not key.startswith(_HEAD_KEYS)}
         vit.load_state_dict(state, strict=True)
     except SpecError:
@@ -155,10 +160,12 @@ def _load_weights(vit: VisionTransformer, path: Path) -> None:
         reason = " ".join(str(error).split())[:300]
         raise SpecError(f"{path}: the weights do not fit the architecture: {reason}") from error
     except Exception as error:  # zip, pickle and numpy each have their own; none of them is worth a traceback
-        reason = " ".join(str(error).split())[:200]
-        raise SpecError(
-            f"{path}: cannot be read as safetensors, .npz or a torch file of tensors alone ({reason})"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> SpecError:
+    reason = " ".join(str(error).split())[:200]
+    return SpecError(f"{path}: cannot be read as safetensors, .npz or a torch file of tensors alone ({reason})")
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -168,7 +175,10 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         except SafetensorError as error:
             raise SpecError(f"{path}: not a readable safetensors file: {error}") from error
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged zip, a pickle of objects and a short file raise three different kinds
+        raise _unreadable(path, error) from error
     for key in ("state_dict", "model", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

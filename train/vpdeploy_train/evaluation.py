@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from vpdeploy_train.batches import Batches
-from vpdeploy_train.data import ImageDataset, resolve_data
+from vpdeploy_train.data import ImageDataset, check_images, resolve_data
 from vpdeploy_train.device import choose_device
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
@@ -110,6 +110,7 @@ def evaluate_run(
     labels = run.card.labels
     source = resolve_data(data or run.data, seed=run.data_seed, val_fraction=run.val_fraction, labels=labels)
     examples = source.split(split)
+    check_images(examples)
     target = choose_device(device)
     model = run.load_model(run.load_backbone(weights=weights)).to(target)
     batches = Batches(

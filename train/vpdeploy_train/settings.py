@@ -98,7 +98,8 @@ class TrainSettings:
         _check(self.grad_clip >= 0, "--grad-clip", "at least 0", self.grad_clip)
         _check(self.early_stop >= 0, "--early-stop", "at least 0", self.early_stop)
         _check(self.workers is None or self.workers >= 0, "--workers", "at least 0", self.workers)
-        _check(self.seed >= 0, "--seed", "at least 0", self.seed)
+        # Each phase's seed is derived by a product that has to stay below torch's limit of 2^64.
+        _check(0 <= self.seed < 2**32, "--seed", "0 to 4294967295", self.seed)
         _check(self.prune_trials >= 1, "--prune-trials", "at least 1", self.prune_trials)
         _check(0 <= self.prune_slack < 1, "--prune-slack", "in [0, 1)", self.prune_slack)
         self.keep_ratios()

@@ -92,10 +92,10 @@ class StateFolder:
         if not path.exists():
             return PhaseState()
         try:
-            with safetensors.safe_open(path, framework="pt") as opened:  # type: ignore[no-untyped-call]
+            with safetensors.safe_open(path, framework="pt") as opened:
                 fields = json.loads(opened.metadata()["state"])
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-            rows = [EpochRow(**row) for row in fields.pop("history")]
+            rows = [EpochRow(**row) for row in fields["history"]]
             parts = {
                 part: {
                     name.removeprefix(f"{part}/"): value
@@ -104,7 +104,15 @@ class StateFolder:
                 }
                 for part in _PARTS
             }
-            return PhaseState(history=rows, **fields, **parts)
+            return PhaseState(
+                finished=fields["finished"],
+                history=rows,
+                best_epoch=fields["best_epoch"],
+                scaler=fields["scaler"],
+                current=parts["current"],
+                best=parts["best"],
+                optimizer=parts["optimizer"],
+            )
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{path}: cannot be resumed from: {error}; delete the run and train again") from error
 

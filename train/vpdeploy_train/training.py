@@ -243,13 +243,18 @@ def _make_workbench(
         )
 
     backbone.vit.to(device)
+    train = batches(ImageDataset(data.train, preprocessing, augmentation, settings.seed))
+    scoring = train if augmentation is None else batches(ImageDataset(data.train, preprocessing))
+    val = batches(ImageDataset(data.val, preprocessing))
+    for each in (train, val):
+        each.dataset.preload()
     return _Workbench(
         settings=settings,
         backbone=backbone,
         labels=data.labels,
-        train=batches(ImageDataset(data.train, preprocessing, augmentation, settings.seed)),
-        val=batches(ImageDataset(data.val, preprocessing)),
-        scoring=batches(ImageDataset(data.train, preprocessing)),
+        train=train,
+        val=val,
+        scoring=scoring,
         fabric=make_fabric(settings.precision, device),
         states=StateFolder(out / STATE_FOLDER),
         make_progress=make_progress,

@@ -90,8 +90,10 @@ class Kept:
         rows = [len(block) for block in kept.segments]
         if rows != [len(block) for block in kept.tokens] or len(kept.kv_tokens) != len(kept.tokens):
             raise ValueError("kept tokens, key/value prompts and segments disagree")
-        if any(len(row) != SEGMENTS for block in kept.segments for row in block):
-            raise ValueError(f"every kept token should have {SEGMENTS} segments")
+        if any(len(row) != SEGMENTS or not {*row} <= {"0", "1"} for block in fields["segments"] for row in block):
+            raise ValueError(f"every kept token should have {SEGMENTS} segments, each 0 or 1")
+        if any(block != tuple(sorted({*block})) or min(block, default=0) < 0 for block in kept.tokens + kept.kv_tokens):
+            raise ValueError("the indices of kept prompts should ascend from 0 or more")
         return kept
 
 
@@ -147,7 +149,8 @@ class E2VPT(PromptMethod):
     def prompts(self, index: int) -> Tensor:
         """Return block ``index``'s visual prompts with pruned segments zeroed, [T, D]."""
         mask: Tensor = self.get_buffer(f"segment_mask_{index}")
-        return self.visual[index] * mask
+        prompts: Tensor = self.visual[index] * mask
+        return prompts
 
     def prefix(self, index: int, block: Block, tokens: Tensor) -> Prefix | None:
         """Return block ``index``'s prefix: key/value prompts first, then the projected visual prompts."""
@@ -234,6 +237,5 @@ def spread_segments(values: Tensor, width: int, order: SegmentOrder) -> Tensor:
 def gather_segments(values: Tensor, order: SegmentOrder) -> Tensor:
     """Sum per-channel values over the channels of each segment: [T, D] to [T, R]."""
     repeats = values.shape[-1] // SEGMENTS
-    if order == "contiguous":
-        return values.unflatten(-1, (SEGMENTS, repeats)).sum(-1)
-    return values.unflatten(-1, (repeats, SEGMENTS)).sum(-2)
+    shape, axis = ((SEGMENTS, repeats), -1) if order == "contiguous" else ((repeats, SEGMENTS), -2)
+    return torch.unflatten(values, -1, shape).sum(axis)

@@ -38,4 +38,4 @@ class NoPrompts(PromptMethod):
 
     def prefix(self, index: int, block: Block, tokens: Tensor) -> None:
         """Return None: there are no prompts."""
-        return None
+        return

@@ -1,9 +1,9 @@
 """Importance of prompt tokens, key/value prompts and segments.
 
-E²VPT (arXiv 2307.13770, eq. 7-8): S = E |∂L/∂ρ|, where the mask variable ρ, fixed at 1, multiplies a token or a segment.
-Because ρ multiplies the prompt, ∂L/∂ρ = Σ P ⊙ ∂L/∂P over the channels that ρ covers: one backward pass gives all scores,
-and no mask variable is needed. The expectation runs over batches, of the absolute value (a mean of signed gradients would
-cancel, and rank the most useful tokens last).
+E²VPT (arXiv 2307.13770, eq. 7-8): S = E |∂L/∂ρ|, where the mask variable ρ, fixed at 1, multiplies a token or a
+segment. Because ρ multiplies the prompt, ∂L/∂ρ = Σ P ⊙ ∂L/∂P over the channels that ρ covers: one backward pass gives
+all scores, and no mask variable is needed. The expectation runs over batches, of the absolute value (a mean of signed
+gradients would cancel, and rank the most useful tokens last).
 """
 
 from __future__ import annotations
@@ -62,22 +62,25 @@ def score_prompts(
         raise SpecError(f"{type(method).__name__} has no prompts to prune")
     model.eval()
     totals: list[list[Tensor]] = []
+    count = 0
     for pixels, labels in batches:
         model.zero_grad(set_to_none=True)
-        F.cross_entropy(model(pixels), labels).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(model(pixels), labels).backward()
         gradients = _mask_gradients(method, scope)
         if not totals:
             totals = [[torch.zeros_like(block) for block in kind] for kind in gradients]
         for kind, sums in zip(gradients, totals, strict=True):
             for block, total in zip(kind, sums, strict=True):
                 total += block.abs()
+        count += 1
         on_batch()
     model.zero_grad(set_to_none=True)
     if not totals:
         raise SpecError("no images to score the prompts on")
     if not all(torch.isfinite(total).all() for kind in totals for total in kind):
         raise TrainingError("an importance score is not finite; train with a lower --lr or --precision fp32")
-    return Scores(tokens=totals[0], kv_tokens=totals[1], segments=totals[2])
+    tokens, kv_tokens, segments = ([total / count for total in kind] for kind in totals)
+    return Scores(tokens=tokens, kv_tokens=kv_tokens, segments=segments)
 
 
 def _mask_gradients(method: E2VPT, scope: PruneScope) -> list[list[Tensor]]:
