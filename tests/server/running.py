@@ -1,0 +1,105 @@
+"""Real servers on real sockets, and sessions that stop where a test wants them to."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vpdeploy.server.app import create_app
+from vpdeploy.server.run import Server, address_of, bind_socket
+from vpdeploy.server.service import Service
+from vpdeploy.server.settings import ServerSettings
+from vpdeploy.session import Session, open_session
+
+TIMEOUT_S = 30
+
+
+class Gate:
+    """A session whose runs wait for permits."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._running = threading.Semaphore(0)
+        self._permits = threading.Semaphore(0)
+        self.batch_sizes: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, images: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        self.batch_sizes.append(len(images))
+        self._running.release()
+        assert self._permits.acquire(timeout=TIMEOUT_S)
+        return self._session.run(images, slots)
+
+    def wait_until_running(self) -> None:
+        assert self._running.acquire(timeout=TIMEOUT_S)
+
+    def permit(self, batches: int = 1) -> None:
+        self._permits.release(batches)
+
+
+class RunningServer:
+    """A server in a thread of its own."""
+
+    def __init__(self, session: Any, settings: ServerSettings | None) -> None:
+        listening = threading.Event()
+        listener = bind_socket("127.0.0.1", 0)
+        app = create_app(session, settings)
+        self.address = address_of(listener)
+        self.url = f"http://{self.address}"
+        self.session = session
+        self.service: Service = app.state.service
+        self._server = Server(app, on_listening=listening.set)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
+        self._thread.start()
+        assert listening.wait(TIMEOUT_S)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Read one value that Prometheus would see; 0 if there is none yet."""
+        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def stop(self) -> None:
+        """Ask the server to stop, as a signal would."""
+        self._server.stop()
+
+    def join(self) -> None:
+        self._thread.join(TIMEOUT_S)
+        assert not self._thread.is_alive()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what another thread or process is about to do."""
+    nobody = threading.Event()
+    for _ in range(TIMEOUT_S * 200):
+        if condition():
+            return
+        nobody.wait(0.005)
+    raise AssertionError("it did not happen")
+
+
+@contextlib.contextmanager
+def serving(session: Any, settings: ServerSettings | None = None) -> Iterator[RunningServer]:
+    """Serve a session until the block ends."""
+    server = RunningServer(session, settings)
+    try:
+        yield server
+    finally:
+        server.stop()
+        server.join()
+
+
+@contextlib.contextmanager
+def serving_gated(bundle: Path, settings: ServerSettings | None = None) -> Iterator[tuple[RunningServer, Gate]]:
+    """Serve a bundle whose batches wait for permits; all are permitted when the block ends."""
+    with open_session(bundle) as session:
+        gate = Gate(session)
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(serving(gate, settings))
+            stack.callback(gate.permit, 10_000)
+            yield server, gate

@@ -1,0 +1,82 @@
+"""``vpdeploy serve``: answer requests of all tasks from one engine."""
+
+from __future__ import annotations
+
+import ipaddress
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class LogFormat(str, Enum):
+    """How log lines are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def serve(
+    path: Annotated[Path, typer.Argument(help="A bundle, or one task's ONNX file, from vpdeploy export.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    runtime: Annotated[str, typer.Option(help="Inference runtime; auto picks the fastest that works.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads inside one run.")] = None,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Images in one batch at most.")] = 32,
+    max_delay_ms: Annotated[
+        float, typer.Option(min=0, max=60000, help="How long an image waits for others to share a batch.")
+    ] = 2.0,
+    max_queue_size: Annotated[int, typer.Option(min=1, help="Images that may wait; more are refused.")] = 1024,
+    deadline_ms: Annotated[
+        float | None, typer.Option(help="Give up requests that take longer and name no deadline themselves.")
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="VPDEPLOY_TOKEN", help="Bearer token that every request but health must carry."),
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="Format of the logs on stderr.")] = LogFormat.TEXT,
+    watch: Annotated[bool, typer.Option(help="Serve tasks that are published while running.")] = True,
+) -> None:
+    """Serve every task of PATH over HTTP: Open Inference Protocol v2, plain image uploads, and metrics."""
+    from vpdeploy.batcher import BatchSettings
+    from vpdeploy.bundle import is_bundle
+    from vpdeploy.server.app import create_app
+    from vpdeploy.server.logs import configure_logs
+    from vpdeploy.server.run import address_of, bind_socket, run_server
+    from vpdeploy.server.settings import ServerSettings
+    from vpdeploy.session import open_session
+
+    configure_logs(log_format.value)
+    settings = ServerSettings(
+        batching=BatchSettings(
+            max_batch_size=max_batch_size,
+            max_delay_ms=max_delay_ms,
+            max_queue_size=max_queue_size,
+            deadline_ms=deadline_ms,
+        ),
+        token=token,
+        watch=path if watch and is_bundle(path) else None,
+    )
+    if token is None and not _is_loopback(host):
+        typer.echo(
+            f"WARNING: listening on {host} without a token: everyone who can reach this machine can use it. "
+            "Set VPDEPLOY_TOKEN or --token, or listen on 127.0.0.1.",
+            err=True,
+        )
+    with bind_socket(host, port) as listener, open_session(path, runtime=runtime, threads=threads) as session:
+        chosen = session.describe()["runtime"]
+        address = address_of(listener)
+
+        def announce() -> None:
+            print(f"serving {len(session.tasks)} tasks on http://{address} (runtime {chosen})", flush=True)
+
+        run_server(create_app(session, settings), listener, on_listening=announce)
+
+
+def _is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,79 @@
+"""The app: routes, limits and lifetime of one server, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+import vpdeploy
+from vpdeploy.errors import VpdeployError
+from vpdeploy.server.auth import BearerToken
+from vpdeploy.server.bodies import BodyReader
+from vpdeploy.server.image_routes import add_image_routes
+from vpdeploy.server.oip_routes import LIVE_PATH, READY_PATH, add_oip_routes
+from vpdeploy.server.service import ServedSession, Service
+from vpdeploy.server.settings import ServerSettings
+from vpdeploy.server.statuses import error_response
+from vpdeploy.server.watch import BundleWatcher
+
+
+def create_app(session: ServedSession, settings: ServerSettings | None = None) -> FastAPI:
+    """Build the app that serves a session.
+
+    Its threads stop when the app's lifespan ends; until then ``app.state.service`` is the ``Service`` behind it.
+
+    Args:
+        session: An open session; it stays the caller's, who closes it after the app's lifespan.
+        settings: What is accepted, and how much of it at a time.
+    """
+    settings = settings or ServerSettings()
+    service = Service(session, settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = None
+        if settings.watch is not None:
+            watcher = BundleWatcher(session, settings.watch, interval_s=settings.watch_interval_s)
+            watching = asyncio.create_task(watcher.run())
+        try:
+            yield
+        finally:
+            if watching is not None:
+                watching.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watching
+            await asyncio.to_thread(service.close)
+
+    app = FastAPI(title="vpdeploy", version=vpdeploy.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    bodies = BodyReader(
+        max_body_bytes=settings.max_body_bytes,
+        max_buffered_bytes=settings.max_buffered_bytes,
+        executor=service.decoder.pool,
+    )
+    service.metrics.watch_value(
+        "vpdeploy_body_bytes", "Bytes of the request bodies that are held.", lambda: bodies.buffered_bytes
+    )
+    add_image_routes(app, service, bodies)
+    add_oip_routes(app, service, bodies)
+
+    async def metrics(request: Request) -> Response:
+        content, media_type = service.metrics.render()
+        return Response(content, media_type=media_type)
+
+    app.add_api_route("/metrics", metrics, response_model=None, summary="Metrics for Prometheus")
+    app.add_exception_handler(VpdeployError, _on_error)
+    app.add_exception_handler(HTTPException, _on_error)
+    if settings.token is not None:
+        app.add_middleware(BearerToken, token=settings.token, open_paths=frozenset((LIVE_PATH, READY_PATH)))
+    return app
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return error_response(error)

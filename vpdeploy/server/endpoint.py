@@ -1,0 +1,71 @@
+"""What all inference endpoints share: errors become responses, requests are counted, and clients may leave."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vpdeploy.server.metrics import SEVERAL_TASKS, UNKNOWN_TASK
+from vpdeploy.server.service import Service
+from vpdeploy.server.statuses import ClientGoneError, error_response
+
+_T = TypeVar("_T")
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def inference_endpoint(service: Service, handler: Handler) -> Handler:
+    """Wrap a handler: whatever it raises becomes an error response, and the request is counted."""
+
+    async def endpoint(request: Request) -> Response:
+        started = time.perf_counter()
+        try:
+            response = await handler(request)
+        except Exception as error:  # an inference request is always answered
+            response = error_response(error)
+        service.metrics.count_request(
+            task=_task_label(service, request, response),
+            status=response.status_code,
+            seconds=time.perf_counter() - started,
+        )
+        return response
+
+    return endpoint
+
+
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await ``work``, and cancel it if the client closes the connection; the request's body must have been read.
+
+    Raises:
+        ClientGoneError: The client left first.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_client_left(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError("the client left before its answer was ready")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _client_left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _task_label(service: Service, request: Request, response: Response) -> str:
+    """Return a label that clients cannot multiply: only names of loaded tasks become one."""
+    task = request.path_params.get("task")
+    if task is None:
+        return SEVERAL_TASKS
+    if response.status_code == 200 or task in service.session.tasks:
+        return str(task)
+    return UNKNOWN_TASK

@@ -1,0 +1,162 @@
+"""The plain image API: an image in the body, labels in the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message
+
+from vpdeploy.errors import InputError
+from vpdeploy.prediction import rank_classes
+from vpdeploy.server.bodies import BodyReader
+from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
+from vpdeploy.server.service import Classified, ServedTask, Service
+
+DEFAULT_TOP = 5
+
+_MAX_FORM_FIELDS = 8
+
+_QUERY: list[dict[str, Any]] = [
+    {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1, "default": DEFAULT_TOP}},
+    {"name": "deadline_ms", "in": "query", "schema": {"type": "number", "exclusiveMinimum": 0}},
+]
+_TASK = {"name": "task", "in": "path", "required": True, "schema": {"type": "string"}}
+_TASKS = {
+    "name": "tasks",
+    "in": "query",
+    "description": "Names, separated by commas; all loaded tasks if left out.",
+    "schema": {"type": "string"},
+}
+_IMAGE_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {"image": {"type": "string", "format": "binary"}}}
+        },
+    },
+}
+
+
+def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
+    """Add the plain image API to an app."""
+
+    async def ask(request: Request, tasks: Sequence[str]) -> tuple[list[tuple[str, bytes]], list[Classified]]:
+        """Put the images of a request to tasks; returns the named files and image by image the answers."""
+        async with bodies.body(request) as body:
+            files = await _files(request, body, max_files=service.settings.max_images)
+            images = [data for _, data in files]
+            work = service.classify(images, tasks, deadline_s=_deadline(request))
+            return files, await unless_client_leaves(request, work)
+
+    async def predict(request: Request) -> Response:
+        top = _top(request)
+        files, answers = await ask(request, [request.path_params["task"]])
+        fields = _task_fields(answers[0].task)
+        if len(answers) == 1:
+            return JSONResponse({**fields, "predictions": _predictions(answers[0], top)})
+        images = [
+            {"name": name, "predictions": _predictions(answer, top)}
+            for (name, _), answer in zip(files, answers, strict=True)
+        ]
+        return JSONResponse({**fields, "images": images})
+
+    async def fan_out(request: Request) -> Response:
+        top = _top(request)
+        named = [name.strip() for name in request.query_params.get("tasks", "").split(",") if name.strip()]
+        tasks = list(dict.fromkeys(named)) or list(service.session.tasks)
+        files, answers = await ask(request, tasks)
+        if len(files) != 1:
+            raise InputError(f"expected one image for several tasks, found {len(files)}; send one at a time")
+        return JSONResponse(
+            {"tasks": [{**_task_fields(answer.task), "predictions": _predictions(answer, top)} for answer in answers]}
+        )
+
+    async def list_tasks(request: Request) -> Response:
+        tasks = [service.task(name) for name in service.session.tasks]
+        return JSONResponse({"tasks": [{**_task_fields(task), "classes": len(task.card.labels)} for task in tasks]})
+
+    async def show_task(request: Request) -> Response:
+        task = service.task(request.path_params["task"])
+        card = task.card
+        fields = {"method": card.method, "backbone": card.backbone.name, "labels": list(card.labels)}
+        return JSONResponse({**_task_fields(task), **fields})
+
+    app.add_api_route(
+        "/v1/tasks/{task}:predict",
+        inference_endpoint(service, predict),
+        methods=["POST"],
+        response_model=None,
+        summary="Classify one image, or several as a form",
+        openapi_extra={"parameters": [_TASK, *_QUERY], "requestBody": _IMAGE_BODY},
+    )
+    app.add_api_route(
+        "/v1/predict",
+        inference_endpoint(service, fan_out),
+        methods=["POST"],
+        response_model=None,
+        summary="Put one image to several tasks at once",
+        openapi_extra={"parameters": [_TASKS, *_QUERY], "requestBody": _IMAGE_BODY},
+    )
+    app.add_api_route("/v1/tasks", list_tasks, response_model=None, summary="List the loaded tasks")
+    app.add_api_route(
+        "/v1/tasks/{task}",
+        show_task,
+        response_model=None,
+        summary="Show one task and its labels",
+        openapi_extra={"parameters": [_TASK]},
+    )
+
+
+async def _files(request: Request, body: bytes, *, max_files: int) -> list[tuple[str, bytes]]:
+    """Return the images of a request with their names: the body, or the files of a form."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        if not body:
+            raise InputError("the body is empty; send an image, or a form with files")
+        return [("", body)]
+
+    async def replay() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async with Request(request.scope, replay).form(max_files=max_files, max_fields=_MAX_FORM_FIELDS) as form:
+        uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        files = [(upload.filename or "", await upload.read()) for upload in uploads]
+    if not files:
+        raise InputError("the form holds no file; send images as files, e.g. curl -F image=@photo.jpg")
+    return files
+
+
+def _task_fields(task: ServedTask) -> dict[str, Any]:
+    return {"task": task.card.name, "version": task.version}
+
+
+def _predictions(answer: Classified, top: int) -> list[dict[str, Any]]:
+    card = answer.task.card
+    ranking = rank_classes(card.name, card.labels, answer.logits, top=top).ranking
+    return [{"label": each.label, "probability": each.probability, "index": each.index} for each in ranking]
+
+
+def _top(request: Request) -> int:
+    text = request.query_params.get("top", str(DEFAULT_TOP))
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) > 0):
+        raise InputError(f"top should be a whole number of at least 1, found '{text[:40]}'")
+    return int(text)
+
+
+def _deadline(request: Request) -> float | None:
+    text = request.query_params.get("deadline_ms")
+    if text is None:
+        return None
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = math.nan
+    if not 0 < milliseconds <= 1e9:
+        raise InputError(f"deadline_ms should be a number in (0, 1e9], found '{text[:40]}'")
+    return milliseconds / 1000

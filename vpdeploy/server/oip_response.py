@@ -1,0 +1,133 @@
+"""Inference responses and metadata of the Open Inference Protocol v2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.layout import IMAGE, LOGITS
+from vpdeploy.server.oip_binary import pack_elements
+from vpdeploy.server.oip_request import LABEL, PROBABILITIES, InferRequest
+from vpdeploy.server.service import Classified, ServedTask
+from vpdeploy.waiting import Logits
+
+PLATFORM = "vpdeploy"
+
+
+def render_response(request: InferRequest, answers: Sequence[Classified]) -> tuple[bytes, int | None]:
+    """Encode the answers to one request.
+
+    Args:
+        request: What was asked.
+        answers: One for each image, of one task.
+
+    Returns:
+        The body, and the length of its JSON if raw bytes follow it.
+    """
+    task = answers[0].task
+    entries: list[dict[str, Any]] = []
+    raw: list[bytes] = []
+    for output in request.outputs:
+        values = _VALUES[output.name](answers)
+        entry: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(values.shape)}
+        if output.class_count:
+            values = _classification(values, task.card.labels, output.class_count)
+            entry["shape"] = list(values.shape)
+        if values.dtype == object:
+            entry["datatype"] = "BYTES"
+        if output.binary:
+            raw.append(_to_bytes(values))
+            entry["parameters"] = {"binary_data_size": len(raw[-1])}
+        else:
+            entry["data"] = values.ravel().tolist()
+        entries.append(entry)
+    document = {"model_name": task.card.name, "model_version": str(task.version), "outputs": entries}
+    if request.id is not None:
+        document["id"] = request.id
+    text = json.dumps(document, separators=(",", ":")).encode()
+    if not any(output.binary for output in request.outputs):
+        return text, None
+    return b"".join([text, *raw]), len(text)
+
+
+def model_metadata(task: ServedTask, image_size: int) -> dict[str, Any]:
+    """Describe a task as a model: inputs, outputs, labels."""
+    classes = len(task.card.labels)
+    return {
+        "name": task.card.name,
+        "versions": [str(task.version)],
+        "platform": PLATFORM,
+        "inputs": [{"name": IMAGE, "datatype": "UINT8", "shape": [-1, image_size, image_size, 3]}],
+        "outputs": [
+            {"name": LOGITS, "datatype": "FP32", "shape": [-1, classes]},
+            {"name": PROBABILITIES, "datatype": "FP32", "shape": [-1, classes]},
+            {"name": LABEL, "datatype": "BYTES", "shape": [-1]},
+        ],
+        "parameters": {
+            "labels": list(task.card.labels),
+            "method": task.card.method,
+            "backbone": task.card.backbone.name,
+            "image": f"pixels, UINT8 [-1, {image_size}, {image_size}, 3], or encoded files, BYTES [-1]",
+        },
+    }
+
+
+def model_config(task: ServedTask, image_size: int, max_batch_size: int) -> dict[str, Any]:
+    """Describe a task the way Triton describes a model's configuration, for its load generator."""
+    classes = len(task.card.labels)
+    return {
+        "name": task.card.name,
+        "platform": PLATFORM,
+        "backend": PLATFORM,
+        "max_batch_size": max_batch_size,
+        "input": [{"name": IMAGE, "data_type": "TYPE_UINT8", "dims": [image_size, image_size, 3]}],
+        "output": [
+            {"name": LOGITS, "data_type": "TYPE_FP32", "dims": [classes]},
+            {"name": PROBABILITIES, "data_type": "TYPE_FP32", "dims": [classes]},
+            {"name": LABEL, "data_type": "TYPE_STRING", "dims": []},
+        ],
+        "dynamic_batching": {},
+    }
+
+
+Values = npt.NDArray[Any]
+"""float32, or object for strings."""
+
+
+def _logits(answers: Sequence[Classified]) -> Values:
+    return np.stack([answer.logits for answer in answers])
+
+
+def _probabilities(answers: Sequence[Classified]) -> Values:
+    return np.stack([answer.probabilities for answer in answers])
+
+
+def _labels(answers: Sequence[Classified]) -> Values:
+    return np.array([answer.task.card.labels[int(answer.logits.argmax())] for answer in answers], dtype=object)
+
+
+_VALUES: dict[str, Callable[[Sequence[Classified]], Values]] = {
+    LOGITS: _logits,
+    PROBABILITIES: _probabilities,
+    LABEL: _labels,
+}
+"""How each output is made: arrays [B, C], or [B] of names."""
+
+
+def _classification(values: Logits, labels: Sequence[str], count: int) -> Values:
+    """Return the best classes as ``value:index:label``, object [B, min(count, C)]."""
+    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    rows = [
+        [f"{row[index]:.6f}:{index}:{labels[index]}" for index in best] for row, best in zip(values, order, strict=True)
+    ]
+    return np.array(rows, dtype=object)
+
+
+def _to_bytes(values: Values) -> bytes:
+    if values.dtype == object:
+        return pack_elements([str(value).encode(errors="replace") for value in values.ravel()])
+    return values.astype("<f4", copy=False).tobytes()

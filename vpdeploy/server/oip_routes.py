@@ -1,0 +1,119 @@
+"""The routes of the Open Inference Protocol v2: a task is a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+import vpdeploy
+from vpdeploy.errors import TaskNotFoundError
+from vpdeploy.server.bodies import BodyReader, compress_for
+from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
+from vpdeploy.server.oip_binary import HEADER_LENGTH
+from vpdeploy.server.oip_request import parse_request
+from vpdeploy.server.oip_response import model_config, model_metadata, render_response
+from vpdeploy.server.service import ServedTask, Service
+from vpdeploy.server.statuses import refusal
+
+LIVE_PATH = "/v2/health/live"
+READY_PATH = "/v2/health/ready"
+
+_INFER_SCHEMA: dict[str, Any] = {
+    "summary": "Classify a batch of images",
+    "description": "Open Inference Protocol v2 with the binary-tensor and classification extensions: input `image` "
+    "as BYTES [B] (encoded files; base64 in JSON) or UINT8 [B, H, W, 3]; outputs `logits`, `probabilities`, `label`.",
+    "parameters": [{"name": "task", "in": "path", "required": True, "schema": {"type": "string"}}],
+    "requestBody": {"required": True, "content": {"application/json": {}, "application/octet-stream": {}}},
+}
+
+
+def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
+    """Add the protocol's routes to an app."""
+    settings = service.settings
+    image_size = service.session.preprocessing.image_size
+
+    def served(request: Request) -> ServedTask:
+        task = service.task(request.path_params["task"])
+        version = request.path_params.get("version")
+        if version is not None and version != str(task.version):
+            raise TaskNotFoundError(
+                f"task '{task.card.name}' is served in version {task.version}, not '{version[:20]}'"
+            )
+        return task
+
+    async def infer(request: Request) -> Response:
+        async with bodies.body(request) as body:
+            task = served(request)
+            parsed = parse_request(
+                body,
+                request.headers.get(HEADER_LENGTH),
+                image_size=image_size,
+                max_images=settings.max_images,
+                max_json_bytes=settings.max_json_bytes,
+            )
+            answers = await unless_client_leaves(
+                request, service.classify(parsed.images, [task.card.name], deadline_s=parsed.deadline_s)
+            )
+        content, json_bytes = render_response(parsed, answers)
+        headers = {}
+        if json_bytes is not None:
+            headers[HEADER_LENGTH] = str(json_bytes)
+        content, encoding = compress_for(request.headers.get("accept-encoding", ""), content)
+        media_type = "application/json" if json_bytes is None else "application/octet-stream"
+        return Response(content, headers={**headers, **encoding}, media_type=media_type)
+
+    async def live(request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def ready(request: Request) -> Response:
+        if service.is_ready:
+            return JSONResponse({"ready": True})
+        return refusal(503, "the server is shutting down")
+
+    async def server_metadata(request: Request) -> Response:
+        return JSONResponse(
+            {
+                "name": "vpdeploy",
+                "version": vpdeploy.__version__,
+                "extensions": ["binary_tensor_data", "classification", "model_configuration"],
+            }
+        )
+
+    async def metadata(request: Request) -> Response:
+        return JSONResponse(model_metadata(served(request), image_size))
+
+    async def config(request: Request) -> Response:
+        return JSONResponse(model_config(served(request), image_size, settings.batching.max_batch_size))
+
+    async def model_ready(request: Request) -> Response:
+        task = served(request)
+        if not service.is_ready:
+            return refusal(503, "the server is shutting down")
+        return JSONResponse({"name": task.card.name, "ready": True})
+
+    async def repository_index(request: Request) -> Response:
+        tasks = [service.task(name) for name in service.session.tasks]
+        return JSONResponse(
+            [{"name": task.card.name, "version": str(task.version), "state": "READY", "reason": ""} for task in tasks]
+        )
+
+    endpoint = inference_endpoint(service, infer)
+    for model in ("/v2/models/{task}", "/v2/models/{task}/versions/{version}"):
+        hidden = "version" in model
+        app.add_api_route(
+            f"{model}/infer",
+            endpoint,
+            methods=["POST"],
+            response_model=None,
+            openapi_extra=_INFER_SCHEMA,
+            include_in_schema=not hidden,
+        )
+        for suffix, handler in (("", metadata), ("/ready", model_ready), ("/config", config)):
+            app.add_api_route(f"{model}{suffix}", handler, response_model=None, include_in_schema=not hidden)
+    app.add_api_route("/v2", server_metadata, response_model=None)
+    app.add_api_route(LIVE_PATH, live, response_model=None)
+    app.add_api_route(READY_PATH, ready, response_model=None)
+    app.add_api_route("/v2/repository/index", repository_index, methods=["POST"], response_model=None)

@@ -1,0 +1,105 @@
+"""Running an app: a listening socket, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from vpdeploy.errors import SpecError
+from vpdeploy.server.service import Service
+
+_log = logging.getLogger(__name__)
+
+_DRAIN_S = 30
+"""How long requests that were accepted may take to be answered after the signal to stop."""
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Reserve an address, without listening yet; port 0 picks a free one.
+
+    Raises:
+        SpecError: The address is unknown, in use or not ours to use.
+    """
+    listener: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError, UnicodeError) as error:
+        if listener is not None:
+            listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SpecError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return a socket's address as the authority of a URL, ``HOST:PORT``."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which says when it listens and ends readiness as soon as it is told to stop.
+
+    Args:
+        app: From ``create_app``.
+        on_listening: Called once connections are accepted.
+    """
+
+    def __init__(self, app: FastAPI, *, on_listening: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+                timeout_graceful_shutdown=_DRAIN_S,
+            )
+        )
+        self._service: Service = app.state.service
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept connections."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_listening()
+
+    def stop(self) -> None:
+        """Accept no more connections, answer what was accepted, and return from ``run``."""
+        self._service.draining = True
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop in answer to a signal."""
+        self._service.draining = True
+        super().handle_exit(sig, frame)
+
+
+def run_server(app: FastAPI, listener: socket.socket, *, on_listening: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT; everything that was accepted by then is answered first.
+
+    Args:
+        app: From ``create_app``.
+        listener: From ``bind_socket``; it is closed at the end.
+        on_listening: Called once connections are accepted.
+    """
+    server = Server(app, on_listening=on_listening)
+    if threading.current_thread() is threading.main_thread():
+        # uvicorn raises the signal once more when it is done; by then there is nothing left to stop.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+    server.run(sockets=[listener])
+    _log.info("stopped, every accepted request was answered")

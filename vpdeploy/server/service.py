@@ -1,0 +1,201 @@
+"""The service behind every protocol: encoded images or pixels and task names in, classified images out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from vpdeploy.batch import BatchSession
+from vpdeploy.batcher import Batcher
+from vpdeploy.errors import BackendError, DeadlineExceededError, InputError
+from vpdeploy.prediction import softmax
+from vpdeploy.server.decoding import Decoder
+from vpdeploy.server.metrics import Metrics
+from vpdeploy.server.settings import ServerSettings
+from vpdeploy.session import SyncReport
+from vpdeploy.task import TaskCard
+from vpdeploy.waiting import Answer, Logits, Pixels
+
+_T = TypeVar("_T")
+
+
+class ServedSession(BatchSession, Protocol):
+    """What the server needs of a session."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the loaded tasks."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return the runtime, the precision and the table's size."""
+        ...
+
+    def sync(self) -> SyncReport:
+        """Bring the loaded tasks in line with the bundle on disk."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedTask:
+    """A loaded task.
+
+    Attributes:
+        card: What is known of it.
+        version: Its published version; 1 where there is none.
+    """
+
+    card: TaskCard
+    version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classified:
+    """One image, classified by one version of one task.
+
+    Attributes:
+        task: The task as it was when it answered.
+        logits: float32 [C], C = the task's classes.
+    """
+
+    task: ServedTask
+    logits: Logits
+
+    @cached_property
+    def probabilities(self) -> Logits:
+        """Softmax of the logits, float32 [C]."""
+        return softmax(self.logits)
+
+
+class Service:
+    """Decoder and batcher of one server. Its coroutines belong to one event loop; ``close`` it at the end.
+
+    Args:
+        session: Runs the batches; it stays the caller's.
+        settings: What is accepted, and how much of it at a time.
+    """
+
+    def __init__(self, session: ServedSession, settings: ServerSettings) -> None:
+        self.session = session
+        self.settings = settings
+        self.metrics = Metrics()
+        self.draining = False
+        self.batcher = Batcher(session, settings.batching, observer=self.metrics.count_batch)
+        self.decoder = Decoder(
+            session.preprocessing,
+            threads=settings.decode_threads,
+            max_pending=settings.batching.max_queue_size,
+            max_pixels=settings.max_pixels,
+        )
+        self.metrics.watch_value(
+            "vpdeploy_queue_images", "Images that wait for a batch.", lambda: self.batcher.queue_length
+        )
+        self.metrics.watch_value("vpdeploy_tasks", "Loaded tasks.", lambda: len(session.tasks))
+        self.metrics.watch_value(
+            "vpdeploy_table_bytes",
+            "Bytes of all loaded prompt sets on the device.",
+            lambda: session.describe()["table_bytes"],
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are welcome."""
+        return not self.draining
+
+    def task(self, name: str) -> ServedTask:
+        """Return a loaded task.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+        """
+        lease = self.session.lease(name)
+        lease.release()
+        return ServedTask(card=lease.card, version=lease.version or 1)
+
+    async def classify(
+        self,
+        images: Sequence[bytes] | Sequence[Pixels],
+        tasks: Sequence[str],
+        *,
+        deadline_s: float | None = None,
+    ) -> list[Classified]:
+        """Ask every task about every image, in one go.
+
+        Args:
+            images: Encoded files, or pixels uint8 [H, W, 3] of the backbone's size.
+            tasks: Names of loaded tasks.
+            deadline_s: Seconds from now after which the answer is of no use; None for the settings' default.
+
+        Returns:
+            Image by image, the tasks' answers in the order asked.
+
+        Raises:
+            InputError: There are no images or too many, or one cannot be used.
+            TaskNotFoundError: A task is not loaded.
+            QueueFullError: There is too much work already.
+            DeadlineExceededError: The deadline passed.
+            ShuttingDownError: The service is closing.
+            BackendError: The runtime failed.
+        """
+        row_count, limit = len(images) * len(tasks), self.settings.max_images
+        if not 1 <= row_count <= limit:
+            raise InputError(f"a request asks for 1 to {limit} answers (images times tasks), found {row_count}")
+        for name in tasks:
+            self.task(name)
+        self.batcher.check_room(row_count)
+        if deadline_s is None and self.settings.batching.deadline_ms is not None:
+            deadline_s = self.settings.batching.deadline_ms / 1000
+        expires_at = None if deadline_s is None else time.monotonic() + deadline_s
+        files = [image for image in images if isinstance(image, bytes)]
+        pixels = [image for image in images if not isinstance(image, bytes)]
+        if files:
+            pixels = await _results(self.decoder.submit(files), expires_at)
+        rows = [(image, task) for image in pixels for task in tasks]
+        answers = self.batcher.submit_all(rows, deadline_s=_remaining(expires_at))
+        await _results(answers, expires_at)
+        return [_classified(answer) for answer in answers]
+
+    def close(self) -> None:
+        """Finish what was accepted and stop every thread."""
+        self.draining = True
+        self.batcher.close(drain=True)
+        self.decoder.close()
+
+
+async def _results(futures: Sequence[Future[_T]], expires_at: float | None) -> list[_T]:
+    """Wait for all results; what is left is cancelled when time is up, one fails, or the caller is cancelled."""
+    waiting = [asyncio.wrap_future(future) for future in futures]
+    try:
+        _, pending = await asyncio.wait(waiting, timeout=_remaining(expires_at), return_when=asyncio.FIRST_EXCEPTION)
+        failed = [future.exception() for future in waiting if future.done()]
+        for error in failed:
+            if error is not None:
+                raise error
+        if pending:
+            raise DeadlineExceededError("the deadline passed before the answer was ready")
+        return [future.result() for future in waiting]
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _remaining(expires_at: float | None) -> float | None:
+    return None if expires_at is None else max(0.0, expires_at - time.monotonic())
+
+
+def _classified(answer: Answer) -> Classified:
+    logits = answer.result()
+    task = ServedTask(card=answer.card, version=answer.version or 1)
+    if not np.isfinite(logits).all():
+        raise BackendError(
+            f"task '{task.card.name}' gave logits that are not finite; a float16 graph may overflow, export it "
+            "with --bf16 or in float32"
+        )
+    return Classified(task=task, logits=logits)
