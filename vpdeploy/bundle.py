@@ -239,10 +239,12 @@ def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[Compile
     _replace_manifest(old.path, manifest)
     if manifest.graph_file != old.manifest.graph_file:
         (old.path / old.manifest.graph_file).unlink(missing_ok=True)
-    for task in old.tasks:
-        for version in old.manifest.tasks[task].files:
-            if task not in manifest.tasks or version not in manifest.tasks[task].files:
-                shutil.rmtree(old.path / "tasks" / task / str(version), ignore_errors=True)
+    for task, entry in old.manifest.tasks.items():
+        if task not in manifest.tasks:
+            shutil.rmtree(old.path / "tasks" / task, ignore_errors=True)
+            continue
+        for version in entry.files.keys() - manifest.tasks[task].files.keys():
+            shutil.rmtree(old.path / "tasks" / task / str(version), ignore_errors=True)
 
 
 def _with_version(path: Path, manifest: Manifest, prompt_set: CompiledPromptSet) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
                 "classes": len(prompt_set.card.labels),
                 "prefix": prompt_set.sizes().get("prefix", 0),
                 "size_bytes": prompt_set.size_bytes,
-                "val_accuracy": details.get("metrics", {}).get("val_accuracy"),
-                "parity": details.get("parity", {}),
+                "val_accuracy": _section(details, "metrics").get("val_accuracy"),
+                "parity": _section(details, "parity"),
             }
         )
     return {
@@ -124,8 +125,7 @@ def _inspect_folded(path: Path) -> dict[str, Any]:
 
 def _card_fields(card: TaskCard) -> dict[str, Any]:
     details = {name: value for name, value in card.details.items() if name != "pruning"}
-    pruning = card.details.get("pruning")
-    if pruning:
+    if pruning := _section(card.details, "pruning"):
         details["pruning"] = {"chosen": pruning.get("chosen"), "candidates": pruning.get("candidates")}
     return {
         "task": card.name,
@@ -135,6 +135,12 @@ def _card_fields(card: TaskCard) -> dict[str, Any]:
         "preprocessing": card.preprocessing.to_fields(),
         **details,
     }
+
+
+def _section(details: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a section of a card's free-form details, empty where there is none."""
+    section = details.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _short(value: Any) -> str:

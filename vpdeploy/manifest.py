@@ -36,6 +36,11 @@ class TaskEntry:
     files: dict[int, dict[str, str]]
 
     @property
+    def served(self) -> dict[str, str]:
+        """sha256 of each file of the served version."""
+        return self.files[self.version]
+
+    @property
     def previous_version(self) -> int | None:
         """The version that a roll-back returns to, or None."""
         return max((version for version in self.files if version < self.version), default=None)

@@ -18,6 +18,7 @@ from vpdeploy.directory import Lease, TaskDirectory
 from vpdeploy.errors import BundleError, InputError, MissingExtraError, SpecError
 from vpdeploy.folded import FoldedCard
 from vpdeploy.image import fit_image, load_pixels
+from vpdeploy.manifest import TaskEntry
 from vpdeploy.prediction import Prediction, rank_classes
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.promptset import CompiledPromptSet
@@ -74,6 +75,8 @@ class Session:
         self._bundle = bundle
         self._changing = threading.Lock()  # one change of the table at a time; runs go on beside it
         self._table: Table | None = None
+        # What sync has loaded. A version alone does not tell: a task that was removed and published anew restarts at 1.
+        self._synced: dict[str, TaskEntry] = {} if bundle is None else dict(bundle.manifest.tasks)
         if folded is not None:
             self._directory = TaskDirectory(1)
             self._directory.admit(folded, self._directory.reserve(), None)
@@ -237,12 +240,17 @@ class Session:
         if fresh.manifest.graph_sha256 != self._bundle.manifest.graph_sha256:
             raise BundleError(f"{fresh.path}: the graph was replaced; restart to serve it")
         loaded = self._directory.versions()
-        wanted = {name: entry.version for name, entry in fresh.manifest.tasks.items()}
-        changed = [name for name, version in wanted.items() if loaded.get(name) != version]
+        entries = fresh.manifest.tasks
+        changed = [
+            name
+            for name, entry in entries.items()
+            if loaded.get(name) != entry.version or self._synced.get(name, entry).served != entry.served
+        ]
         prompt_sets = {name: fresh.read_task(name) for name in changed}
         for name, prompt_set in prompt_sets.items():
-            self.add_task(prompt_set, version=wanted[name])
-        removed = tuple(name for name in loaded if name not in wanted)
+            self.add_task(prompt_set, version=entries[name].version)
+            self._synced[name] = entries[name]
+        removed = tuple(name for name in loaded if name not in entries)
         for name in removed:
             self.remove_task(name)
         return SyncReport(

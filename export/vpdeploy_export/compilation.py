@@ -106,6 +106,8 @@ def compile_prompt_set(model: PromptedViT, card: TaskCard, *, precision: Precisi
         "head_weight": np.ascontiguousarray(model.head.weight.detach().float().numpy().T),
         "head_bias": model.head.bias.detach().float().numpy().copy(),
     }
+    if not all(np.isfinite(tensors[name]).all() for name in ("head_weight", "head_bias")):
+        raise ExportError(f"task '{card.name}': the head is not finite; train again")
     for array in tensors.values():
         array.flags.writeable = False
     layout = Layout.for_prefix(

@@ -12,7 +12,7 @@ import torch
 
 from vpdeploy.backends import open_backend
 from vpdeploy.bundle import Bundle, check_replaceable, publish_task, write_bundle
-from vpdeploy.errors import SpecError
+from vpdeploy.errors import BundleError, SpecError
 from vpdeploy.files import replacing_file
 from vpdeploy.folded import FoldedCard
 from vpdeploy.manifest import GRAPH_FILE, Manifest, Precision
@@ -88,12 +88,14 @@ def export_folded(
         weights: Where the backbone's weights file lies now.
 
     Raises:
-        BundleError: The run cannot be read.
+        BundleError: The run cannot be read, or ``out`` is a folder.
         SpecError: Options do not fit, or the backbone's weights cannot be had.
         ExportError: The prompts do not fit the precision, or the graph cannot be written.
         ParityError: The graph does not reproduce the trained model; nothing is written.
     """
     check_opset(opset)
+    if out.is_dir():
+        raise BundleError(f"{out}: is a folder; give the name of an .onnx file")
     run = Run.read(path)
     backbone = run.load_backbone(weights=weights)
     model = run.load_model(backbone)

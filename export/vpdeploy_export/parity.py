@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +49,10 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether difference and top-1 agreement are within tolerance; NaN never is."""
+        """Whether difference and top-1 agreement are within tolerance; NaN and infinity never are."""
         agreeing = round(self.top1_agreement * self.images)
+        if not math.isfinite(self.max_abs_difference) or not math.isfinite(self.allowed_difference):
+            return False
         return self.max_abs_difference <= self.allowed_difference and agreeing >= self.images - self.undecided
 
     def to_fields(self) -> dict[str, Any]:

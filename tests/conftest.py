@@ -1,0 +1,62 @@
+"""Fixtures that several folders share; torch is imported only where a fixture needs it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a tiny random vision transformer."""
+    pytest.importorskip("timm", reason="needs the train extra")
+    import tiny_runs
+
+    return tiny_runs.write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_run_paths(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> dict[str, Path]:
+    """Run folders by task name: ``flowers`` (4 classes), ``birds`` (7) and ``probe`` (2, without prompts)."""
+    import tiny_runs
+
+    return tiny_runs.write_runs(tmp_path_factory.mktemp("runs"), tiny_weights)
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path]) -> Path:
+    """A bundle of all the runs, float32, opset 20; no test changes it."""
+    pytest.importorskip("onnxscript", reason="needs the export extra")
+    from vpdeploy_export.exporting import export_bundle
+
+    return export_bundle(list(tiny_run_paths.values()), tmp_path_factory.mktemp("zoo") / "zoo").path
+
+
+@pytest.fixture(scope="session")
+def folded_flowers(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path]) -> Path:
+    """The run ``flowers`` as one ONNX file, float32, opset 20; no test changes it."""
+    pytest.importorskip("onnxscript", reason="needs the export extra")
+    from vpdeploy_export.exporting import export_folded
+
+    return export_folded(tiny_run_paths["flowers"], tmp_path_factory.mktemp("folded") / "flowers.onnx").path
+
+
+@pytest.fixture
+def zoo_copy(zoo: Path, tmp_path: Path) -> Path:
+    """A bundle that the test may change."""
+    return Path(shutil.copytree(zoo, tmp_path / "zoo"))
+
+
+@pytest.fixture(scope="session")
+def random_pixels() -> Callable[..., npt.NDArray[np.uint8]]:
+    """Images by count: uint8 [B, side, side, 3], always the same."""
+
+    def make(count: int, *, side: int = 32, seed: int = 0) -> npt.NDArray[np.uint8]:
+        return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+
+    return make

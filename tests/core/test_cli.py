@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from core import toy
+from typer.testing import CliRunner, Result
+
+from vpdeploy import __version__
+from vpdeploy.bundle import Bundle, publish_task
+from vpdeploy.cli import exits
+from vpdeploy.cli.main import build_app, main
+from vpdeploy.errors import (
+    BundleCorruptError,
+    MissingExtraError,
+    ParityError,
+    SpecError,
+    VpdeployError,
+)
+
+Invoke = Callable[..., Result]
+Captured = tuple[int, str, str]
+
+
+@pytest.fixture
+def invoke() -> Invoke:
+    """Run a verb that should succeed."""
+
+    def call(*arguments: object) -> Result:
+        result = CliRunner().invoke(build_app(), [str(each) for each in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result
+
+    return call
+
+
+@pytest.fixture
+def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Captured]:
+    """Run the whole entry point in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> Captured:
+        monkeypatch.setattr(sys, "argv", ["vpdeploy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, err = capsys.readouterr()
+        return int(str(stopped.value.code)), out, err
+
+    return call
+
+
+@pytest.fixture
+def image(tmp_path: Path, random_pixels: Callable[..., np.ndarray]) -> Path:
+    pillow = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    path = tmp_path / "image.png"
+    pillow.fromarray(random_pixels(1)[0]).save(path)
+    return path
+
+
+@pytest.fixture
+def toy_zoo(tmp_path: Path) -> Path:
+    return toy.write(tmp_path / "toy zoo").path
+
+
+def subprocess_run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vpdeploy", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def assert_one_line_error(captured: Captured, code: int, message: str) -> None:
+    found, out, err = captured
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert message in err
+    assert found == code
+
+
+# --- predict ---
+
+
+def test_predict_prints_the_same_numbers_as_text_and_json(invoke: Invoke, zoo: Path, image: Path):
+    text = invoke("predict", zoo, image, "--task", "birds", "--top", 3).stdout
+    rows = json.loads(invoke("predict", zoo, image, "--task", "birds", "--top", 3, "--json").stdout)
+    (row,) = rows
+    assert (row["image"], row["task"], len(row["predictions"])) == (str(image), "birds", 3)
+    for each in row["predictions"]:
+        assert each["label"] == f"birds-{each['index']}"
+        assert f"{each['probability']:7.2%}  {each['label']}" in text
+
+
+def test_predict_answers_each_image_in_order(invoke: Invoke, folded_flowers: Path, image: Path, tmp_path: Path):
+    other = tmp_path / "other.png"
+    shutil.copy(image, other)
+    rows = json.loads(invoke("predict", folded_flowers, image, other, "--json", "--threads", 1).stdout)
+    assert [row["image"] for row in rows] == [str(image), str(other)]
+    assert rows[0]["predictions"] == rows[1]["predictions"]
+    assert sum(each["probability"] for each in rows[0]["predictions"]) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "several tasks are loaded, name one of: flowers, birds, probe"),
+        ({"task": "fish"}, "no task 'fish'; loaded: flowers, birds, probe"),
+        ({"image": "none.png", "task": "birds"}, "none.png: file not found"),
+        ({"model": "none"}, "none: does not exist; expected a bundle folder or an .onnx file"),
+        ({"runtime": "gpu"}, "unknown runtime 'gpu'"),
+    ],
+    ids=str,
+)
+def test_what_predict_cannot_use_is_one_line(
+    run_main: Callable[..., Captured], zoo: Path, image: Path, change: dict[str, str], message: str
+):
+    arguments: list[object] = ["predict", change.get("model", zoo), change.get("image", image)]
+    for option in ("task", "runtime"):
+        if option in change:
+            arguments += [f"--{option}", change[option]]
+    assert_one_line_error(run_main(*arguments), 1, message)
+
+
+# --- task ---
+
+
+def test_task_list_shows_versions_classes_and_bytes(invoke: Invoke, toy_zoo: Path):
+    publish_task(toy_zoo, toy.prompt_set("flowers", prefix=6, seed=3))
+    rows = json.loads(invoke("task", "list", toy_zoo, "--json").stdout)
+    assert rows[0] == {
+        "task": "flowers",
+        "version": 2,
+        "versions": [1, 2],
+        "classes": 4,
+        "prefix": 6,
+        "size_bytes": toy.prompt_set(prefix=6).size_bytes,
+    }
+    assert [row["task"] for row in rows] == ["flowers", "birds"]
+    text = invoke("task", "list", toy_zoo).stdout
+    assert "flowers" in text
+    assert "version 2 of [1, 2], 4 classes, 6 prompts a block" in text
+
+
+def test_task_remove_and_rollback_change_the_bundle(invoke: Invoke, toy_zoo: Path):
+    publish_task(toy_zoo, toy.prompt_set("flowers", seed=3))
+    assert "version 1" in invoke("task", "rollback", toy_zoo, "flowers").stdout
+    assert Bundle.open(toy_zoo).manifest.tasks["flowers"].version == 1
+    assert "removed birds" in invoke("task", "remove", toy_zoo, "birds").stdout
+    assert Bundle.open(toy_zoo).tasks == ("flowers",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("remove", "fish"), "no task 'fish' in the bundle; it holds: flowers, birds"),
+        (("rollback", "fish"), "no task 'fish'"),
+        (("rollback", "birds"), "nothing to roll back to"),
+    ],
+    ids=str,
+)
+def test_what_task_cannot_do_is_one_line_and_changes_nothing(
+    run_main: Callable[..., Captured], toy_zoo: Path, arguments: tuple[str, str], message: str
+):
+    before = toy.snapshot(toy_zoo)
+    verb, task = arguments
+    assert_one_line_error(run_main("task", verb, toy_zoo, task), 1, message)
+    assert toy.snapshot(toy_zoo) == before
+
+
+# --- inspect ---
+
+
+def test_inspect_explains_a_bundle(invoke: Invoke, zoo: Path):
+    report = json.loads(invoke("inspect", zoo, "--json").stdout)
+    assert report["kind"] == "bundle"
+    assert [task["name"] for task in report["tasks"]] == ["flowers", "birds", "probe"]
+    assert [task["classes"] for task in report["tasks"]] == [4, 7, 2]
+    # Blocks keep 3 + 2, 0 + 1 and 1 + 2 prompts; the longest counts.
+    assert [task["prefix"] for task in report["tasks"]] == [5, 10, 0]
+    assert report["graph"]["size_bytes"] == (zoo / "model.onnx").stat().st_size
+    assert all(task["parity"]["images"] > 0 for task in report["tasks"])
+    text = invoke("inspect", zoo).stdout
+    assert "kind: bundle" in text
+    assert "flowers" in text
+
+
+def test_inspect_explains_a_folded_model(invoke: Invoke, folded_flowers: Path):
+    report = json.loads(invoke("inspect", folded_flowers, "--json").stdout)
+    assert (report["kind"], report["task"]) == ("folded model", "flowers")
+    assert report["labels"] == [f"flowers-{index}" for index in range(4)]
+    assert report["input"] == "image uint8 [B, H, W, 3]"
+    assert "folded model" in invoke("inspect", folded_flowers).stdout
+
+
+def test_inspect_explains_a_run_and_a_compiled_prompt_set(invoke: Invoke, zoo: Path, tiny_run_paths: dict[str, Path]):
+    run = json.loads(invoke("inspect", tiny_run_paths["flowers"], "--json").stdout)
+    assert (run["kind"], run["task"], run["method"]) == ("run", "flowers", "e2vpt")
+    assert set(run["files_bytes"]) == {"task.json", "prompts.safetensors"}
+    compiled = json.loads(invoke("inspect", zoo / "tasks/birds/1", "--json").stdout)
+    assert (compiled["kind"], compiled["task"]) == ("compiled prompt set", "birds")
+    assert "birds" in invoke("inspect", zoo / "tasks/birds/1").stdout
+
+
+@pytest.mark.parametrize(
+    "details", [{"metrics": None}, {"parity": "lost"}, {"metrics": [1]}, {"pruning": [1]}], ids=str
+)
+def test_inspect_is_not_confused_by_free_form_details(invoke: Invoke, tmp_path: Path, details: dict[str, Any]):
+    path = toy.write(tmp_path / "zoo", toy.prompt_set(**details)).path
+    assert "flowers" in invoke("inspect", path).stdout
+    assert "flowers" in invoke("inspect", path / "tasks/flowers/1").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none", "none: does not exist; expected a run folder, a bundle folder or an .onnx file"),
+        ("text.onnx", "text.onnx: ONNX Runtime cannot load it"),
+        ("empty", "empty: is none of these"),
+        ("foreign", "task.json: unknown format 'other'"),
+    ],
+)
+def test_inspect_says_what_it_expected(run_main: Callable[..., Captured], tmp_path: Path, name: str, message: str):
+    (tmp_path / "text.onnx").write_text("hello")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "task.json").write_text('{"format": "other"}')
+    assert_one_line_error(run_main("inspect", tmp_path / name), 1, message)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.onnx", "tasks/flowers/1/task.json"])
+def test_a_damaged_bundle_is_one_line_that_names_the_file(run_main: Callable[..., Captured], toy_zoo: Path, file: str):
+    (toy_zoo / file).write_bytes((toy_zoo / file).read_bytes()[:-3])
+    assert_one_line_error(run_main("inspect", toy_zoo), 1, Path(file).name)
+
+
+# --- exit codes ---
+
+
+def test_version_is_printed(run_main: Callable[..., Captured]):
+    assert run_main("--version") == (0, f"{__version__}\n", "")
+
+
+def test_help_lists_the_verbs(run_main: Callable[..., Captured]):
+    code, out, err = run_main("--help")
+    assert (code, err) == (0, "")
+    assert all(f"\n  {verb}" in out for verb in ("train", "eval", "export", "predict", "serve", "inspect", "task"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("fly",), ("predict",), ("inspect", "a", "--nope"), ("predict", "a", "b", "--top", "0"), ("task", "x")],
+)
+def test_wrong_usage_exits_2_and_prints_nothing_to_stdout(
+    run_main: Callable[..., Captured], arguments: tuple[str, ...]
+):
+    code, out, err = run_main(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage" in err
+
+
+def test_the_process_exits_with_the_code_and_one_line(toy_zoo: Path, tmp_path: Path):
+    (toy_zoo / "model.onnx").write_bytes(b"x")
+    for arguments, code in (
+        (("task", "list", toy_zoo), 0),
+        (("inspect", toy_zoo), 1),
+        (("task", "remove", tmp_path, "x"), 1),
+        (("fly",), 2),
+    ):
+        finished = subprocess_run(*arguments)
+        assert finished.returncode == code
+        if code == 1:
+            assert_one_line_error((finished.returncode, finished.stdout, finished.stderr), 1, "error: ")
+
+
+def test_debug_shows_a_traceback(tmp_path: Path):
+    finished = subprocess_run("--debug", "inspect", tmp_path)
+    assert finished.returncode == 1
+    assert "Traceback" in finished.stderr
+    assert "BundleError" in finished.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes break differently on Windows")
+def test_a_reader_that_goes_away_is_no_traceback(zoo: Path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vpdeploy", "inspect", str(zoo), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (VpdeployError("x"), 1),
+        (SpecError("x"), 1),
+        (BundleCorruptError("x"), 1),
+        (MissingExtraError("torch", "train"), 3),
+        (ParityError("x"), 4),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_error_has_its_exit_code(error: VpdeployError, code: int):
+    assert exits.exit_code(error) == code
+
+
+def test_every_optional_module_names_its_extra():
+    assert str(exits.missing_extra(ModuleNotFoundError(name="torch.nn"))) == (
+        "'torch' is not installed: pip install 'vpdeploy[train]'"
+    )
+    assert exits.missing_extra(ModuleNotFoundError(name="vpdeploy.nothing")) is None
+    assert exits.missing_extra(ModuleNotFoundError("unnamed")) is None
+
+
+def test_an_operating_system_error_is_one_line(
+    run_main: Callable[..., Captured], toy_zoo: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(toy_zoo / "manifest.json"))
+
+    monkeypatch.setattr("vpdeploy.inspection.is_bundle", fail)
+    assert_one_line_error(run_main("inspect", toy_zoo), 1, "manifest.json: Permission denied")
+
+
+def test_an_error_of_several_lines_is_joined(
+    run_main: Callable[..., Captured], toy_zoo: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object) -> None:
+        raise SpecError("first\n  second")
+
+    monkeypatch.setattr("vpdeploy.inspection.is_bundle", fail)
+    assert_one_line_error(run_main("inspect", toy_zoo), 1, "error: first second\n")

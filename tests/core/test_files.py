@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from vpdeploy import files
+from vpdeploy.files import creating_folder, replacing_file, sha256_of_file, write_atomically
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(child.name for child in folder.iterdir())
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path):
+    # The digest of "abc" is an example in FIPS 180-2.
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_of_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path):
+    path = tmp_path / "new" / "file"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert names(path.parent) == ["file"]
+
+
+def test_a_failure_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with replacing_file(path) as temporary:
+            temporary.write_bytes(b"ha")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failing_disk_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_bytes_are_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    steps: list[str] = []
+    flush, rename = files._flush, Path.replace
+
+    def noted_flush(path: Path) -> None:
+        steps.append("flush folder" if path == tmp_path else "flush file")
+        flush(path)
+
+    def noted_rename(source: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(source, target)
+
+    monkeypatch.setattr(files, "_flush", noted_flush)
+    monkeypatch.setattr(Path, "replace", noted_rename)
+    write_atomically(tmp_path / "file", b"new")
+    assert steps == ["flush file", "rename", "flush folder"]
+
+
+def test_a_folder_appears_as_a_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "folder"
+
+    def write_half() -> None:
+        with creating_folder(path) as temporary:
+            (temporary / "a").write_bytes(b"a")
+            assert not path.exists()
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_half()
+    assert names(tmp_path) == []
+    with creating_folder(path) as temporary:
+        (temporary / "a").write_bytes(b"a")
+    assert names(tmp_path) == ["folder"]
+    assert names(path) == ["a"]
+
+
+def test_a_folder_replaces_an_empty_one_only(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with creating_folder(tmp_path / "empty") as temporary:
+        (temporary / "a").touch()
+    assert names(tmp_path / "empty") == ["a"]
+    with pytest.raises(OSError, match="not empty"), creating_folder(tmp_path / "empty") as temporary:
+        (temporary / "b").touch()
+    assert names(tmp_path / "empty") == ["a"]
+    assert names(tmp_path) == ["empty"]
+
+
+def test_results_are_readable_as_the_umask_says(tmp_path: Path):
+    previous = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "file", b"")
+        with creating_folder(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750

@@ -1,0 +1,185 @@
+"""Runs without training: a tiny random vision transformer, random prompts and heads, written as training writes them.
+
+Needs torch and timm; import it inside a fixture or from tests/export only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.task import TaskCard
+from vpdeploy_train.backbone import Backbone, load_backbone
+from vpdeploy_train.methods import METHODS, PromptDimensions, PromptMethod
+from vpdeploy_train.methods.e2vpt import E2VPT, SEGMENTS, Kept
+from vpdeploy_train.methods.method import NoPrompts
+from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.run import Run, prompt_dimensions
+
+NAME = "vit_fixture_patch8_32"
+SIDE, PATCH, WIDTH, DEPTH, HEADS = 32, 8, 48, 3, 3
+PATCHES = (SIDE // PATCH) ** 2
+TOKENS = PATCHES + 1
+PREPROCESSING = Preprocessing(
+    image_size=SIDE,
+    resize="squash",
+    crop_ratio=1.0,
+    interpolation="bilinear",
+    mean=(0.5, 0.4, 0.3),
+    std=(0.2, 0.25, 0.3),
+)
+
+# timm looks this table up by its name, in the module of the entry point that is being registered.
+default_cfgs = generate_default_cfgs(
+    {NAME: {"num_classes": 0, "input_size": (3, SIDE, SIDE), "mean": PREPROCESSING.mean, "std": PREPROCESSING.std}}
+)
+
+
+def vit_fixture_patch8_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    architecture = {
+        "img_size": SIDE,
+        "patch_size": PATCH,
+        "embed_dim": WIDTH,
+        "depth": DEPTH,
+        "num_heads": HEADS,
+        "mlp_ratio": 2,
+        "num_classes": 0,
+    }
+    return build_model_with_cfg(
+        VisionTransformer,
+        NAME,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **{**architecture, **kwargs},
+    )
+
+
+register_model(vit_fixture_patch8_32)
+
+
+def randomise(vit: VisionTransformer, seed: int) -> VisionTransformer:
+    """Give every parameter a value that matters: a fresh timm model has zero biases and near-uniform attention."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in vit.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_gain = parameter.dim() == 1 and name.endswith("weight")
+            scale = 1.0 if name in ("pos_embed", "cls_token", "reg_token") else 0.15
+            parameter.copy_(1 + 0.2 * noise if is_gain else scale * noise)
+    return vit.eval().requires_grad_(False)
+
+
+def write_weights(path: Path, *, seed: int = 0) -> Path:
+    """Write the state dict of a random backbone."""
+    safetensors.torch.save_file(randomise(vit_fixture_patch8_32(), seed).state_dict(), path)
+    return path
+
+
+def backbone_of(weights: Path) -> Backbone:
+    return load_backbone(NAME, weights=weights, image_size=SIDE)
+
+
+def ragged_kept(tokens: list[list[int]], kv_tokens: list[list[int]]) -> Kept:
+    """Kept indices as pruning leaves them; the first segment of every kept token is pruned."""
+    row = (False,) + (True,) * (SEGMENTS - 1)
+    return Kept(
+        tokens=tuple(map(tuple, tokens)),
+        kv_tokens=tuple(map(tuple, kv_tokens)),
+        segments=tuple((row,) * len(block) for block in tokens),
+    )
+
+
+def e2vpt(dimensions: PromptDimensions, kept: Kept, *, kv_shared: bool = True, seed: int = 0) -> E2VPT:
+    """Prompts of unit scale: as strong as tokens."""
+    method = E2VPT(dimensions, kept, kv_shared=kv_shared)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return method.eval()
+
+
+def dimensions_of(vit: VisionTransformer) -> PromptDimensions:
+    attention = vit.blocks[0].attn
+    return PromptDimensions(
+        depth=len(vit.blocks),
+        width=vit.embed_dim,
+        heads=attention.num_heads,
+        head_width=attention.head_dim,
+        patch_size=PATCH,
+    )
+
+
+def prompted(vit: VisionTransformer, method: PromptMethod, classes: int, *, seed: int = 0) -> PromptedViT:
+    """A model as if trained: the head is random too."""
+    model = PromptedViT(vit, method, classes)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def write_run(
+    path: Path,
+    weights: Path,
+    *,
+    name: str,
+    classes: int,
+    kept: Kept | None,
+    method: str = "e2vpt",
+    kv_shared: bool = True,
+    seed: int = 0,
+    preprocessing: Preprocessing = PREPROCESSING,
+    data: str = "/nowhere/images",
+    image_size: int = SIDE,
+) -> Run:
+    """Write a run folder; ``kept=None`` is a run without prompts."""
+    backbone = load_backbone(NAME, weights=weights, image_size=image_size)
+    assert method in METHODS
+    prompts: PromptMethod = NoPrompts()
+    if kept is not None:
+        prompts = e2vpt(prompt_dimensions(backbone.identity), kept, kv_shared=kv_shared, seed=seed)
+    model = prompted(backbone.vit, prompts, classes, seed=seed + 1)
+    run = Run(
+        path=path,
+        card=TaskCard(
+            name=name,
+            labels=tuple(f"{name}-{index}" for index in range(classes)),
+            method=method,
+            backbone=backbone.identity,
+            preprocessing=preprocessing,
+            details={"metrics": {"val_accuracy": 0.5}, "prompts": prompts.summary(), "pruning": None},
+        ),
+        structure=prompts.structure(),
+        state=model.trained_state(),
+        data=data,
+        data_seed=0,
+        val_fraction=0.2,
+        weights=str(weights),
+    )
+    run.write()
+    return run
+
+
+def write_runs(folder: Path, weights: Path) -> dict[str, Path]:
+    """Write three runs whose prompt and class counts differ: ragged and pruned, VPT-deep, and none at all."""
+    ragged = ragged_kept([[0, 3, 7], [], [1]], [[0, 2], [4], [1, 3]])
+    write_run(folder / "flowers", weights, name="flowers", classes=4, kept=ragged, seed=10)
+    write_run(
+        folder / "birds",
+        weights,
+        name="birds",
+        classes=7,
+        kept=Kept.everything(DEPTH, 10, 0),
+        method="vpt-deep",
+        seed=20,
+    )
+    write_run(folder / "probe", weights, name="probe", classes=2, kept=None, method="linear", seed=30)
+    return {name: folder / name for name in ("flowers", "birds", "probe")}

@@ -1,0 +1,296 @@
+"""Settings: where values come from, which are refused, and what the command line offers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from vpdeploy.cli.main import build_app
+from vpdeploy.errors import SpecError
+from vpdeploy_train.settings import TrainSettings, default_of, read_toml
+
+EVERYTHING: dict[str, Any] = {
+    "data": "photos",
+    "method": "vpt-deep",
+    "backbone": "test_vit",
+    "weights": "w.safetensors",
+    "image_size": 32,
+    "resize": "squash",
+    "normalisation": "imagenet",
+    "val_fraction": 0.25,
+    "prompt_tokens": 3,
+    "kv_tokens": 2,
+    "kv_shared": False,
+    "prompt_dropout": 0.0,
+    "segment_order": "strided",
+    "epochs": 7,
+    "batch_size": 5,
+    "optimizer": "adamw",
+    "lr": 0.5,
+    "weight_decay": 0.25,
+    "warmup_epochs": 1.5,
+    "grad_clip": 2.0,
+    "early_stop": 4,
+    "augment": "flip",
+    "workers": 0,
+    "seed": 9,
+    "device": "cpu",
+    "precision": "bf16",
+    "prune": False,
+    "prune_scope": "shared",
+    "keep": "0.5,0.25",
+    "keep_segments": "0.75",
+    "prune_trials": 2,
+    "prune_slack": 0.125,
+    "rewind": "fresh",
+}
+"""Every setting, none at its default."""
+
+
+def make(**values: Any) -> TrainSettings:
+    return TrainSettings(data="digits", **values)
+
+
+def test_the_example_above_sets_everything_to_another_value_than_the_default():
+    assert EVERYTHING.keys() == {setting.name for setting in fields(TrainSettings)}
+    assert not [name for name, value in EVERYTHING.items() if value == default_of(name)]
+
+
+def test_options_win_over_the_config_and_the_config_over_defaults():
+    config = {"data": "photos", "epochs": 5, "lr": 0.5}
+    merged = TrainSettings.merge(config, {"epochs": 7, "lr": None, "seed": 3})
+    assert (merged.data, merged.epochs, merged.lr, merged.seed) == ("photos", 7, 0.5, 3)
+    assert merged.batch_size == default_of("batch_size")
+
+
+def test_an_option_that_is_false_or_zero_is_given():
+    merged = TrainSettings.merge(
+        {"data": "digits", "prune": True, "seed": 5, "prompt_dropout": 0.5}, {"prune": False, "seed": 0}
+    )
+    assert (merged.prune, merged.seed, merged.prompt_dropout) == (False, 0, 0.5)
+
+
+def test_missing_data_is_refused_with_what_to_give():
+    with pytest.raises(SpecError, match=r"--data is missing: give a folder"):
+        TrainSettings.merge({"epochs": 3})
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(SpecError, match=r"unknown setting 'epoch'; expected one of: data, method, .*epochs"):
+        TrainSettings.merge({"data": "digits", "epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("epochs", "5", "int"),
+        ("epochs", 5.0, "int"),
+        ("epochs", True, "int"),
+        ("lr", "fast", "float"),
+        ("lr", True, "float"),
+        ("prune", 1, "bool"),
+        ("prune", "yes", "bool"),
+        ("kv_shared", 0, "bool"),
+        ("backbone", 3, "str"),
+        ("data", ["a"], "str"),
+        ("keep", 0.5, "str"),
+        ("weights", {"a": 1}, "str"),
+        ("precision", 16, "str"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_name(name, value, expected):
+    option = "--" + name.replace("_", "-")
+    with pytest.raises(SpecError, match=re.escape(f"{option}: expected {expected}, found {value!r}")):
+        TrainSettings.merge({"data": "digits"}, {name: value})
+
+
+def test_an_integer_serves_as_a_float():
+    merged = TrainSettings.merge({"data": "digits", "lr": 1, "warmup_epochs": 2})
+    assert (merged.lr, merged.warmup_epochs) == (1.0, 2.0)
+    assert isinstance(merged.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [
+        ({"epochs": 0}, "--epochs"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"prompt_tokens": -1}, "--prompt-tokens"),
+        ({"prompt_tokens": 1001}, "--prompt-tokens"),
+        ({"kv_tokens": -1}, "--kv-tokens"),
+        ({"prompt_dropout": 1.0}, "--prompt-dropout"),
+        ({"prompt_dropout": float("nan")}, "--prompt-dropout"),
+        ({"val_fraction": 0.0}, "--val-fraction"),
+        ({"val_fraction": 1.0}, "--val-fraction"),
+        ({"image_size": 7}, "--image-size"),
+        ({"lr": 0.0}, "--lr"),
+        ({"lr": -1.0}, "--lr"),
+        ({"lr": float("nan")}, "--lr"),
+        ({"lr": float("inf")}, "--lr"),
+        ({"weight_decay": -0.1}, "--weight-decay"),
+        ({"weight_decay": float("inf")}, "--weight-decay"),
+        ({"warmup_epochs": -1.0}, "--warmup-epochs"),
+        ({"warmup_epochs": 11.0, "epochs": 10}, "--warmup-epochs"),
+        ({"grad_clip": -1.0}, "--grad-clip"),
+        ({"grad_clip": float("nan")}, "--grad-clip"),
+        ({"early_stop": -1}, "--early-stop"),
+        ({"workers": -1}, "--workers"),
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**64}, "--seed"),
+        ({"prune_trials": 0}, "--prune-trials"),
+        ({"prune_slack": 1.0}, "--prune-slack"),
+        ({"prune_slack": -0.1}, "--prune-slack"),
+        ({"precision": "fp8"}, "--precision"),
+        ({"optimizer": "lion"}, "--optimizer"),
+        ({"resize": "stretch"}, "--resize"),
+        ({"prune_scope": "token"}, "--prune-scope"),
+        ({"rewind": "no"}, "--rewind"),
+        ({"segment_order": "random"}, "--segment-order"),
+        ({"normalisation": "none"}, "--normalisation"),
+        ({"keep": "half"}, "--keep"),
+        ({"keep": "0.5,0"}, "--keep"),
+        ({"keep": "1.5"}, "--keep"),
+        ({"keep": "nan"}, "--keep"),
+        ({"keep": ""}, "--keep"),
+        ({"keep": "0.5,0.4", "prune_trials": 1}, "--keep"),
+        ({"keep": "0.5,0.4", "keep_segments": "0.5,0.4,0.3"}, "--keep-segments"),
+        ({"keep_segments": "none"}, "--keep-segments"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_option(values, option):
+    with pytest.raises(SpecError, match=rf"^{option}\b"):
+        make(**values)
+
+
+def test_every_refusal_is_one_line():
+    for values in ({"epochs": 0}, {"precision": "fp8"}, {"keep": "half"}):
+        with pytest.raises(SpecError) as caught:
+            make(**values)
+        assert "\n" not in str(caught.value)
+
+
+def test_defaults_that_depend_on_other_settings():
+    assert (make().base_lr, make().decay, make().warmup, make().prunes) == (2.5, 0.001, 10.0, True)
+    adamw = make(optimizer="adamw", epochs=20, method="linear")
+    assert (adamw.base_lr, adamw.decay, adamw.warmup, adamw.prunes) == (0.01, 0.01, 2.0, False)
+    given = make(lr=3.0, weight_decay=0.0, warmup_epochs=0.0, prune=False)
+    assert (given.base_lr, given.decay, given.warmup, given.prunes) == (3.0, 0.0, 0.0, False)
+    assert make(method="vpt-deep", prune=True).prunes
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"keep": "0.5"}, [(0.5, 0.75)]),
+        ({"keep": "0.5,0.25", "keep_segments": "1"}, [(0.5, 1.0), (0.25, 1.0)]),
+        ({"keep": "0.5,0.25", "keep_segments": "0.5, 0.25"}, [(0.5, 0.5), (0.25, 0.25)]),
+    ],
+)
+def test_shares_of_tokens_and_segments_are_paired(values, expected):
+    assert make(**values).keep_ratios() == expected
+
+
+@pytest.mark.parametrize("trials", [1, 2, 3, 5])
+def test_the_automatic_search_costs_no_more_trainings_than_allowed(trials):
+    shares = make(prune_trials=trials).keep_ratios()
+    assert len(shares) == len(set(shares)) == trials
+    assert all(0 < tokens < 1 and 0 < segments <= 1 for tokens, segments in shares)
+
+
+def test_settings_survive_toml(tmp_path: Path):
+    settings = TrainSettings(**EVERYTHING)
+    (tmp_path / "args.toml").write_text(settings.to_toml(), encoding="utf-8")
+    assert read_toml(tmp_path / "args.toml") == EVERYTHING
+    assert TrainSettings.merge(read_toml(tmp_path / "args.toml")) == settings
+
+
+def test_defaults_survive_toml(tmp_path: Path):
+    (tmp_path / "args.toml").write_text(make().to_toml(), encoding="utf-8")
+    again = TrainSettings.merge(read_toml(tmp_path / "args.toml"))
+    assert again == make()
+    assert again.difference(make()) is None
+
+
+def test_a_file_that_is_not_toml_is_refused_by_name(tmp_path: Path):
+    for name, content in {"a.toml": b"epochs = ", "b.toml": b"\xff\xfe\x00"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(SpecError, match=rf"{name}: not a readable TOML file"):
+            read_toml(tmp_path / name)
+    with pytest.raises(SpecError, match=r"missing\.toml: file not found"):
+        read_toml(tmp_path / "missing.toml")
+    with pytest.raises(SpecError, match="not a readable TOML file"):
+        read_toml(tmp_path)
+
+
+def test_a_difference_names_the_option_and_both_values():
+    assert make(prompt_tokens=3).difference(make(prompt_tokens=4)) == "--prompt-tokens was 3, now 4"
+
+
+@pytest.fixture
+def help_text(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "300")
+    result = CliRunner().invoke(build_app(), ["train", "--help"])
+    assert result.exit_code == 0
+    return result.output
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in fields(TrainSettings)])
+def test_help_lists_every_setting(help_text, name):
+    assert re.search(rf"--{name.replace('_', '-')}\b", help_text)
+
+
+@pytest.mark.parametrize("pair", [("--prune", "--no-prune"), ("--kv-shared", "--no-kv-shared")])
+def test_a_switch_has_both_directions(help_text, pair):
+    assert all(re.search(rf"{side}\b", help_text) for side in pair)
+
+
+def test_help_states_the_default_of_each_number(help_text):
+    entries = re.split(r" (?=--[a-z])", " ".join(help_text.split()))
+    for name in ("prompt_tokens", "kv_tokens", "epochs", "batch_size", "prune_trials"):
+        entry = next(entry for entry in entries if entry.startswith(f"--{name.replace('_', '-')} "))
+        assert f"[default: {default_of(name)}]" in entry
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainSettings:
+    """Return what the command line would train, without training it."""
+    received: list[TrainSettings] = []
+
+    class Stop(Exception):
+        pass
+
+    def take(settings: TrainSettings, *_: object, **__: object) -> None:
+        received.append(settings)
+        raise Stop
+
+    monkeypatch.setattr("vpdeploy_train.training.train_run", take)
+    result = CliRunner().invoke(build_app(), ["train", *arguments])
+    assert isinstance(result.exception, Stop), result.output
+    return received[0]
+
+
+def test_every_setting_reaches_the_training_from_the_command_line(monkeypatch, tmp_path):
+    arguments = ["--out", str(tmp_path / "run")]
+    for name, value in EVERYTHING.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            arguments += [f"--{option}", str(value)]
+    assert invoke(monkeypatch, *arguments) == TrainSettings(**EVERYTHING)
+
+
+def test_options_win_over_the_config_file_on_the_command_line(monkeypatch, tmp_path):
+    (tmp_path / "c.toml").write_text(tomli_w.dumps({"data": "photos", "epochs": 3, "lr": 0.5}), encoding="utf-8")
+    settings = invoke(monkeypatch, "--out", str(tmp_path / "r"), "--config", str(tmp_path / "c.toml"), "--epochs", "4")
+    assert settings == TrainSettings(data="photos", epochs=4, lr=0.5)
+
+
+def test_a_resumed_run_needs_no_repeated_options(monkeypatch, tmp_path):
+    (tmp_path / "args.toml").write_text(TrainSettings(**EVERYTHING).to_toml(), encoding="utf-8")
+    assert invoke(monkeypatch, "--out", str(tmp_path), "--resume") == TrainSettings(**EVERYTHING)
