@@ -132,10 +132,10 @@ def check_plain(name: str, model: Any) -> None:
     reason = None
     if type(model) is not VisionTransformer:
         reason = f"it is a {type(model).__name__}"
-    elif not all(type(block) is Block for block in model.blocks):
-        reason = f"its blocks are {type(model.blocks[0]).__name__}"
-    elif not all(type(block.attn) is Attention for block in model.blocks):
-        reason = f"its attention is {type(model.blocks[0].attn).__name__}"
+    elif odd := [block for block in model.blocks if type(block) is not Block]:
+        reason = f"its blocks are {type(odd[0]).__name__}"
+    elif odd := [block.attn for block in model.blocks if type(block.attn) is not Attention]:
+        reason = f"its attention is {type(odd[0]).__name__}"
     elif any(getattr(block.attn, "gate", None) is not None for block in model.blocks):
         reason = "its attention is gated"
     if reason:

@@ -176,11 +176,11 @@ def _make_optimizer(model: PromptedViT, settings: TrainSettings) -> torch.optim.
 def _make_schedule(
     optimizer: torch.optim.Optimizer, settings: TrainSettings, steps_per_epoch: int
 ) -> CosineLRScheduler:
-    """Return linear warm-up and cosine decay to zero, stepped at every iteration."""
+    """Return linear warm-up and cosine decay, stepped at every iteration; zero would be reached after the last one."""
     warmup = round(settings.warmup * steps_per_epoch)
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(settings.epochs * steps_per_epoch - warmup, 1),
+        t_initial=settings.epochs * steps_per_epoch - warmup + 1,
         warmup_t=warmup,
         warmup_lr_init=0.0,
         warmup_prefix=True,

@@ -14,6 +14,7 @@ from vpdeploy.errors import SpecError
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["sgd", "adamw"]
 PruneScope = Literal["layer", "shared"]
+Head = Literal["zero", "probe"]
 Rewind = Literal["initial", "fresh"]
 Resize = Literal["crop", "squash"]
 Normalisation = Literal["backbone", "imagenet"]
@@ -53,6 +54,7 @@ class TrainSettings:
     prompt_dropout: float = _option(0.1, "dropout on the visual prompts")
     segment_order: SegmentOrder = _option("contiguous", "how channels form segments", SegmentOrder)
 
+    head: Head = _option("zero", "start the classifier near zero, or at a linear probe (fewer epochs needed)", Head)
     epochs: int = _option(100, "passes over the training images")
     batch_size: int = _option(64, "images per step")
     optimizer: Optimizer = _option("sgd", "sgd (the papers' recipe, momentum 0.9) or adamw", Optimizer)

@@ -22,6 +22,7 @@ from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.data import DataSource, ImageDataset, build_augmentation, check_images, resolve_data
 from vpdeploy_train.device import choose_device, deterministic, make_fabric
+from vpdeploy_train.head import fit_head
 from vpdeploy_train.loop import fit, phase_seed
 from vpdeploy_train.methods import MethodOptions, PromptMethod, method_named
 from vpdeploy_train.methods.e2vpt import E2VPT
@@ -91,7 +92,7 @@ def train_run(
         InputError: Images cannot be decoded.
         TrainingError: The loss is not finite, or the stored state is damaged.
     """
-    _prepare_folder(settings, out, resume=resume)
+    _check_folder(settings, out, resume=resume)
     device = choose_device(settings.device)
     data = resolve_data(settings.data, seed=settings.seed, val_fraction=settings.val_fraction)
     check_images([*data.train, *data.val])
@@ -104,6 +105,8 @@ def train_run(
         method = method_named(settings.method)
         if settings.prunes and not method.prunable:
             raise SpecError(f"--prune: method '{settings.method}' has no prompts to prune; use --no-prune")
+        if not resume:  # noted only now: a folder that was refused can be used with corrected settings
+            write_atomically(out / ARGS_FILE, settings.to_toml().encode())
         result = _run_phases(bench)
     method_module = result.model.method
     card = TaskCard(
@@ -147,6 +150,8 @@ def _run_phases(bench: _Workbench) -> _Result:
     """Train, and where asked for, score, prune, rewind and choose."""
     settings = bench.settings
     unpruned = _new_model(bench, _new_method(bench, settings.seed))
+    if settings.head == "probe":
+        fit_head(unpruned, bench.scoring)
     initial = {key: value.clone() for key, value in unpruned.trained_state().items()}
     state = _run_phase(bench, "train", unpruned)
     history = list(state.history)
@@ -207,8 +212,8 @@ def task_name_for(out: Path) -> str:
     return name or "task"
 
 
-def _prepare_folder(settings: TrainSettings, out: Path, *, resume: bool) -> None:
-    """Check that the folder may be used, and note the settings in it."""
+def _check_folder(settings: TrainSettings, out: Path, *, resume: bool) -> None:
+    """Check that the folder may be used."""
     args = out / ARGS_FILE
     if resume:
         if not args.is_file():
@@ -219,7 +224,6 @@ def _prepare_folder(settings: TrainSettings, out: Path, *, resume: bool) -> None
         return
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise SpecError(f"{out}: exists and is not empty; continue it with --resume, or give another --out")
-    write_atomically(args, settings.to_toml().encode())
 
 
 def _make_workbench(
