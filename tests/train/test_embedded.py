@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
+
 from vpdeploy_train import embedded
 
 TRAIN, TEST = 600, 400

@@ -1,0 +1,1 @@
+"""``vpdeploy quickstart``: the whole main job on real images, in minutes."""
