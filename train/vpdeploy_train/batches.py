@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -41,6 +42,10 @@ class Batches:
     def shuffled(self, *, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches in the order, and with the augmentation, that the seed and the epoch determine."""
         return self._iterate(shuffle_seed=seed, epoch=epoch)
+
+    def sample(self, images: int, *, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches of about so many images in a seeded order, all of them if there are no more."""
+        return islice(self.shuffled(seed=seed, epoch=0), -(-images // self.batch_size))
 
     def _iterate(self, *, shuffle_seed: int | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         loader = make_loader(

@@ -162,12 +162,15 @@ def _train_epoch(
 
 def _make_optimizer(model: PromptedViT, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the optimizer over prompts and head; the head's bias is not decayed (VPT's recipe)."""
-    decayed = [parameter for parameter in [*model.method.parameters(), model.head.weight] if parameter.numel()]
-    groups = [
-        {"params": decayed, "weight_decay": settings.decay},
-        {"params": [model.head.bias], "weight_decay": 0.0},
-    ]
     lr = settings.base_lr * settings.batch_size / 256
+    head_lr = lr * settings.head_lr_scale
+    prompts = [parameter for parameter in model.method.parameters() if parameter.numel()]
+    groups = [
+        {"params": [model.head.weight], "lr": head_lr, "weight_decay": settings.decay},
+        {"params": [model.head.bias], "lr": head_lr, "weight_decay": 0.0},
+    ]
+    if prompts:
+        groups.insert(0, {"params": prompts, "lr": lr, "weight_decay": settings.decay})
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9)
     return torch.optim.AdamW(groups, lr=lr)

@@ -64,6 +64,7 @@ class TrainSettings:
     weight_decay: float | None = _option(
         None, "on all trained tensors but the head's bias; default 0.001 sgd, 0.01 adamw"
     )
+    head_lr_scale: float = _option(1.0, "the classifier's learning rate as a multiple of the prompts'")
     warmup_epochs: float | None = _option(None, "linear warm-up before the cosine; default a tenth of the epochs")
     grad_clip: float = _option(0.0, "largest gradient norm; 0 = no clipping")
     early_stop: int = _option(0, "stop after this many epochs without a better validation result; 0 = never")
@@ -78,6 +79,7 @@ class TrainSettings:
     keep: str = _option("auto", "shares of tokens kept to try, e.g. 0.5,0.25; everything is always tried")
     keep_segments: str = _option("auto", "shares of segments kept, one for each of --keep, or one for all")
     prune_trials: int = _option(3, "most trainings that the search for the best share may cost")
+    score_images: int = _option(2048, "most training images that importance scores are averaged over")
     prune_slack: float = _option(0.0, "validation accuracy, in [0, 1], that a smaller set may cost")
     rewind: Rewind = _option("initial", "retrain from the stored initial values, or from fresh ones", Rewind)
 
@@ -96,6 +98,12 @@ class TrainSettings:
         _check(self.image_size is None or self.image_size >= 8, "--image-size", "at least 8", self.image_size)
         _check(math.isfinite(self.base_lr) and self.base_lr > 0, "--lr", "positive", self.lr)
         _check(math.isfinite(self.decay) and self.decay >= 0, "--weight-decay", "at least 0", self.weight_decay)
+        _check(
+            math.isfinite(self.head_lr_scale) and self.head_lr_scale > 0,
+            "--head-lr-scale",
+            "positive",
+            self.head_lr_scale,
+        )
         _check(0 <= self.warmup <= self.epochs, "--warmup-epochs", "0 to --epochs", self.warmup_epochs)
         _check(self.grad_clip >= 0, "--grad-clip", "at least 0", self.grad_clip)
         _check(self.early_stop >= 0, "--early-stop", "at least 0", self.early_stop)
@@ -103,6 +111,7 @@ class TrainSettings:
         # Each phase's seed is derived by a product that has to stay below torch's limit of 2^64.
         _check(0 <= self.seed < 2**32, "--seed", "0 to 4294967295", self.seed)
         _check(self.prune_trials >= 1, "--prune-trials", "at least 1", self.prune_trials)
+        _check(self.score_images >= 1, "--score-images", "at least 1", self.score_images)
         _check(0 <= self.prune_slack < 1, "--prune-slack", "in [0, 1)", self.prune_slack)
         self.keep_ratios()
 

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -157,12 +157,12 @@ def _run_phases(bench: _Workbench) -> _Result:
     history = list(state.history)
     if not settings.prunes:
         return _Result(model=unpruned, best=state.best_row, history=history, report=None)
-    scores = score_prompts(unpruned, bench.scoring, scope=settings.prune_scope)
+    scores = score_prompts(unpruned, _scoring_sample(bench), scope=settings.prune_scope)
     candidates = [Candidate.of("train", unpruned, state.best_row, keep=1.0, keep_segments=1.0)]
     for number, (keep, keep_segments) in enumerate(settings.keep_ratios(), start=1):
         phase = f"prune-{number}"
         kept = kept_for(
-            unpruned, scores, bench.scoring, keep=keep, keep_segments=keep_segments, scope=settings.prune_scope
+            unpruned, scores, _scoring_sample(bench), keep=keep, keep_segments=keep_segments, scope=settings.prune_scope
         )
         start = initial if settings.rewind == "initial" else _fresh_state(bench, phase)
         method = _e2vpt(unpruned).pruned_to(kept, _without_prefix(start, "method."))
@@ -286,6 +286,11 @@ def _new_model(bench: _Workbench, method: PromptMethod) -> PromptedViT:
 def _fresh_state(bench: _Workbench, phase: str) -> dict[str, torch.Tensor]:
     """Return initial values other than the run's own, the same whenever the phase is run."""
     return _new_model(bench, _new_method(bench, phase_seed(bench.settings.seed, phase))).trained_state()
+
+
+def _scoring_sample(bench: _Workbench) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """Return training images for importance scores; folders are sorted by class, so they are drawn in random order."""
+    return bench.scoring.sample(bench.settings.score_images, seed=bench.settings.seed)
 
 
 def _e2vpt(model: PromptedViT) -> E2VPT:

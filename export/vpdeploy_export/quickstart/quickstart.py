@@ -102,7 +102,7 @@ def run_quickstart(folder: Path, say: Say) -> QuickstartResult:
         run = train_run(task.settings, folder / "runs" / task.name, name=task.name, backbone=backbone)
         runs.append(run)
     say(f"[{len(PLAN) + 1}/{len(PLAN) + 2}] export a bundle, and one task folded to float16; compare both with PyTorch")
-    bundle, folded = folder / "zoo", folder / f"{PLAN[0].name}.onnx"
+    bundle, folded = folder / "zoo", folder / f"{runs[0].card.name}.onnx"
     report = export_bundle([run.path for run in runs], bundle)
     export_folded(runs[0].path, folded, precision="fp16")
     say(f"[{len(PLAN) + 2}/{len(PLAN) + 2}] serve the bundle and ask all tasks at once")
