@@ -6,23 +6,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vpdeploy.loading import open_session as load
     from vpdeploy.session import Session as Session
-    from vpdeploy.session import open_session as load
 
 __all__ = ["Session", "__version__", "load"]
 
 __version__ = "0.1.0"
 
-_LAZY = {"load": "open_session", "Session": "Session"}
+_LAZY = {"load": ("vpdeploy.loading", "open_session"), "Session": ("vpdeploy.session", "Session")}
 
 
 def __getattr__(name: str) -> Any:
     """Import the session when it is first asked for: ``import vpdeploy`` itself loads nothing."""
     if name in _LAZY:
-        from vpdeploy import session
-
-        return getattr(session, _LAZY[name])
+        module, attribute = _LAZY[name]
+        return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'vpdeploy' has no attribute '{name}'")

@@ -5,20 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.backends import AUTO, Backend, open_backend
-from vpdeploy.bundle import Bundle, is_bundle
+from vpdeploy.backends import Backend
+from vpdeploy.bundle import Bundle
 from vpdeploy.directory import Lease, TaskDirectory
-from vpdeploy.errors import BundleError, InputError, MissingExtraError, SpecError
-from vpdeploy.folded import FoldedCard
-from vpdeploy.image import fit_image, load_pixels
+from vpdeploy.errors import BundleError, InputError, SpecError
 from vpdeploy.manifest import TaskEntry
+from vpdeploy.picture import normalise, to_pixels
 from vpdeploy.prediction import Prediction, rank_classes
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.promptset import CompiledPromptSet
@@ -26,9 +24,7 @@ from vpdeploy.table import Table, common_sizes
 from vpdeploy.task import TaskCard
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    Picture = Path | str | bytes | npt.NDArray[np.uint8] | Image.Image
+    from vpdeploy.picture import Picture
 
 MAX_PREDICT_BATCH = 32
 
@@ -142,7 +138,9 @@ class Session:
         with self.lease(self._sole_task(task)) as lease:
             answers: list[Prediction] = []
             for start in range(0, len(pictures), MAX_PREDICT_BATCH):
-                pixels = np.stack([self._pixels(each) for each in pictures[start : start + MAX_PREDICT_BATCH]])
+                pixels = np.stack(
+                    [to_pixels(each, self.preprocessing) for each in pictures[start : start + MAX_PREDICT_BATCH]]
+                )
                 slots = np.full(len(pixels), lease.slot, dtype=np.int32)
                 labels = lease.card.labels
                 answers += [
@@ -179,8 +177,9 @@ class Session:
         if len(images) == 0:
             classes = table.sizes["classes"] if table is not None else len(self.card(self.tasks[0]).labels)
             return np.zeros((0, classes), dtype=np.float32)
+        pixels = images if self._backend.input_dtype == np.uint8 else normalise(images, self.preprocessing)
         return self._backend.run(
-            np.ascontiguousarray(self._as_input(images)),
+            np.ascontiguousarray(pixels),
             None if table is None else np.ascontiguousarray(slots, dtype=np.int32),
         )
 
@@ -307,77 +306,3 @@ class Session:
             state = f"several tasks are loaded, name one of: {', '.join(tasks)}" if tasks else "no task is loaded"
             raise SpecError(state)
         return tasks[0]
-
-    def _pixels(self, picture: Picture) -> npt.NDArray[np.uint8]:
-        """Bring one picture to uint8 [H, W, 3] at the backbone's size."""
-        if isinstance(picture, (str, Path)):
-            return load_pixels(Path(picture), self.preprocessing)
-        if isinstance(picture, bytes):
-            return load_pixels(picture, self.preprocessing)
-        if isinstance(picture, np.ndarray):
-            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
-                raise InputError(f"image should be uint8 [H, W, 3], found {picture.dtype} {list(picture.shape)}")
-            size = self.preprocessing.image_size
-            if picture.shape[:2] == (size, size) and self.preprocessing.resize == "squash":
-                return picture
-            try:
-                from PIL import Image
-            except ModuleNotFoundError:
-                raise MissingExtraError("PIL", "serve") from None
-            return fit_image(Image.fromarray(picture), self.preprocessing)
-        return fit_image(picture.convert("RGB"), self.preprocessing)
-
-    def _as_input(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.generic]:
-        """Convert pixels to the graph's input type."""
-        if self._backend.input_dtype == np.uint8:
-            return images
-        mean = np.asarray(self.preprocessing.mean, dtype=np.float32)
-        std = np.asarray(self.preprocessing.std, dtype=np.float32)
-        normalised = (images.astype(np.float32) / 255.0 - mean) / std
-        channels_first: npt.NDArray[np.generic] = normalised.transpose(0, 3, 1, 2)
-        return channels_first
-
-
-def open_session(path: Path | str, *, runtime: str = AUTO, threads: int | None = None) -> Session:
-    """Load a bundle or a folded ONNX file.
-
-    Args:
-        path: A bundle folder, or a file that ``vpdeploy export`` wrote.
-        runtime: ``auto``, or a runtime's name (see ``vpdeploy.backends.RUNTIMES``).
-        threads: CPU threads inside one run; None leaves it to the runtime.
-
-    Returns:
-        A session, owned by the caller.
-
-    Raises:
-        BundleError: The path is neither, or a file of it is damaged, foreign or of another version.
-        LayoutMismatchError: A prompt set does not fit the bundle's graph.
-        BackendError: The runtime asked for does not work here, or cannot load the graph.
-        SpecError: There is no runtime of that name.
-    """
-    path = Path(path)
-    if path.is_file():
-        return _open_folded(path, runtime, threads)
-    if not is_bundle(path):
-        state = "does not exist" if not path.exists() else "is neither"
-        raise BundleError(f"{path}: {state}; expected a bundle folder or an .onnx file of vpdeploy export")
-    bundle = Bundle.open(path)
-    tasks = [(bundle.read_task(name), bundle.manifest.entry(name).version) for name in bundle.tasks]
-    return Session(
-        open_backend(bundle.verified_graph(), runtime=runtime, threads=threads),
-        preprocessing=bundle.manifest.preprocessing,
-        precision=bundle.manifest.precision,
-        bundle=bundle,
-        tasks=tasks,
-    )
-
-
-def _open_folded(path: Path, runtime: str, threads: int | None) -> Session:
-    try:
-        backend = open_backend(path, runtime=runtime, threads=threads)
-    except Exception as error:
-        if path.suffix != ".onnx":
-            raise BundleError(f"{path}: not an .onnx file; expected one written by vpdeploy export") from error
-        raise
-    card = FoldedCard.from_metadata(backend.metadata, source=str(path))
-    return Session(backend, preprocessing=card.task.preprocessing, precision=card.precision, folded=card.task)

@@ -18,11 +18,12 @@ from vpdeploy.folded import FoldedCard
 from vpdeploy.manifest import GRAPH_FILE, Manifest, Precision
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.session import Session
-from vpdeploy.task import check_task_name
+from vpdeploy.task import TaskCard, check_task_name
 from vpdeploy_export.compilation import compile_prefix, compile_prompt_set, merge_equal_columns, with_details
-from vpdeploy_export.graph import FoldedGraph, ImageInput, SwitchableGraph
+from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 from vpdeploy_export.images import gate_images
 from vpdeploy_export.parity import Expectation, ParityReport, compare, expected_logits, require_parity
+from vpdeploy_export.patch_embedding import ImageInput
 from vpdeploy_export.writer import build_folded, build_switchable, check_opset, save_model
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.prompted import PromptedViT
@@ -123,7 +124,8 @@ def export_folded(
         ) as session:
             (report,) = compare(session, [expectation], precision=precision)
         require_parity([report])
-        card = replace(run.card, details={**run.card.details, "parity": report.to_fields()})
+        card = _published_card(run.card)
+        card = replace(card, details={**card.details, "parity": report.to_fields()})
         folded = FoldedCard(task=card, precision=precision, opset=opset)
         save_model(onnx_model, temporary, folded.to_metadata())
     return ExportReport(
@@ -238,8 +240,7 @@ def _compile_runs(
         check_task_name(run.card.name)
         model = run.load_model(backbone)
         expectations.append(_expectation(run, model, images))
-        card = replace(run.card, details={**run.card.details, "pruning": None})
-        prompt_sets.append(compile_prompt_set(model, card, precision=precision))
+        prompt_sets.append(compile_prompt_set(model, _published_card(run.card), precision=precision))
     return prompt_sets, expectations
 
 
@@ -254,6 +255,15 @@ def _compare_bundle(
         tasks=[(prompt_set, None) for prompt_set in prompt_sets],
     ) as session:
         return compare(session, expectations, precision=manifest.precision)
+
+
+def _published_card(card: TaskCard) -> TaskCard:
+    """Return the card as artifacts carry it: no search report, and of the trainer's own paths only the last part."""
+    settings = dict(card.details.get("hyperparameters") or {})
+    for name in ("data", "weights"):
+        if name in settings:
+            settings[name] = Path(str(settings[name])).name
+    return replace(card, details={**card.details, "hyperparameters": settings, "pruning": None})
 
 
 def _expectation(run: Run, model: PromptedViT, images: Path | None) -> Expectation:

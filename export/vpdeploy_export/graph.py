@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,65 +19,11 @@ from torch import Tensor, nn
 
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_export.compilation import BlockPrefix
+from vpdeploy_export.patch_embedding import ImageInput, PatchEmbedding
 from vpdeploy_train.prompted import reads_class_token_only
-
-ImageInput = Literal["uint8", "float"]
 
 FUSED_ATTENTION_OPSET = 23
 """From this opset on, attention is written as one ``Attention`` node."""
-
-
-class PatchEmbedding(nn.Module):
-    """Images to tokens: normalisation, patch projection, positions and class token, folded.
-
-    A patch projection is a matrix product over non-overlapping patches. Pixels enter it as (u - 128) / 128, which is
-    exact in float16; the rest of scaling and normalisation sits in its weight and constant.
-
-    Args:
-        vit: The frozen backbone.
-        preprocessing: Mean and standard deviation.
-        image_input: ``uint8``: [B, H, W, 3] pixels; ``float``: [B, 3, H, W], already normalised.
-    """
-
-    weight: Tensor
-    position: Tensor
-    leading: Tensor
-
-    def __init__(self, vit: VisionTransformer, preprocessing: Preprocessing, image_input: ImageInput) -> None:
-        super().__init__()
-        projection: nn.Conv2d = vit.patch_embed.proj
-        self.patch = projection.kernel_size[0]
-        self.grid = preprocessing.image_size // self.patch
-        self.image_input = image_input
-        weight = projection.weight.detach().double()
-        bias = torch.zeros(weight.shape[0]).double() if projection.bias is None else projection.bias.detach().double()
-        if image_input == "uint8":
-            mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
-            std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
-            bias = bias + (weight * (128 / 255 - mean) / std).sum((1, 2, 3))
-            weight = weight * (128 / 255) / std
-        count = self.grid**2
-        with torch.no_grad():
-            blank = torch.zeros(1, count, vit.embed_dim, dtype=next(vit.parameters()).dtype)
-            constant = vit._pos_embed(blank).double()
-        leading = constant.shape[1] - count
-        self.register_buffer("weight", weight.permute(2, 3, 1, 0).reshape(-1, vit.embed_dim).float())
-        self.register_buffer("position", (constant[:, leading:] + bias).float())
-        self.register_buffer("leading", constant[:, :leading].float())
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return tokens, [B, N, D], from ``image`` in the form that ``image_input`` names."""
-        grid, patch = self.grid, self.patch
-        if self.image_input == "uint8":
-            patches = image.reshape(-1, grid, patch, grid, patch, 3).permute(0, 1, 3, 2, 4, 5)
-            patches = (patches.reshape(-1, grid * grid, patch * patch * 3).to(self.weight.dtype) - 128.0) * (1 / 128)
-        else:
-            patches = image.to(self.weight.dtype).reshape(-1, 3, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1)
-            patches = patches.reshape(-1, grid * grid, patch * patch * 3)
-        tokens = patches @ self.weight + self.position
-        if self.leading.shape[1] == 0:
-            return tokens
-        return torch.cat([self.leading.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
 
 class GraphBlock(nn.Module):

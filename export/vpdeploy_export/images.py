@@ -52,9 +52,11 @@ def gate_images(run: Run, folder: Path | None) -> GateImages:
         examples = _spread(data.split("val"))
         dataset = ImageDataset(examples, preprocessing)
         pixels = np.stack([dataset[index][0].numpy() for index in range(len(dataset))])
-        return GateImages(pixels=pixels, source=f"{len(pixels)} validation images of {run.data}")
+        return GateImages(pixels=pixels, source=f"{len(pixels)} validation images of {Path(run.data).name}")
     except VpdeployError as error:
-        return _synthetic_images(preprocessing, f"the run's own are not available: {error}")
+        # The report travels with the artifact: the folder's name may, its place on this machine may not.
+        reason = str(error).replace(run.data, Path(run.data).name).partition(";")[0]
+        return _synthetic_images(preprocessing, f"the run's own are not available: {reason}")
 
 
 def _folder_images(folder: Path, preprocessing: Preprocessing) -> GateImages:

@@ -27,10 +27,11 @@ from vpdeploy.errors import (
     TaskNotFoundError,
 )
 from vpdeploy.layout import MASKED, Layout
+from vpdeploy.loading import open_session
 from vpdeploy.prediction import softmax
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.session import MAX_PREDICT_BATCH, Session, open_session
+from vpdeploy.session import MAX_PREDICT_BATCH, Session
 from vpdeploy.table import Table
 
 Pixels = npt.NDArray[np.uint8]

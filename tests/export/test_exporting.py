@@ -19,7 +19,8 @@ from vpdeploy import bundle as bundle_module
 from vpdeploy.bundle import Bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import BundleCorruptError, BundleError, LayoutMismatchError, SpecError
-from vpdeploy.session import Session, open_session
+from vpdeploy.loading import open_session
+from vpdeploy.session import Session
 from vpdeploy_export import exporting
 from vpdeploy_export.exporting import ExportReport, add_to_bundle, export_bundle, export_folded
 from vpdeploy_export.parity import TOLERANCES, expected_logits

@@ -13,7 +13,8 @@ from torch import Tensor
 from vpdeploy.table import Table, common_sizes
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prefix, compile_prompt_set, merge_equal_columns
-from vpdeploy_export.graph import FoldedGraph, ImageInput, SwitchableGraph
+from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
+from vpdeploy_export.patch_embedding import ImageInput
 from vpdeploy_train.methods.e2vpt import Kept
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels

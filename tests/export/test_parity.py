@@ -17,7 +17,7 @@ from core import toy
 from vpdeploy.bundle import Bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import InputError, ParityError, SpecError
-from vpdeploy.session import open_session
+from vpdeploy.loading import open_session
 from vpdeploy_export import exporting
 from vpdeploy_export.exporting import add_to_bundle, export_bundle, export_folded
 from vpdeploy_export.images import GATE_IMAGES, gate_images
@@ -271,7 +271,8 @@ def test_synthetic_images_stand_in_and_say_why(tiny_run_paths: dict[str, Path]):
     run = Run.read(tiny_run_paths["flowers"])
     chosen, again = gate_images(run, None), gate_images(run, None)
     assert chosen.source.startswith("32 synthetic images (the run's own are not available: ")
-    assert "/nowhere/images" in chosen.source
+    assert "unknown data 'images'" in chosen.source
+    assert "/nowhere" not in chosen.source
     np.testing.assert_array_equal(chosen.pixels, again.pixels)
     assert chosen.pixels.std() > 40
 

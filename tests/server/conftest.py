@@ -8,7 +8,7 @@ import pytest
 from server.running import RunningServer, serving
 from server.toy_bundle import write_toy_bundle
 
-from vpdeploy.session import open_session
+from vpdeploy.loading import open_session
 
 
 @pytest.fixture(scope="session")

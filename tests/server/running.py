@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from vpdeploy.loading import open_session
 from vpdeploy.server.app import create_app
 from vpdeploy.server.run import Server, address_of, bind_socket
 from vpdeploy.server.service import Service
 from vpdeploy.server.settings import ServerSettings
-from vpdeploy.session import Session, open_session
+from vpdeploy.session import Session
 
 TIMEOUT_S = 30
 

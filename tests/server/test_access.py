@@ -9,8 +9,8 @@ from server.running import serving
 from server.toy_bundle import encoded
 
 from vpdeploy.errors import SpecError
+from vpdeploy.loading import open_session
 from vpdeploy.server.settings import ServerSettings
-from vpdeploy.session import open_session
 
 
 @pytest.fixture(scope="module")

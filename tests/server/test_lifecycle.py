@@ -23,9 +23,9 @@ from server.toy_bundle import encoded, prompt_set, write_toy_bundle, write_toy_f
 from vpdeploy.batcher import BatchSettings
 from vpdeploy.bundle import publish_task, withdraw_task
 from vpdeploy.errors import SpecError
+from vpdeploy.loading import open_session
 from vpdeploy.server.run import bind_socket
 from vpdeploy.server.settings import ServerSettings
-from vpdeploy.session import open_session
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,8 +15,8 @@ from tritonclient.utils import InferenceServerException
 
 from vpdeploy.batcher import BatchSettings
 from vpdeploy.errors import BackendError
+from vpdeploy.loading import open_session
 from vpdeploy.server.settings import ServerSettings
-from vpdeploy.session import open_session
 
 PREDICT = "/v1/tasks/rgb:predict"
 

@@ -16,8 +16,8 @@ import pytest
 from server.running import RunningServer, serving, until
 from server.toy_bundle import SIDE, encoded, solid
 
+from vpdeploy.loading import open_session
 from vpdeploy.server.settings import ServerSettings
-from vpdeploy.session import open_session
 
 INFER = "/v2/models/rgb/infer"
 HEADER = "Inference-Header-Content-Length"

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vpdeploy_train.data import AUGMENTATIONS, build_augmentation
-from vpdeploy_train.data.augmentation import seeded_randomness
 
 from vpdeploy.errors import SpecError
 from vpdeploy.image import fit_image
 from vpdeploy.preprocessing import Preprocessing
+from vpdeploy_train.data import AUGMENTATIONS, build_augmentation
+from vpdeploy_train.data.augmentation import seeded_randomness
 
 VARYING = [name for name in AUGMENTATIONS if name != "none"]
 

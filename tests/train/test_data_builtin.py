@@ -3,9 +3,9 @@ from collections import Counter
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from vpdeploy_train.data import resolve_data
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.data import resolve_data
 
 SPLITS = ("train", "val", "test")
 DIGIT_TASKS = {

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from vpdeploy_train.data import Example, check_images
 
 from vpdeploy.errors import InputError
+from vpdeploy_train.data import Example, check_images
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import vpdeploy_train.data.dataset as dataset_module
 from PIL import Image
-from vpdeploy_train.data import Example, ImageDataset, build_augmentation
 
+import vpdeploy_train.data.dataset as dataset_module
 from vpdeploy.errors import InputError
 from vpdeploy.image import load_pixels
 from vpdeploy.preprocessing import Preprocessing
+from vpdeploy_train.data import Example, ImageDataset, build_augmentation
 
 PREPROCESSING = Preprocessing(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 FINAL_BYTES = 32 * 32 * 3

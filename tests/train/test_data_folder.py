@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from vpdeploy_train.data import resolve_data
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.data import resolve_data
 
 
 def put(path, colour=0):

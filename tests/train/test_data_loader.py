@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from vpdeploy_train.data import Example, ImageDataset, build_augmentation, make_loader
 
 from vpdeploy.errors import SpecError
 from vpdeploy.preprocessing import Preprocessing
+from vpdeploy_train.data import Example, ImageDataset, build_augmentation, make_loader
 
 PREPROCESSING = Preprocessing(image_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

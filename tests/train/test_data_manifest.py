@@ -2,9 +2,9 @@ import json
 import logging
 
 import pytest
-from vpdeploy_train.data import resolve_data
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.data import resolve_data
 
 ROWS = [
     (f"images/{name}{number}.png", name, split)

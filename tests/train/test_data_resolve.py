@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from vpdeploy_train.data import resolve_data
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.data import resolve_data
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vpdeploy.files import replacing_file
 from vpdeploy_train.methods.e2vpt import SEGMENTS
@@ -32,6 +33,7 @@ def plot_curves(history: list[EpochRow], path: Path) -> None:
     accuracy.set(title="top-1 accuracy", xlabel="epoch", ylabel="accuracy")
     accuracy.legend()
     for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     _save(figure, path)
 

@@ -19,7 +19,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the most probable classes of each image."""
-    from vpdeploy.session import open_session
+    from vpdeploy.loading import open_session
 
     with open_session(model, runtime=runtime, threads=threads) as session:
         answers = session.predict(images, task, top=top)

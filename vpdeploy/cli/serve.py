@@ -41,11 +41,11 @@ def serve(
     """Serve every task of PATH over HTTP: Open Inference Protocol v2, plain image uploads, and metrics."""
     from vpdeploy.batcher import BatchSettings
     from vpdeploy.bundle import is_bundle
+    from vpdeploy.loading import open_session
     from vpdeploy.server.app import create_app
     from vpdeploy.server.logs import configure_logs
     from vpdeploy.server.run import address_of, bind_socket, run_server
     from vpdeploy.server.settings import ServerSettings
-    from vpdeploy.session import open_session
 
     configure_logs(log_format.value)
     settings = ServerSettings(

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vpdeploy.loading import open_session
 from vpdeploy.manifest import GRAPH_FILE
-from vpdeploy.session import Session, open_session
+from vpdeploy.session import Session
 from vpdeploy_export.cost import ViTShape, macs_as_prefix, macs_as_tokens
 from vpdeploy_export.exporting import export_bundle, export_folded
 from vpdeploy_export.quickstart.client import Answer, ask_together, serving
