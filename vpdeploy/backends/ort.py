@@ -42,6 +42,8 @@ class OrtBackend:
         ort = _onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = _QUIET
+        # Threads may spin within a run, not between runs: decoding and other sessions need the cores.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         providers = [provider] if provider == CPU_PROVIDER else [provider, CPU_PROVIDER]
