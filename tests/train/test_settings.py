@@ -29,10 +29,10 @@ EVERYTHING: dict[str, Any] = {
     "kv_shared": False,
     "prompt_dropout": 0.0,
     "segment_order": "strided",
-    "head": "probe",
+    "head": "zero",
     "epochs": 7,
     "batch_size": 5,
-    "optimizer": "adamw",
+    "optimizer": "sgd",
     "lr": 0.5,
     "weight_decay": 0.25,
     "head_lr_scale": 0.5,
@@ -179,9 +179,11 @@ def test_every_refusal_is_one_line():
 
 
 def test_defaults_that_depend_on_other_settings():
-    assert (make().base_lr, make().decay, make().warmup, make().prunes) == (2.5, 0.001, 10.0, True)
-    adamw = make(optimizer="adamw", epochs=20, method="linear")
-    assert (adamw.base_lr, adamw.decay, adamw.warmup, adamw.prunes) == (0.01, 0.01, 2.0, False)
+    assert (make().base_lr, make().decay, make().warmup, make().prunes) == (0.1, 0.01, 10.0, True)
+    sgd = make(optimizer="sgd", epochs=20, method="linear")
+    assert (sgd.base_lr, sgd.decay, sgd.warmup, sgd.prunes) == (0.25, 0.001, 2.0, False)
+    assert (make().head_scale, make(head="zero").head_scale, sgd.head_scale) == (0.03, 1.0, 1.0)
+    assert make(head_lr_scale=0.5).head_scale == 0.5
     given = make(lr=3.0, weight_decay=0.0, warmup_epochs=0.0, prune=False)
     assert (given.base_lr, given.decay, given.warmup, given.prunes) == (3.0, 0.0, 0.0, False)
     assert make(method="vpt-deep", prune=True).prunes

@@ -403,7 +403,9 @@ def test_weights_that_are_not_finite_stop_at_the_first_step(settings, toy_weight
     safetensors.torch.save_file(state, tmp_path / "nan.safetensors")
     message = rf"the loss is nan at step 1 \(epoch 1, batch 1 of {STEPS}\); lower --lr"
     with pytest.raises(TrainingError, match=message):
-        train(replace(settings, weights=str(tmp_path / "nan.safetensors")), tmp_path / "run")
+        train(replace(settings, weights=str(tmp_path / "nan.safetensors"), head="zero"), tmp_path / "run")
+    with pytest.raises(TrainingError, match="the backbone gives features that are not finite; check its weights"):
+        train(replace(settings, weights=str(tmp_path / "nan.safetensors"), head="probe"), tmp_path / "run2")
 
 
 def test_a_later_loss_that_is_not_finite_names_its_epoch_and_batch(settings, tmp_path, monkeypatch):
@@ -586,7 +588,7 @@ def watched_steps() -> Iterator[list[dict[str, Any]]]:
 
 @pytest.mark.parametrize(("epochs", "warmup_epochs"), [(4, 1.0), (4, 0.5), (4, 0.0), (10, None)])
 def test_the_rate_warms_up_and_falls_as_a_cosine_at_every_step(settings, tmp_path, epochs, warmup_epochs):
-    settings = replace(settings, epochs=epochs, warmup_epochs=warmup_epochs, lr=1.6, prune=False)
+    settings = replace(settings, epochs=epochs, warmup_epochs=warmup_epochs, lr=1.6, prune=False, head_lr_scale=0.25)
     with watched_steps() as steps:
         train(settings, tmp_path / "run")
     base, total = 1.6 * BATCH / 256, epochs * STEPS
@@ -604,7 +606,9 @@ def test_the_rate_warms_up_and_falls_as_a_cosine_at_every_step(settings, tmp_pat
     assert 0 < rates[-1] < base / 50
     if warmup:
         assert rates[0] == pytest.approx(base / warmup)
-    assert all(group["lr"] == step["groups"][0]["lr"] for step in steps for group in step["groups"])
+    for step in steps:
+        prompts, head_weight, head_bias = (group["lr"] for group in step["groups"])
+        assert head_weight == head_bias == pytest.approx(0.25 * prompts, rel=1e-9)
     assert [float(row["lr"]) for row in results(tmp_path / "run")["history"]] == rates[STEPS - 1 :: STEPS]
 
 

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from vpdeploy.errors import TrainingError
 from vpdeploy_train.prompted import PromptedViT
 
 _INVERSE_PENALTY = 0.1
@@ -25,11 +26,18 @@ def fit_head(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> No
     Args:
         model: Its prompts may be trained or not; there may be none.
         batches: Training images: normalised [B, 3, H, W] and labels [B]. Every class must occur.
+
+    Raises:
+        TrainingError: A feature is not finite.
     """
     model.eval()
     parts = [(model.features(pixels).float().cpu().numpy(), labels.cpu().numpy()) for pixels, labels in batches]
     features = np.concatenate([part[0] for part in parts]).astype(np.float64)
     labels = np.concatenate([part[1] for part in parts])
+    if not np.isfinite(features).all():
+        raise TrainingError(
+            "the backbone gives features that are not finite; check its weights, or use --precision fp32"
+        )
     scaler = StandardScaler().fit(features)
     classifier = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000).fit(scaler.transform(features), labels)
     weight, bias = classifier.coef_, classifier.intercept_

@@ -163,7 +163,7 @@ def _train_epoch(
 def _make_optimizer(model: PromptedViT, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return the optimizer over prompts and head; the head's bias is not decayed (VPT's recipe)."""
     lr = settings.base_lr * settings.batch_size / 256
-    head_lr = lr * settings.head_lr_scale
+    head_lr = lr * settings.head_scale
     prompts = [parameter for parameter in model.method.parameters() if parameter.numel()]
     groups = [
         {"params": [model.head.weight], "lr": head_lr, "weight_decay": settings.decay},

@@ -20,7 +20,7 @@ Resize = Literal["crop", "squash"]
 Normalisation = Literal["backbone", "imagenet"]
 SegmentOrder = Literal["contiguous", "strided"]
 
-_DEFAULT_LR: dict[str, float] = {"sgd": 2.5, "adamw": 0.01}
+_DEFAULT_LR: dict[str, float] = {"sgd": 0.25, "adamw": 0.1}
 _DEFAULT_WEIGHT_DECAY: dict[str, float] = {"sgd": 0.001, "adamw": 0.01}
 
 
@@ -54,17 +54,19 @@ class TrainSettings:
     prompt_dropout: float = _option(0.1, "dropout on the visual prompts")
     segment_order: SegmentOrder = _option("contiguous", "how channels form segments", SegmentOrder)
 
-    head: Head = _option("zero", "start the classifier near zero, or at a linear probe (fewer epochs needed)", Head)
+    head: Head = _option("probe", "where the classifier starts: a linear probe, or zero (the papers)", Head)
     epochs: int = _option(100, "passes over the training images")
     batch_size: int = _option(64, "images per step")
-    optimizer: Optimizer = _option("sgd", "sgd (the papers' recipe, momentum 0.9) or adamw", Optimizer)
+    optimizer: Optimizer = _option("adamw", "adamw, or sgd (the papers' recipe, momentum 0.9)", Optimizer)
     lr: float | None = _option(
-        None, "learning rate for batches of 256, scaled by batch/256; default 2.5 sgd, 0.01 adamw"
+        None, "learning rate for batches of 256, scaled by batch/256; default 0.1 adamw, 0.25 sgd"
     )
     weight_decay: float | None = _option(
-        None, "on all trained tensors but the head's bias; default 0.001 sgd, 0.01 adamw"
+        None, "on all trained tensors but the head's bias; default 0.01 adamw, 0.001 sgd"
     )
-    head_lr_scale: float = _option(1.0, "the classifier's learning rate as a multiple of the prompts'")
+    head_lr_scale: float | None = _option(
+        None, "the classifier's learning rate as a multiple of the prompts'; default 0.03 from a probe, else 1"
+    )
     warmup_epochs: float | None = _option(None, "linear warm-up before the cosine; default a tenth of the epochs")
     grad_clip: float = _option(0.0, "largest gradient norm; 0 = no clipping")
     early_stop: int = _option(0, "stop after this many epochs without a better validation result; 0 = never")
@@ -99,7 +101,7 @@ class TrainSettings:
         _check(math.isfinite(self.base_lr) and self.base_lr > 0, "--lr", "positive", self.lr)
         _check(math.isfinite(self.decay) and self.decay >= 0, "--weight-decay", "at least 0", self.weight_decay)
         _check(
-            math.isfinite(self.head_lr_scale) and self.head_lr_scale > 0,
+            math.isfinite(self.head_scale) and self.head_scale > 0,
             "--head-lr-scale",
             "positive",
             self.head_lr_scale,
@@ -119,6 +121,13 @@ class TrainSettings:
     def base_lr(self) -> float:
         """Learning rate for batches of 256 images."""
         return _DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
+
+    @property
+    def head_scale(self) -> float:
+        """The classifier's learning rate as a multiple of the prompts'; one that starts well moves slowly."""
+        if self.head_lr_scale is not None:
+            return self.head_lr_scale
+        return 0.03 if self.head == "probe" and self.method != "linear" else 1.0
 
     @property
     def decay(self) -> float:

@@ -168,6 +168,8 @@ def _run_phases(bench: _Workbench) -> _Result:
         method = _e2vpt(unpruned).pruned_to(kept, _without_prefix(start, "method."))
         model = _new_model(bench, method)
         model.head.load_state_dict(_without_prefix(start, "head."))
+        if settings.rewind == "fresh" and settings.head == "probe":
+            fit_head(model, bench.scoring)
         state = _run_phase(bench, phase, model)
         history += state.history
         candidates.append(Candidate.of(phase, model, state.best_row, keep=keep, keep_segments=keep_segments))
