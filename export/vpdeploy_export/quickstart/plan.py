@@ -48,7 +48,7 @@ def _settings(data: str, *, epochs: int, prune: bool = False) -> TrainSettings:
 
 PLAN: Final = (
     PlannedTask(name="digit", about="which digit", settings=_settings("digits", epochs=5)),
-    PlannedTask(name="parity", about="even or odd digit", settings=_settings("digits:parity", epochs=4, prune=True)),
-    PlannedTask(name="location", about="where the shape lies", settings=_settings("shapes:location", epochs=3)),
+    PlannedTask(name="parity", about="even or odd digit", settings=_settings("digits:parity", epochs=3, prune=True)),
+    PlannedTask(name="location", about="where the shape lies", settings=_settings("shapes:location", epochs=2)),
 )
 """Three tasks on one backbone; the second is pruned and rewound."""
