@@ -11,9 +11,7 @@ from vpdeploy.document import Document
 from vpdeploy.errors import BundleError
 from vpdeploy.folded import FoldedCard
 from vpdeploy.promptset import FORMAT as PROMPT_SET_FORMAT
-from vpdeploy.task import TaskCard
-
-RUN_FORMAT = "vpdeploy.run"
+from vpdeploy.task import RUN_FORMAT, TaskCard
 
 
 def inspect_path(path: Path) -> dict[str, Any]:

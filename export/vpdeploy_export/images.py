@@ -14,11 +14,11 @@ from vpdeploy.errors import InputError, SpecError, VpdeployError
 from vpdeploy.image import load_pixels
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_train.data import ImageDataset, resolve_data
+from vpdeploy_train.data.tree import is_image
 from vpdeploy_train.run import Run
 
 _T = TypeVar("_T")
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 GATE_IMAGES = 64
 """How many images the gate runs for each task at most."""
 
@@ -60,7 +60,7 @@ def gate_images(run: Run, folder: Path | None) -> GateImages:
 
 
 def _folder_images(folder: Path, preprocessing: Preprocessing) -> GateImages:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in folder.rglob("*") if is_image(file))
     if not files:
         raise SpecError(f"--images {folder}: no image files found")
     chosen = _spread(files)

@@ -85,21 +85,3 @@ class ConsoleProgress:
                 row.val_accuracy,
                 row.images_per_second,
             )
-
-
-class SilentProgress:
-    """Tells nothing."""
-
-    def __enter__(self) -> SilentProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    def on_batch(self, images: int, *, loss: float, accuracy: float) -> None:
-        """See ``Progress``."""
-
-    def on_epoch(self, row: EpochRow) -> None:
-        """See ``Progress``."""

@@ -21,14 +21,13 @@ from torch import Tensor
 from vpdeploy.document import Document, to_json
 from vpdeploy.errors import BundleCorruptError, BundleError, SpecError
 from vpdeploy.files import write_atomically
-from vpdeploy.task import BackboneId, TaskCard
+from vpdeploy.task import RUN_FORMAT, BackboneId, TaskCard
 from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.methods import PromptDimensions, PromptMethod, method_named
 from vpdeploy_train.prompted import PromptedViT
 
 CARD_FILE = "task.json"
 TENSOR_FILE = "prompts.safetensors"
-FORMAT = "vpdeploy.run"
 FORMAT_VERSION = 1
 
 
@@ -63,7 +62,7 @@ class Run:
             OSError: The folder cannot be written.
         """
         fields = {
-            "format": FORMAT,
+            "format": RUN_FORMAT,
             "format_version": FORMAT_VERSION,
             "task": self.card.to_fields(),
             "structure": dict(self.structure),
@@ -88,7 +87,7 @@ class Run:
             advice = "finish it with vpdeploy train --resume" if unfinished else "write one with vpdeploy train"
             raise BundleError(f"{path}: not a finished run, {CARD_FILE} is missing; {advice}")
         document = Document.read(path / CARD_FILE)
-        document.expect_format(FORMAT, FORMAT_VERSION)
+        document.expect_format(RUN_FORMAT, FORMAT_VERSION)
         data = document.nested("data")
         try:
             state = safetensors.torch.load_file(path / TENSOR_FILE)

@@ -25,11 +25,10 @@ from vpdeploy_train.device import choose_device, deterministic, make_fabric
 from vpdeploy_train.head import fit_head
 from vpdeploy_train.loop import fit, phase_seed
 from vpdeploy_train.methods import MethodOptions, PromptMethod, method_named
-from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.plots import plot_curves, plot_pruning
 from vpdeploy_train.progress import ConsoleProgress, Progress
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.pruning.scores import score_prompts
+from vpdeploy_train.pruning.scores import prunable_method, score_prompts
 from vpdeploy_train.pruning.search import Candidate, PruningReport, choose, kept_for, report_of
 from vpdeploy_train.run import Run, prompt_dimensions
 from vpdeploy_train.settings import TrainSettings, read_toml
@@ -165,7 +164,7 @@ def _run_phases(bench: _Workbench) -> _Result:
             unpruned, scores, _scoring_sample(bench), keep=keep, keep_segments=keep_segments, scope=settings.prune_scope
         )
         start = initial if settings.rewind == "initial" else _fresh_state(bench, phase)
-        method = _e2vpt(unpruned).pruned_to(kept, _without_prefix(start, "method."))
+        method = prunable_method(unpruned).pruned_to(kept, _without_prefix(start, "method."))
         model = _new_model(bench, method)
         model.head.load_state_dict(_without_prefix(start, "head."))
         if settings.rewind == "fresh" and settings.head == "probe":
@@ -293,12 +292,6 @@ def _fresh_state(bench: _Workbench, phase: str) -> dict[str, torch.Tensor]:
 def _scoring_sample(bench: _Workbench) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """Return training images for importance scores; folders are sorted by class, so they are drawn in random order."""
     return bench.scoring.sample(bench.settings.score_images, seed=bench.settings.seed)
-
-
-def _e2vpt(model: PromptedViT) -> E2VPT:
-    if not isinstance(model.method, E2VPT):
-        raise SpecError("only prompts of the E²VPT family can be pruned")
-    return model.method
 
 
 def _without_prefix(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -36,6 +36,17 @@ class Scores:
     segments: list[Tensor]
 
 
+def prunable_method(model: PromptedViT) -> E2VPT:
+    """Return a model's prompts if they can be pruned.
+
+    Raises:
+        SpecError: The method has no prompts to prune.
+    """
+    if not isinstance(model.method, E2VPT):
+        raise SpecError(f"{type(model.method).__name__} has no prompts to prune")
+    return model.method
+
+
 def score_prompts(
     model: PromptedViT,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -57,9 +68,7 @@ def score_prompts(
         SpecError: The method has no prompts to prune.
         TrainingError: A gradient is not finite.
     """
-    method = model.method
-    if not isinstance(method, E2VPT):
-        raise SpecError(f"{type(method).__name__} has no prompts to prune")
+    method = prunable_method(model)
     model.eval()
     totals: list[list[Tensor]] = []
     count = 0

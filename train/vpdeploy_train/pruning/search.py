@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vpdeploy_train.methods.e2vpt import E2VPT, Kept
+from vpdeploy_train.methods.e2vpt import Kept
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.pruning.scores import Scores, score_prompts
+from vpdeploy_train.pruning.scores import Scores, prunable_method, score_prompts
 from vpdeploy_train.pruning.selection import keep_segments as select_segments
 from vpdeploy_train.pruning.selection import keep_tokens as select_tokens
 from vpdeploy_train.settings import PruneScope
@@ -91,7 +91,7 @@ def kept_for(
         keep_segments: Share of each remaining token's segments.
         scope: ``layer`` or ``shared``.
     """
-    method = _method_of(model)
+    method = prunable_method(model)
     kept = select_tokens(method.kept, scores, keep)
     if keep_segments >= 1:
         return kept
@@ -129,11 +129,5 @@ def report_of(candidates: list[Candidate], chosen: Candidate, scores: Scores, *,
         scope=scope,
         token_scores=[block.tolist() for block in scores.tokens],
         kv_scores=[block.tolist() for block in scores.kv_tokens],
-        kept=_method_of(chosen.model).kept,
+        kept=prunable_method(chosen.model).kept,
     )
-
-
-def _method_of(model: PromptedViT) -> E2VPT:
-    if not isinstance(model.method, E2VPT):
-        raise TypeError(f"expected E2VPT, found {type(model.method).__name__}")
-    return model.method
