@@ -85,6 +85,13 @@ def test_tasks_published_updated_and_withdrawn_under_load_fail_no_request(zoo, c
         assert line in caplog.text
 
 
+def replace(file: Path, content: bytes) -> None:
+    """Swaps the content in one step: a watcher looking on sees the old bytes or the new, never a part."""
+    fresh = file.with_name(".fresh")
+    fresh.write_bytes(content)
+    fresh.replace(file)
+
+
 def test_a_damaged_bundle_is_complained_about_once_and_what_is_loaded_stays(zoo, caplog):
     manifest = zoo / "manifest.json"
     good = manifest.read_bytes()
@@ -94,14 +101,14 @@ def test_a_damaged_bundle_is_complained_about_once_and_what_is_loaded_stays(zoo,
             return client.post("/v1/tasks/rgb:predict", content=encoded("red")).status_code == 200
 
         assert works()
-        manifest.write_text("{ not a manifest")
+        replace(manifest, b"{ not a manifest")
         until(lambda: "cannot be followed" in caplog.text)
         for _ in range(20):
             assert works()
         manifest.unlink()
         until(lambda: "No such file" in caplog.text)
         assert works()
-        manifest.write_bytes(good)
+        replace(manifest, good)
         publish_task(zoo, prompt_set("new", ("red", "green")))
         until(lambda: client.get("/v1/tasks/new").status_code == 200)
         assert works()
