@@ -29,12 +29,16 @@ from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 from vpdeploy.layout import Layout
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.table import Table
-from vpdeploy_export.compilation import compile_prefix
+from vpdeploy.task import BackboneId
+from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 from vpdeploy_export.tokens import TokenPromptedViT, build_token_prompted
 from vpdeploy_export.writer import build_folded, build_switchable, save_model
-from vpdeploy_train.methods.e2vpt import E2VPT, Kept, PromptDimensions
+from vpdeploy_train.methods.e2vpt import E2VPT
+from vpdeploy_train.methods.kept import Kept
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.trunks import trunk_of
 
 CLASSES = 100
 SLOTS = 64
@@ -74,14 +78,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def prompted_model(vit: VisionTransformer, prompts: int) -> PromptedViT:
-    attention = vit.blocks[0].attn
-    dimensions = PromptDimensions(
-        depth=len(vit.blocks),
-        width=vit.embed_dim,
-        heads=attention.num_heads,
-        head_width=attention.head_dim,
-        patch_size=vit.patch_embed.patch_size[0],
-    )
+    dimensions = PromptDimensions.of(trunk_of(vit))
     return PromptedViT(vit, E2VPT(dimensions, Kept.everything(dimensions.depth, prompts, 0), dropout=0.0), CLASSES)
 
 
@@ -95,9 +92,9 @@ def write_graphs(folder: Path, vit: VisionTransformer, model: PromptedViT, opset
         "tokens": build_token_prompted(TokenPromptedViT(vit, prompts, model.head), size, opset=opset),
         "folded": build_folded(
             FoldedGraph(
-                vit,
+                model.trunk,
                 preprocessing,
-                compile_prefix(model),
+                compile_prompts(model),
                 model.head,
                 dtype=torch.float32,
                 image_input="uint8",
@@ -107,7 +104,7 @@ def write_graphs(folder: Path, vit: VisionTransformer, model: PromptedViT, opset
             opset=opset,
         ),
         "switchable": build_switchable(
-            SwitchableGraph(vit, preprocessing, dtype=torch.float32, image_input="uint8", opset=opset),
+            SwitchableGraph(model.trunk, preprocessing, layout, dtype=torch.float32, opset=opset),
             preprocessing,
             layout,
             opset=opset,
@@ -221,14 +218,10 @@ def render(options: argparse.Namespace, results: list[dict[str, object]], traini
 
 
 def layout_of(vit: VisionTransformer) -> Layout:
-    attention = vit.blocks[0].attn
-    return Layout.for_prefix(
-        depth=len(vit.blocks),
-        heads=attention.num_heads,
-        head_width=attention.head_dim,
-        width=vit.embed_dim,
-        dtype="float32",
-    )
+    heads, depth = vit.blocks[0].attn.num_heads, len(vit.blocks)
+    patch_size = vit.patch_embed.patch_size[0]
+    backbone = BackboneId(name="", sha256="", depth=depth, width=vit.embed_dim, heads=heads, patch_size=patch_size)
+    return Layout.for_backbone(backbone, dtype="float32")
 
 
 def preprocessing_of(vit: VisionTransformer) -> Preprocessing:

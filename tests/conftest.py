@@ -32,7 +32,7 @@ def tiny_run_paths(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path)
 def zoo(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path]) -> Path:
     """A bundle of all the runs, float32, opset 20; no test changes it."""
     pytest.importorskip("onnxscript", reason="needs the export extra")
-    from vpdeploy_export.exporting import export_bundle
+    from vpdeploy_export.bundling import export_bundle
 
     return export_bundle(list(tiny_run_paths.values()), tmp_path_factory.mktemp("zoo") / "zoo").path
 

@@ -13,14 +13,22 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
+from vpdeploy.layout import Family
+from vpdeploy.manifest import Precision
 from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.task import TaskCard
+from vpdeploy_export.compilation import compile_prompts
+from vpdeploy_export.packing import choose_layout, pack
 from vpdeploy_train.backbone import Backbone, load_backbone
-from vpdeploy_train.methods import METHODS, PromptDimensions, PromptMethod
-from vpdeploy_train.methods.e2vpt import E2VPT, SEGMENTS, Kept
+from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions, PromptMethod
+from vpdeploy_train.methods.e2vpt import E2VPT
+from vpdeploy_train.methods.kept import SEGMENTS, Kept
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.run import Run, prompt_dimensions
+from vpdeploy_train.run import Run
+from vpdeploy_train.settings import Pooling
+from vpdeploy_train.trunks import trunk_of
 
 NAME = "vit_fixture_patch8_32"
 SIDE, PATCH, WIDTH, DEPTH, HEADS = 32, 8, 48, 3, 3
@@ -106,14 +114,7 @@ def e2vpt(dimensions: PromptDimensions, kept: Kept, *, kv_shared: bool = True, s
 
 
 def dimensions_of(vit: VisionTransformer) -> PromptDimensions:
-    attention = vit.blocks[0].attn
-    return PromptDimensions(
-        depth=len(vit.blocks),
-        width=vit.embed_dim,
-        heads=attention.num_heads,
-        head_width=attention.head_dim,
-        patch_size=PATCH,
-    )
+    return PromptDimensions.of(trunk_of(vit))
 
 
 def prompted(vit: VisionTransformer, method: PromptMethod, classes: int, *, seed: int = 0) -> PromptedViT:
@@ -124,6 +125,26 @@ def prompted(vit: VisionTransformer, method: PromptMethod, classes: int, *, seed
         for parameter in model.head.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+def compiled_set(
+    model: PromptedViT, card: TaskCard, *, precision: Precision = "fp32", family: Family | None = None
+) -> CompiledPromptSet:
+    """A model as a bundle of its own would hold it."""
+    prompts = compile_prompts(model)
+    layout = choose_layout({card.name: prompts}, card.backbone, model.trunk, precision=precision, family=family)
+    return pack(prompts, model.head, card, layout, model.trunk)
+
+
+def random_method(vit: VisionTransformer, name: str, *, seed: int = 0, **options: Any) -> PromptMethod:
+    """A method by name, random in every tensor, so that each of them matters."""
+    dimensions = PromptDimensions.of(trunk_of(vit))
+    generator = torch.Generator().manual_seed(seed)
+    method = METHODS[name].create(dimensions, MethodOptions(**options), generator)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return method.eval()
 
 
 def write_run(
@@ -140,13 +161,32 @@ def write_run(
     data: str = "/nowhere/images",
     image_size: int = SIDE,
 ) -> Run:
-    """Write a run folder; ``kept=None`` is a run without prompts."""
+    """Write a run folder of E²VPT prompts; ``kept=None`` is a run without prompts."""
     backbone = load_backbone(NAME, weights=weights, image_size=image_size)
-    assert method in METHODS
     prompts: PromptMethod = NoPrompts()
     if kept is not None:
-        prompts = e2vpt(prompt_dimensions(backbone.identity), kept, kv_shared=kv_shared, seed=seed)
+        prompts = e2vpt(PromptDimensions.of(backbone.trunk), kept, kv_shared=kv_shared, seed=seed)
     model = prompted(backbone.vit, prompts, classes, seed=seed + 1)
+    return write_model(
+        path, model, backbone, name=name, method=method, weights=weights, preprocessing=preprocessing, data=data
+    )
+
+
+def write_model(
+    path: Path,
+    model: PromptedViT,
+    backbone: Backbone,
+    *,
+    name: str,
+    method: str,
+    weights: Path,
+    preprocessing: Preprocessing = PREPROCESSING,
+    data: str = "/nowhere/images",
+    pooling: Pooling = "model",
+) -> Run:
+    """Write a model as training writes it."""
+    assert method in METHODS
+    prompts, classes = model.method, model.head.out_features
     run = Run(
         path=path,
         card=TaskCard(
@@ -163,6 +203,7 @@ def write_run(
         data_seed=0,
         val_fraction=0.2,
         weights=str(weights),
+        pooling=pooling,
     )
     run.write()
     return run

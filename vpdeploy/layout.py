@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from vpdeploy.document import Document
 from vpdeploy.errors import BundleCorruptError, LayoutMismatchError
+from vpdeploy.task import BackboneId
 from vpdeploy.tensorfile import Tensors
 
 IMAGE = "image"
@@ -24,7 +25,12 @@ LOGITS = "logits"
 BATCH_AXIS = "batch"
 SLOT_AXIS = "slots"
 PREFIX_AXIS = "prefix"
+GENERATED_AXIS = "generated"
+HIDDEN_AXIS = "hidden"
 CLASS_AXIS = "classes"
+
+Family = Literal["prefix", "adaptive", "superset"]
+"""``prefix``: prompts that do not depend on the image; ``adaptive``: generated ones; ``superset`` serves both."""
 
 MASKED = -30000.0
 """The "-inf" of padding: finite and within float16, far below any logit, so that its softmax weight is exactly 0."""
@@ -60,42 +66,97 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GeneratorSpec:
+    """What the graph of an adaptive layout fixes for all its tasks.
+
+    Attributes:
+        patches: Patches in an image, n.
+        eps: Of the LayerNorm that the generators read through; None where they share the block's own.
+    """
+
+    patches: int
+    eps: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The tensors of a compiled prompt set, in the order of the graph's inputs."""
+    """The tensors of a compiled prompt set, in the order of the graph's inputs.
+
+    Attributes:
+        tensors: One for each table input.
+        generator: Of an adaptive or superset layout; None for a prefix layout.
+    """
 
     tensors: tuple[TensorSpec, ...]
+    generator: GeneratorSpec | None = None
 
     @classmethod
-    def for_prefix(cls, *, depth: int, heads: int, head_width: int, width: int, dtype: str) -> Layout:
-        """Return the layout of prefix prompt sets (VPT-deep, E²VPT).
+    def for_backbone(
+        cls, backbone: BackboneId, *, dtype: str, family: Family = "prefix", generator: GeneratorSpec | None = None
+    ) -> Layout:
+        """Return the layout of a backbone's prompt sets.
 
         Args:
-            depth: Blocks, L.
-            heads: Attention heads, H.
-            head_width: Width of a head, d.
-            width: Token width, D.
-            dtype: Of the keys and values; bias and head are always float32.
+            backbone: Its stages give the prefix's shapes: one pair of key and value tensors for each stage.
+            dtype: Of keys, values and generators; biases and heads are always float32.
+            family: ``prefix`` (VPT-deep, E²VPT) has a prefix in every block; ``adaptive`` (VAPT) has one in block 0
+                and generators in the others; ``superset`` has both, so that tasks of either kind share one graph.
+            generator: What the adaptive families add; None for ``prefix``.
         """
-        key_shape = (depth, heads, PREFIX_AXIS, head_width)
-        return cls(
-            tensors=(
-                TensorSpec(name="prefix_key", shape=key_shape, dtype=dtype),
-                TensorSpec(name="prefix_value", shape=key_shape, dtype=dtype),
-                TensorSpec(name="prefix_bias", shape=(depth, PREFIX_AXIS), dtype="float32", padding=MASKED),
-                TensorSpec(name="head_weight", shape=(width, CLASS_AXIS), dtype="float32"),
-                TensorSpec(name="head_bias", shape=(CLASS_AXIS,), dtype="float32", padding=MASKED),
-            )
-        )
+        tensors: list[TensorSpec] = []
+        for index, stage in enumerate(backbone.stages):
+            mark = f"_{index}" if len(backbone.stages) > 1 else ""
+            depth = 1 if family == "adaptive" else stage.depth
+            key_shape = (depth, stage.heads, PREFIX_AXIS, stage.head_width)
+            tensors += [
+                TensorSpec(name=f"prefix_key{mark}", shape=key_shape, dtype=dtype),
+                TensorSpec(name=f"prefix_value{mark}", shape=key_shape, dtype=dtype),
+                TensorSpec(name=f"prefix_bias{mark}", shape=(depth, PREFIX_AXIS), dtype="float32", padding=MASKED),
+            ]
+        if generator is not None:
+            depth, width = backbone.depth - 1, backbone.width
+            tensors += [
+                TensorSpec(name="generator_mix", shape=(depth, GENERATED_AXIS, generator.patches), dtype=dtype),
+                TensorSpec(name="generator_scale", shape=(depth, width), dtype=dtype),
+                TensorSpec(name="generator_shift", shape=(depth, GENERATED_AXIS, width), dtype=dtype),
+                TensorSpec(name="generator_down", shape=(HIDDEN_AXIS, width), dtype=dtype),
+                TensorSpec(name="generator_up", shape=(width, HIDDEN_AXIS), dtype=dtype),
+                TensorSpec(name="generator_bias", shape=(depth, GENERATED_AXIS), dtype="float32", padding=MASKED),
+            ]
+        tensors += [
+            TensorSpec(name="head_weight", shape=(backbone.width, CLASS_AXIS), dtype="float32"),
+            TensorSpec(name="head_bias", shape=(CLASS_AXIS,), dtype="float32", padding=MASKED),
+        ]
+        return cls(tensors=tuple(tensors), generator=generator)
+
+    @property
+    def family(self) -> Family:
+        """Which kinds of prompt sets the layout holds."""
+        if self.generator is None:
+            return "prefix"
+        blocks = {spec.name: spec.shape[0] for spec in self.tensors}
+        return "adaptive" if blocks["prefix_key"] == 1 else "superset"
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the sizes that differ between prompt sets, in the order in which they occur."""
+        return tuple(dict.fromkeys(size for spec in self.tensors for size in spec.shape if isinstance(size, str)))
 
     @property
     def digest(self) -> str:
         """Hexadecimal sha256 over the canonical JSON form; equal digest = hot-swappable."""
-        canonical = json.dumps([spec.to_fields() for spec in self.tensors], separators=(",", ":"), sort_keys=True)
+        listed: Any = [spec.to_fields() for spec in self.tensors]
+        if self.generator is not None:
+            listed = {"tensors": listed, "generator": asdict(self.generator)}
+        canonical = json.dumps(listed, separators=(",", ":"), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_fields(self) -> dict[str, Any]:
         """Return the fields of the JSON form, the digest included."""
-        return {"tensors": [spec.to_fields() for spec in self.tensors], "digest": self.digest}
+        fields: dict[str, Any] = {"tensors": [spec.to_fields() for spec in self.tensors], "digest": self.digest}
+        if self.generator is not None:
+            fields["generator"] = asdict(self.generator)
+        return fields
 
     @classmethod
     def from_document(cls, document: Document) -> Layout:
@@ -119,7 +180,7 @@ class Layout:
                     padding=entry.take("padding", float),
                 )
             )
-        layout = cls(tensors=tuple(specs))
+        layout = cls(tensors=tuple(specs), generator=_generator_spec(document))
         if layout.digest != document.take("digest", str):
             raise BundleCorruptError(f"{document.source}: the digest does not match the tensors listed")
         return layout
@@ -158,3 +219,11 @@ class Layout:
             if not np.isfinite(array).all():
                 raise LayoutMismatchError(f"{source}: '{spec.name}' holds values that are not finite")
         return sizes
+
+
+def _generator_spec(document: Document) -> GeneratorSpec | None:
+    if "generator" not in document.fields:
+        return None
+    entry = document.nested("generator")
+    eps = None if entry.fields.get("eps") is None else entry.take("eps", float)
+    return GeneratorSpec(patches=entry.take("patches", int), eps=eps)

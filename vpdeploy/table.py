@@ -65,9 +65,9 @@ class Table:
 
 def common_sizes(sizes: list[Sizes]) -> Sizes:
     """Return table sizes into which prompt sets of all the given sizes fit, the prefix padded for alignment."""
-    largest = {name: max(each[name] for each in sizes) for name in sizes[0]}
+    largest = {name: max(1, *(each[name] for each in sizes)) for name in sizes[0]}
     if PREFIX_AXIS in largest:
-        largest[PREFIX_AXIS] = -(-max(largest[PREFIX_AXIS], 1) // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
+        largest[PREFIX_AXIS] = -(-largest[PREFIX_AXIS] // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
     return largest
 
 

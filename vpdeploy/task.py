@@ -18,16 +18,37 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Consecutive blocks of the same sizes; a plain ViT is one stage.
+
+    Attributes:
+        depth: Blocks in the stage.
+        width: Token width, D.
+        heads: Attention heads, H.
+    """
+
+    depth: int
+    width: int
+    heads: int
+
+    @property
+    def head_width(self) -> int:
+        """Width of one head, d = D / H."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneId:
     """Which frozen ViT a prompt set belongs to.
 
     Attributes:
         name: Architecture, as timm names it.
         sha256: Digest over the names, shapes and values of its tensors.
-        depth: Blocks, L.
-        width: Token width, D.
-        heads: Attention heads, H.
+        depth: Blocks, L, of all stages.
+        width: Width of the feature that the head reads, D.
+        heads: Attention heads of the last block, H.
         patch_size: Side of a patch, in pixels.
+        hierarchy: The stages, where blocks differ in size; empty for a plain ViT.
     """
 
     name: str
@@ -36,15 +57,26 @@ class BackboneId:
     width: int
     heads: int
     patch_size: int
+    hierarchy: tuple[Stage, ...] = ()
 
     @property
     def head_width(self) -> int:
         """Width of one head, d = D / H."""
         return self.width // self.heads
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages; one for a plain ViT."""
+        return self.hierarchy or (Stage(depth=self.depth, width=self.width, heads=self.heads),)
+
+    @property
+    def blocks(self) -> tuple[Stage, ...]:
+        """The stage of each of the L blocks."""
+        return tuple(stage for stage in self.stages for _ in range(stage.depth))
+
     def to_fields(self) -> dict[str, Any]:
-        """Return the fields of the JSON form."""
-        return {
+        """Return the fields of the JSON form; ``stages`` only where there are several."""
+        fields: dict[str, Any] = {
             "name": self.name,
             "sha256": self.sha256,
             "depth": self.depth,
@@ -52,6 +84,11 @@ class BackboneId:
             "heads": self.heads,
             "patch_size": self.patch_size,
         }
+        if self.hierarchy:
+            fields["stages"] = [
+                {"depth": stage.depth, "width": stage.width, "heads": stage.heads} for stage in self.hierarchy
+            ]
+        return fields
 
     @classmethod
     def from_document(cls, document: Document) -> BackboneId:
@@ -60,6 +97,8 @@ class BackboneId:
         Raises:
             BundleCorruptError: A field is missing, of another type, or out of range.
         """
+        listed = document.take_list("stages", dict) if "stages" in document.fields else []
+        entries = [Document(f"{document.source}: stages[{index}]", fields) for index, fields in enumerate(listed)]
         backbone = cls(
             name=document.take("name", str),
             sha256=document.take("sha256", str),
@@ -67,9 +106,15 @@ class BackboneId:
             width=document.take("width", int),
             heads=document.take("heads", int),
             patch_size=document.take("patch_size", int),
+            hierarchy=tuple(
+                Stage(depth=entry.take("depth", int), width=entry.take("width", int), heads=entry.take("heads", int))
+                for entry in entries
+            ),
         )
-        sizes = (backbone.depth, backbone.width, backbone.heads, backbone.patch_size)
-        if min(sizes) < 1 or backbone.width % backbone.heads:
+        sizes = [backbone.depth, backbone.width, backbone.heads, backbone.patch_size]
+        sizes += [size for stage in backbone.stages for size in (stage.depth, stage.width, stage.heads)]
+        possible = min(sizes) >= 1 and all(stage.width % stage.heads == 0 for stage in backbone.stages)
+        if not possible or sum(stage.depth for stage in backbone.stages) != backbone.depth:
             raise BundleCorruptError(f"{document.source}: impossible backbone dimensions {document.fields}")
         return backbone
 

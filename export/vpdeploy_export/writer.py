@@ -15,13 +15,27 @@ from onnx_ir.passes.common import CheckerPass, ClearMetadataAndDocStringPass, Re
 
 from vpdeploy import __version__
 from vpdeploy.errors import ExportError, SpecError
-from vpdeploy.layout import BATCH_AXIS, CLASS_AXIS, IMAGE, LOGITS, PREFIX_AXIS, SLOT, SLOT_AXIS, Layout
+from vpdeploy.layout import (
+    BATCH_AXIS,
+    CLASS_AXIS,
+    GENERATED_AXIS,
+    HIDDEN_AXIS,
+    IMAGE,
+    LOGITS,
+    PREFIX_AXIS,
+    SLOT,
+    SLOT_AXIS,
+    Layout,
+)
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.table import Table
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 
 OPSETS: Final = (20, 23)
 """20 has ``Gelu`` and one ``LayerNormalization``; 23 adds ``Attention``."""
+
+# Sizes that differ from each other and from every size of the graph's own, so that the tracer does not equate them.
+_EXAMPLE_SIZES: Final = {PREFIX_AXIS: 8, GENERATED_AXIS: 6, HIDDEN_AXIS: 7, CLASS_AXIS: 5}
 
 _MAX_FILE_BYTES = 2**31 - 1
 
@@ -44,7 +58,7 @@ def build_folded(graph: FoldedGraph, preprocessing: Preprocessing, *, opset: int
     """
     batch = torch.export.Dim(BATCH_AXIS)
     size, count = preprocessing.image_size, 2
-    if graph.embedding.image_input == "uint8":
+    if graph.image_input == "uint8":
         image = torch.zeros(count, size, size, 3, dtype=torch.uint8)
     else:
         image = torch.zeros(count, 3, size, size)
@@ -57,17 +71,18 @@ def build_switchable(graph: SwitchableGraph, preprocessing: Preprocessing, layou
     Raises:
         ExportError: The graph cannot be expressed in ONNX.
     """
-    dims = {name: torch.export.Dim(name) for name in (BATCH_AXIS, SLOT_AXIS, PREFIX_AXIS, CLASS_AXIS)}
+    example = Table(layout, {name: _EXAMPLE_SIZES[name] for name in layout.axes}, slots=3)
+    dims = {name: torch.export.Dim(name) for name in (BATCH_AXIS, SLOT_AXIS, *layout.axes)}
     size = preprocessing.image_size
     inputs = [torch.zeros(2, size, size, 3, dtype=torch.uint8), torch.zeros(2, dtype=torch.int32)]
-    shapes: list[dict[int, Any]] = [{0: dims[BATCH_AXIS]}, {0: dims[BATCH_AXIS]}]
-    example = Table(layout, {PREFIX_AXIS: 8, CLASS_AXIS: 5}, slots=3)
+    shapes: list[dict[int, Any]] = []
     for spec in layout.tensors:
         inputs.append(torch.from_numpy(example.arrays[spec.name]))
         named = {axis + 1: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         shapes.append({0: dims[SLOT_AXIS], **named})
     names = [IMAGE, SLOT, *(spec.name for spec in layout.tensors)]
-    return trace_module(graph, tuple(inputs), names, tuple(shapes), opset)
+    dynamic = ({0: dims[BATCH_AXIS]}, {0: dims[BATCH_AXIS]}, tuple(shapes))  # the table is one variadic argument
+    return trace_module(graph, tuple(inputs), names, dynamic, opset)
 
 
 def save_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
@@ -88,7 +103,7 @@ def trace_module(
     graph: torch.nn.Module,
     inputs: tuple[torch.Tensor, ...],
     names: list[str],
-    shapes: tuple[dict[int, Any], ...],
+    shapes: tuple[Any, ...],
     opset: int,
 ) -> ir.Model:
     """Trace a module, strip what only the tracer needs, and check the result."""

@@ -227,7 +227,7 @@ def test_unknown_tasks_cannot_be_withdrawn_or_rolled_back(path: Path):
         ({"backbone": replace(toy.BACKBONE, sha256="cd" * 32)}, "belongs to backbone toy .cdcdcdcdcdcd."),
         ({"preprocessing": replace(toy.PREPROCESSING, image_size=16)}, "image_size 16 != 8"),
         (
-            {"layout": Layout.for_prefix(depth=3, heads=2, head_width=3, width=6, dtype="float32")},
+            {"layout": Layout.for_backbone(replace(toy.BACKBONE, depth=3), dtype="float32")},
             "export the run again for this bundle",
         ),
     ],

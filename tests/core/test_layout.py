@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,15 @@ from core import toy
 
 from vpdeploy.document import Document
 from vpdeploy.errors import BundleCorruptError, LayoutMismatchError
-from vpdeploy.layout import MASKED, Layout
+from vpdeploy.layout import MASKED, Family, GeneratorSpec, Layout
+from vpdeploy.task import BackboneId, Stage
+
+BASE = BackboneId(name="vit", sha256="0" * 64, depth=12, width=768, heads=12, patch_size=16)
+GENERATOR = GeneratorSpec(patches=196, eps=None)
 
 
-def layout(**changes: Any) -> Layout:
-    return Layout.for_prefix(
-        **{"depth": 12, "heads": 12, "head_width": 64, "width": 768, "dtype": "float32", **changes}
-    )
+def layout(dtype: str = "float32", **changes: Any) -> Layout:
+    return Layout.for_backbone(replace(BASE, **changes), dtype=dtype)
 
 
 def read(fields: dict[str, Any]) -> Layout:
@@ -33,9 +36,7 @@ def test_the_digest_is_the_sha256_of_the_canonical_json():
     assert layout().digest == hashlib.sha256(canonical.encode()).hexdigest()
 
 
-@pytest.mark.parametrize(
-    "change", [{"dtype": "float16"}, {"depth": 11}, {"heads": 6}, {"head_width": 32}, {"width": 384}], ids=str
-)
+@pytest.mark.parametrize("change", [{"dtype": "float16"}, {"depth": 11}, {"heads": 6}, {"width": 384}], ids=str)
 def test_the_digest_changes_with_every_size_and_dtype(change: dict[str, Any]):
     assert layout(**change).digest != layout().digest
 
@@ -103,3 +104,44 @@ def test_tensors_that_do_not_fit_are_named(name: str, replacement: np.ndarray | 
         tensors[name] = replacement
     with pytest.raises(LayoutMismatchError, match=f"^task 'x'.*{name}"):
         toy.LAYOUT.sizes_of(tensors, source="task 'x'")
+
+
+def adaptive(family: Family, **changes: Any) -> Layout:
+    return Layout.for_backbone(BASE, dtype="float16", family=family, generator=replace(GENERATOR, **changes))
+
+
+@pytest.mark.parametrize("family", ["adaptive", "superset"])
+def test_generator_tables_have_a_row_for_every_block_but_the_first(family: Family):
+    shapes = {spec.name: spec.shape for spec in adaptive(family).tensors}
+    assert shapes["prefix_key"] == (1 if family == "adaptive" else 12, 12, "prefix", 64)
+    assert shapes["generator_mix"] == (11, "generated", 196)
+    assert shapes["generator_scale"] == (11, 768)
+    assert shapes["generator_shift"] == (11, "generated", 768)
+    assert shapes["generator_down"] == ("hidden", 768)
+    assert shapes["generator_up"] == (768, "hidden")
+    padding = {spec.name: spec.padding for spec in adaptive(family).tensors}
+    assert padding["generator_bias"] == MASKED
+    assert adaptive(family).axes == ("prefix", "generated", "hidden", "classes")
+
+
+@pytest.mark.parametrize("family", ["adaptive", "superset"])
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_an_adaptive_layout_reads_back_with_its_family(family: Family, eps: float | None):
+    written = adaptive(family, eps=eps)
+    assert read(written.to_fields()) == written
+    assert (written.family, layout().family) == (family, "prefix")
+
+
+def test_the_digest_tells_the_generators_norms_apart():
+    digests = {adaptive("superset", eps=eps).digest for eps in (None, 1e-5, 1e-6)}
+    assert len(digests | {adaptive("adaptive").digest}) == 4
+
+
+def test_a_hierarchy_has_a_prefix_table_for_each_stage():
+    stages = (Stage(depth=2, width=96, heads=3), Stage(depth=6, width=192, heads=6))
+    backbone = replace(BASE, depth=8, width=192, heads=6, hierarchy=stages)
+    shapes = {spec.name: spec.shape for spec in Layout.for_backbone(backbone, dtype="float32").tensors}
+    assert shapes["prefix_key_0"] == (2, 3, "prefix", 32)
+    assert shapes["prefix_value_1"] == (6, 6, "prefix", 32)
+    assert shapes["prefix_bias_1"] == (6, "prefix")
+    assert shapes["head_weight"] == (192, "classes")

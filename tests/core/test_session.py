@@ -435,8 +435,8 @@ class HeldTable:
 
 
 def test_one_more_task_costs_little_more_than_its_compiled_bytes(tmp_path: Path):
-    layout = Layout.for_prefix(depth=4, heads=4, head_width=16, width=64, dtype="float32")
     backbone = replace(toy.BACKBONE, depth=4, heads=4, width=64)
+    layout = Layout.for_backbone(backbone, dtype="float32")
     sets = [
         toy.prompt_set(f"task-{number}", prefix=15, classes=2, backbone=backbone, layout=layout)
         for number in range(100)

@@ -19,7 +19,7 @@ DEPTH, HEADS, HEAD_WIDTH = 2, 2, 3
 WIDTH = HEADS * HEAD_WIDTH
 BACKBONE = BackboneId(name="toy", sha256="ab" * 32, depth=DEPTH, width=WIDTH, heads=HEADS, patch_size=4)
 PREPROCESSING = Preprocessing(image_size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-LAYOUT = Layout.for_prefix(depth=DEPTH, heads=HEADS, head_width=HEAD_WIDTH, width=WIDTH, dtype="float32")
+LAYOUT = Layout.for_backbone(BACKBONE, dtype="float32")
 
 
 def prompt_set(

@@ -7,8 +7,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from vpdeploy_export import exporting
-from vpdeploy_export.exporting import ExportReport, export_bundle, export_folded
+from vpdeploy_export import bundling, exporting
+from vpdeploy_export.bundling import export_bundle
+from vpdeploy_export.exporting import ExportReport, export_folded
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -52,7 +53,7 @@ def traced(zoo: Path, folded_flowers: Path, monkeypatch: pytest.MonkeyPatch) -> 
             return ir.from_proto(model)
 
         monkeypatch.setattr(exporting, "build_folded", lambda *_, **__: load(folded_flowers))
-        monkeypatch.setattr(exporting, "build_switchable", lambda *_, **__: load(zoo / "model.onnx"))
+        monkeypatch.setattr(bundling, "build_switchable", lambda *_, **__: load(zoo / "model.onnx"))
 
     use()
     return use

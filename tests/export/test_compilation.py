@@ -11,9 +11,9 @@ import torch
 from vpdeploy.errors import ExportError
 from vpdeploy.layout import MASKED
 from vpdeploy.task import BackboneId, TaskCard
-from vpdeploy_export.compilation import BlockPrefix, compile_prefix, compile_prompt_set, merge_equal_columns
-from vpdeploy_train.attention import Prefix
-from vpdeploy_train.methods.e2vpt import E2VPT, Kept
+from vpdeploy_export.compilation import CompiledBlock, compile_prompts, merge_equal_columns
+from vpdeploy_train.methods.e2vpt import E2VPT
+from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.methods.method import NoPrompts, PromptMethod
 from vpdeploy_train.prompted import PromptedViT
 
@@ -66,7 +66,7 @@ def by_hand(model: PromptedViT, index: int) -> tuple[Array, Array]:
 @pytest.mark.parametrize("kv_shared", [True, False], ids=["shared", "separate"])
 def test_prefixes_are_those_of_the_formula(kv_shared: bool):
     model = model_of(kv_shared=kv_shared)
-    found = compile_prefix(model)
+    found = compile_prompts(model).blocks
     assert [block.key.shape for block in found] == [(HEADS, count, HEAD_WIDTH) for count in (5, 1, 3)]
     for index, block in enumerate(found):
         key, value = by_hand(model, index)
@@ -78,17 +78,17 @@ def test_prefixes_are_those_of_the_formula(kv_shared: bool):
 def test_compiling_leaves_the_model_as_it_was():
     model = model_of()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    compile_prefix(model)
+    compile_prompts(model)
     after = model.state_dict()
     assert all(torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items())
 
 
 def test_a_model_without_prompts_has_empty_prefixes():
-    found = compile_prefix(model_of(NoPrompts()))
+    found = compile_prompts(model_of(NoPrompts())).blocks
     assert [block.key.shape for block in found] == [(HEADS, 0, HEAD_WIDTH)] * tiny_runs.DEPTH
 
 
-def attend(query: Array, prefix: BlockPrefix, head: int = 0) -> Array:
+def attend(query: Array, prefix: CompiledBlock, head: int = 0) -> Array:
     """softmax(q Kᵀ + bias) V for one head."""
     weights = np.exp(query @ prefix.key[head].T + prefix.bias)
     return (weights / weights.sum(-1, keepdims=True)) @ prefix.value[head]
@@ -99,7 +99,7 @@ def test_equal_columns_merge_exactly():
     key, value = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4))
     order = [0, 1, 0, 2, 0, 1]
     bias = np.array([0.0, 1.0, 0.0, -2.0, 0.5, 0.0])
-    repeated = BlockPrefix(key=key[:, order], value=value[:, order], bias=bias)
+    repeated = CompiledBlock(key=key[:, order], value=value[:, order], bias=bias)
     merged = merge_equal_columns(repeated)
     np.testing.assert_array_equal(merged.key, key)
     np.testing.assert_array_equal(merged.value, value)
@@ -111,16 +111,16 @@ def test_equal_columns_merge_exactly():
 
 
 def test_columns_that_differ_in_one_head_or_in_the_value_only_do_not_merge():
-    prefix = BlockPrefix(key=np.ones((2, 3, 4)), value=np.ones((2, 3, 4)), bias=np.zeros(3))
+    prefix = CompiledBlock(key=np.ones((2, 3, 4)), value=np.ones((2, 3, 4)), bias=np.zeros(3))
     prefix.key[1, 1, 0] = 2
     prefix.value[0, 2, 3] = 2
     assert merge_equal_columns(prefix).key.shape == (2, 3, 4)
 
 
 def test_merging_keeps_large_biases_and_empty_prefixes():
-    masked = BlockPrefix(key=np.ones((1, 2, 1)), value=np.ones((1, 2, 1)), bias=np.array([1000.0, MASKED]))
+    masked = CompiledBlock(key=np.ones((1, 2, 1)), value=np.ones((1, 2, 1)), bias=np.array([1000.0, MASKED]))
     np.testing.assert_allclose(merge_equal_columns(masked).bias, [1000.0])
-    empty = BlockPrefix(key=np.ones((1, 0, 1)), value=np.ones((1, 0, 1)), bias=np.zeros(0))
+    empty = CompiledBlock(key=np.ones((1, 0, 1)), value=np.ones((1, 0, 1)), bias=np.zeros(0))
     assert merge_equal_columns(empty).key.shape == (1, 0, 1)
 
 
@@ -130,14 +130,14 @@ def test_zero_tokens_of_a_checkpoint_merge_into_one_column():
     assert isinstance(method, E2VPT)
     with torch.no_grad():
         method.visual[0][1:] = 0
-    (first, *_) = compile_prefix(model)
+    (first, *_) = compile_prompts(model).blocks
     merged = merge_equal_columns(first)
     assert (first.key.shape[1], merged.key.shape[1]) == (5, 4)
     assert merged.bias.tolist() == [0, 0, 0, pytest.approx(np.log(2))]
 
 
 def test_a_compiled_prompt_set_is_padded_to_its_longest_block():
-    prompt_set = compile_prompt_set(model_of(), CARD, precision="fp32")
+    prompt_set = tiny_runs.compiled_set(model_of(), CARD, precision="fp32")
     assert prompt_set.sizes() == {"prefix": 5, "classes": 3}
     bias = prompt_set.tensors["prefix_bias"]
     np.testing.assert_array_equal(bias == MASKED, [[0] * 5, [0] + [1] * 4, [0] * 3 + [1] * 2])
@@ -150,14 +150,14 @@ def test_a_compiled_prompt_set_is_padded_to_its_longest_block():
 
 def test_the_head_is_stored_as_features_by_classes():
     model = model_of()
-    tensors = compile_prompt_set(model, CARD, precision="fp32").tensors
+    tensors = tiny_runs.compiled_set(model, CARD, precision="fp32").tensors
     np.testing.assert_array_equal(tensors["head_weight"], float64(model.head.weight).T)
     np.testing.assert_array_equal(tensors["head_bias"], float64(model.head.bias))
 
 
 def test_half_precision_narrows_keys_and_values_only():
-    wide = compile_prompt_set(model_of(), CARD, precision="fp32").tensors
-    narrow = compile_prompt_set(model_of(), CARD, precision="fp16").tensors
+    wide = tiny_runs.compiled_set(model_of(), CARD, precision="fp32").tensors
+    narrow = tiny_runs.compiled_set(model_of(), CARD, precision="fp16").tensors
     for name in wide:
         expected = np.float16 if name in ("prefix_key", "prefix_value") else np.float32
         assert narrow[name].dtype == expected
@@ -170,9 +170,9 @@ def test_half_precision_refuses_what_overflows():
     assert isinstance(method, E2VPT)
     with torch.no_grad():
         method.kv[1][0] = 70000.0
-    assert compile_prompt_set(model, CARD, precision="fp32").tensors["prefix_key"].max() == 70000
+    assert tiny_runs.compiled_set(model, CARD, precision="fp32").tensors["prefix_key"].max() == 70000
     with pytest.raises(ExportError, match=r"task 'flowers'.*7e\+04 does not fit float16; export without --fp16"):
-        compile_prompt_set(model, CARD, precision="fp16")
+        tiny_runs.compiled_set(model, CARD, precision="fp16")
 
 
 def test_prompts_that_are_not_finite_are_refused_with_their_block():
@@ -182,7 +182,7 @@ def test_prompts_that_are_not_finite_are_refused_with_their_block():
     with torch.no_grad():
         method.visual[2][0, 40] = float("nan")
     with pytest.raises(ExportError, match=r"block 2: .*not finite"):
-        compile_prefix(model)
+        compile_prompts(model)
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
@@ -191,22 +191,21 @@ def test_a_head_that_is_not_finite_is_refused(broken: float):
     with torch.no_grad():
         model.head.bias[1] = broken
     with pytest.raises(ExportError, match=r"head.*not finite"):
-        compile_prompt_set(model, CARD, precision="fp32")
+        tiny_runs.compiled_set(model, CARD, precision="fp32")
 
 
-def test_prompts_that_depend_on_the_image_are_refused():
+def test_prompts_that_depend_on_the_image_need_a_generator():
     class Adaptive(NoPrompts):
-        def prefix(self, index: int, block: object, tokens: torch.Tensor) -> Prefix:  # type: ignore[override]
-            shape = (len(tokens), HEADS, 2, HEAD_WIDTH)
-            return Prefix(key=torch.zeros(shape), value=torch.zeros(shape))
+        def prompts(self, index: int, trunk: object, tokens: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return torch.zeros(len(tokens), 2, WIDTH, dtype=tokens.dtype)
 
     with pytest.raises(ExportError, match="block 0: prompts that depend on the image"):
-        compile_prefix(model_of(Adaptive()))
+        compile_prompts(model_of(Adaptive()))
 
 
 def test_unpruned_prompts_of_any_count_compile():
     vit = tiny_runs.randomise(tiny_runs.vit_fixture_patch8_32(), seed=0)
     method = tiny_runs.e2vpt(tiny_runs.dimensions_of(vit), Kept.everything(tiny_runs.DEPTH, 9, 2))
-    prompt_set = compile_prompt_set(tiny_runs.prompted(vit, method, 3), replace(CARD, name="x"), precision="fp32")
+    prompt_set = tiny_runs.compiled_set(tiny_runs.prompted(vit, method, 3), replace(CARD, name="x"), precision="fp32")
     assert prompt_set.sizes()["prefix"] == 11
     assert (prompt_set.tensors["prefix_bias"] == 0).all()

@@ -21,8 +21,9 @@ from vpdeploy.cli.main import main
 from vpdeploy.errors import BundleCorruptError, BundleError, LayoutMismatchError, SpecError
 from vpdeploy.loading import open_session
 from vpdeploy.session import Session
-from vpdeploy_export import exporting
-from vpdeploy_export.exporting import ExportReport, add_to_bundle, export_bundle, export_folded
+from vpdeploy_export import bundling, exporting
+from vpdeploy_export.bundling import add_to_bundle, export_bundle
+from vpdeploy_export.exporting import ExportReport, export_folded
 from vpdeploy_export.parity import TOLERANCES, expected_logits
 from vpdeploy_train.run import Run
 
@@ -262,9 +263,7 @@ class Killed(BaseException):
     """Stands for the end of the process at some step."""
 
 
-@pytest.mark.parametrize(
-    "step", ["compile_prompt_set", "save_model", "_compare_bundle", "with_details", "write_bundle"]
-)
+@pytest.mark.parametrize("step", ["pack", "save_model", "_compare_bundle", "with_details", "write_bundle"])
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_kill_at_any_step_leaves_the_old_bundle_or_nothing(
     traced: Traced,
@@ -280,7 +279,7 @@ def test_a_kill_at_any_step_leaves_the_old_bundle_or_nothing(
 
     out = zoo_copy if existing else tmp_path / "new"
     before = toy.snapshot(zoo_copy)
-    monkeypatch.setattr(exporting, step, die)
+    monkeypatch.setattr(bundling, step, die)
     with pytest.raises(Killed):
         export_bundle([tiny_run_paths["birds"]], out)
     assert toy.snapshot(zoo_copy) == before
@@ -344,12 +343,12 @@ import os, signal, sys
 from pathlib import Path
 import onnx_ir, tiny_runs
 from vpdeploy import bundle
-from vpdeploy_export import exporting
+from vpdeploy_export import bundling
 
 graph = Path(sys.argv[1]) / "model.onnx"
-exporting.build_switchable = lambda *_, **__: onnx_ir.load(graph)
+bundling.build_switchable = lambda *_, **__: onnx_ir.load(graph)
 bundle._replace_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-exporting.export_bundle([Path(sys.argv[2])], Path(sys.argv[3]))
+bundling.export_bundle([Path(sys.argv[2])], Path(sys.argv[3]))
 """
     before = (zoo_copy / "manifest.json").read_bytes()
     tests = str(Path(__file__).parents[1])

@@ -10,14 +10,16 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from vpdeploy.layout import Layout
 from vpdeploy.table import Table, common_sizes
 from vpdeploy.task import BackboneId, TaskCard
-from vpdeploy_export.compilation import compile_prefix, compile_prompt_set, merge_equal_columns
+from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
-from vpdeploy_export.patch_embedding import ImageInput
-from vpdeploy_train.methods.e2vpt import Kept
+from vpdeploy_export.graph.patch_embedding import ImageInput
+from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels
+from vpdeploy_train.trunks import trunk_of
 
 MakePixels = Callable[..., np.ndarray]
 
@@ -67,9 +69,9 @@ def trained_answer(model: PromptedViT, pixels: np.ndarray) -> Tensor:
 
 def folded(model: PromptedViT, image_input: ImageInput, opset: int) -> FoldedGraph:
     return FoldedGraph(
-        model.vit,
+        model.trunk,
         tiny_runs.PREPROCESSING,
-        [merge_equal_columns(block) for block in compile_prefix(model)],
+        compile_prompts(model).merged(),
         model.head,
         dtype=torch.float32,
         image_input=image_input,
@@ -150,11 +152,12 @@ def test_the_switchable_graph_is_every_trained_model_in_one_batch(random_pixels:
             backbone=identity,
             preprocessing=tiny_runs.PREPROCESSING,
         )
-        sets.append(compile_prompt_set(model, card, precision="fp32"))
+        sets.append(tiny_runs.compiled_set(model, card))
     table = Table(sets[0].layout, common_sizes([each.sizes() for each in sets]), len(sets))
     for slot, each in enumerate(sets):
         table.write(slot, each)
-    graph = SwitchableGraph(vit, tiny_runs.PREPROCESSING, dtype=torch.float32, image_input="uint8", opset=opset)
+    layout = sets[0].layout
+    graph = SwitchableGraph(trunk_of(vit), tiny_runs.PREPROCESSING, layout, dtype=torch.float32, opset=opset)
     pixels = random_pixels(6)
     slots = [2, 0, 1, 1, 0, 2]
     inputs = [torch.from_numpy(array) for array in table.arrays.values()]
@@ -167,7 +170,11 @@ def test_the_switchable_graph_is_every_trained_model_in_one_batch(random_pixels:
 def test_building_a_graph_leaves_the_backbone_as_it_was():
     vit = vit_of()
     before = {name: value.clone() for name, value in vit.state_dict().items()}
-    graph = SwitchableGraph(vit, tiny_runs.PREPROCESSING, dtype=torch.float16, image_input="uint8", opset=20)
+    identity = BackboneId(
+        name="x", sha256="0", depth=tiny_runs.DEPTH, width=tiny_runs.WIDTH, heads=tiny_runs.HEADS, patch_size=8
+    )
+    layout = Layout.for_backbone(identity, dtype="float16")
+    graph = SwitchableGraph(trunk_of(vit), tiny_runs.PREPROCESSING, layout, dtype=torch.float16, opset=20)
     after = vit.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -177,9 +184,9 @@ def test_building_a_graph_leaves_the_backbone_as_it_was():
 def test_half_precision_keeps_the_head_and_the_logits_wide(random_pixels: MakePixels):
     model = prompted(vit_of(), RAGGED)
     graph = FoldedGraph(
-        model.vit,
+        model.trunk,
         tiny_runs.PREPROCESSING,
-        compile_prefix(model),
+        compile_prompts(model),
         model.head,
         dtype=torch.float16,
         image_input="uint8",

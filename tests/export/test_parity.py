@@ -18,8 +18,9 @@ from vpdeploy.bundle import Bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import InputError, ParityError, SpecError
 from vpdeploy.loading import open_session
-from vpdeploy_export import exporting
-from vpdeploy_export.exporting import add_to_bundle, export_bundle, export_folded
+from vpdeploy_export import bundling, loaded
+from vpdeploy_export.bundling import add_to_bundle, export_bundle
+from vpdeploy_export.exporting import export_folded
 from vpdeploy_export.images import GATE_IMAGES, gate_images
 from vpdeploy_export.parity import (
     TOLERANCES,
@@ -182,7 +183,7 @@ def test_a_graph_that_differs_leaves_what_was_there(
 def test_one_wrong_prompt_set_among_several_is_found(
     traced: Traced, tiny_run_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = exporting.compile_prompt_set
+    real = bundling.pack
 
     def compile_wrongly(*arguments: Any, **options: Any) -> Any:
         prompt_set = real(*arguments, **options)
@@ -191,7 +192,7 @@ def test_one_wrong_prompt_set_among_several_is_found(
         tensors = {**prompt_set.tensors, "prefix_value": prompt_set.tensors["prefix_value"][::-1].copy()}
         return replace(prompt_set, tensors=tensors)
 
-    monkeypatch.setattr(exporting, "compile_prompt_set", compile_wrongly)
+    monkeypatch.setattr(bundling, "pack", compile_wrongly)
     with pytest.raises(ParityError, match="task 'birds'"):
         export_bundle(list(tiny_run_paths.values()), tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()
@@ -200,7 +201,7 @@ def test_one_wrong_prompt_set_among_several_is_found(
 def test_a_prompt_set_that_differs_is_not_added(
     tiny_run_paths: dict[str, Path], zoo_copy: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(exporting, "expected_logits", lambda *arguments: expected_logits(*arguments) + 1)
+    monkeypatch.setattr(loaded, "expected_logits", lambda *arguments: expected_logits(*arguments) + 1)
     before = toy.snapshot(zoo_copy)
     with pytest.raises(ParityError, match="task 'flowers'"):
         add_to_bundle(zoo_copy, tiny_run_paths["flowers"])

@@ -7,7 +7,8 @@ import tiny_runs
 import torch
 
 from vpdeploy_export.tokens import TokenPromptedViT
-from vpdeploy_train.methods.e2vpt import E2VPT, Kept
+from vpdeploy_train.methods.e2vpt import E2VPT
+from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.prompted import PromptedViT
 
 MakePixels = Callable[..., np.ndarray]
@@ -21,7 +22,7 @@ def model_of(kept: Kept) -> tuple[PromptedViT, E2VPT]:
 
 def test_prompts_as_tokens_give_what_prompts_as_a_prefix_give():
     model, method = model_of(Kept.everything(tiny_runs.DEPTH, 6, 0))
-    as_tokens = TokenPromptedViT(model.vit, [method.prompts(index) for index in range(3)], model.head)
+    as_tokens = TokenPromptedViT(model.vit, [method.rows(index) for index in range(3)], model.head)
     image = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, found = as_tokens(image), model(image)

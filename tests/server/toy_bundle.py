@@ -30,7 +30,7 @@ BACKBONE = BackboneId(name="toy", sha256=hashlib.sha256(b"toy").hexdigest(), dep
 PREPROCESSING = Preprocessing(
     image_size=SIDE, resize="squash", crop_ratio=1.0, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
 )
-LAYOUT = Layout.for_prefix(depth=1, heads=1, head_width=3, width=3, dtype="float32")
+LAYOUT = Layout.for_backbone(BACKBONE, dtype="float32")
 
 
 def prompt_set(task: str, labels: tuple[str, ...], *, prefix: int = 2, scale: float = SCALE) -> CompiledPromptSet:

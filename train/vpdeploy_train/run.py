@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -21,10 +21,11 @@ from torch import Tensor
 from vpdeploy.document import Document, to_json
 from vpdeploy.errors import BundleCorruptError, BundleError, SpecError
 from vpdeploy.files import write_atomically
-from vpdeploy.task import RUN_FORMAT, BackboneId, TaskCard
+from vpdeploy.task import RUN_FORMAT, TaskCard
 from vpdeploy_train.backbone import Backbone, load_backbone
-from vpdeploy_train.methods import PromptDimensions, PromptMethod, method_named
+from vpdeploy_train.methods import PromptDimensions, PromptMethod, restore_method
 from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.settings import Pooling
 
 CARD_FILE = "task.json"
 TENSOR_FILE = "prompts.safetensors"
@@ -40,20 +41,27 @@ class Run:
         card: What is known of the task.
         structure: ``PromptMethod.structure``: what was kept, and the method's options.
         state: The trained tensors, as ``PromptedViT.trained_state`` names them.
-        data: The data specification it was trained on.
+        data: The data specification it was trained on; None for an imported run.
         data_seed: Seed of the splits that were drawn from it.
         val_fraction: Share of the training images that was held out.
-        weights: The backbone's weights file, or None for timm's own.
+        weights: The backbone's weights file, or None for timm's own; relative to the run where it lies beside it.
+        pooling: Which tokens the feature is pooled over.
     """
 
     path: Path
     card: TaskCard
     structure: Mapping[str, Any]
     state: Mapping[str, Tensor]
-    data: str
+    data: str | None
     data_seed: int
     val_fraction: float
     weights: str | None
+    pooling: Pooling = "model"
+
+    @property
+    def pools_prompts(self) -> bool:
+        """Whether the feature averages over prompt rows too."""
+        return self.pooling == "published"
 
     def write(self) -> None:
         """Write ``prompts.safetensors`` and then ``task.json``, each atomically.
@@ -68,6 +76,7 @@ class Run:
             "structure": dict(self.structure),
             "data": {"spec": self.data, "seed": self.data_seed, "val_fraction": self.val_fraction},
             "weights": self.weights,
+            "pooling": self.pooling,
         }
         tensors = {name: value.contiguous() for name, value in self.state.items()}
         write_atomically(self.path / TENSOR_FILE, safetensors.torch.save(tensors))
@@ -94,15 +103,19 @@ class Run:
         except (OSError, SafetensorError) as error:
             raise BundleCorruptError(f"{path / TENSOR_FILE}: cannot be read: {error}; train again") from error
         weights = document.fields.get("weights")
+        pooling = document.fields.get("pooling", "model")
+        if pooling not in get_args(Pooling):
+            raise BundleCorruptError(f"{document.source}: unknown pooling '{pooling}'")
         return cls(
             path=path,
             card=TaskCard.from_document(document.nested("task")),
             structure=document.take("structure", dict),
             state=state,
-            data=data.take("spec", str),
+            data=None if data.fields.get("spec") is None else data.take("spec", str),
             data_seed=data.take("seed", int),
             val_fraction=data.take("val_fraction", float),
             weights=weights if weights is None else str(weights),
+            pooling=pooling,
         )
 
     def load_backbone(self, *, weights: Path | None = None) -> Backbone:
@@ -115,9 +128,10 @@ class Run:
             SpecError: The weights cannot be had, or are not those of the run.
         """
         if weights is None and self.weights is not None:
-            weights = Path(self.weights)
+            weights = self.path / self.weights  # an absolute path stays what it is
         image_size = self.card.preprocessing.image_size
-        backbone = load_backbone(self.card.backbone.name, weights=weights, image_size=image_size)
+        averages = self.pooling != "model"
+        backbone = load_backbone(self.card.backbone.name, weights=weights, image_size=image_size, averages=averages)
         if backbone.identity.sha256 != self.card.backbone.sha256:
             raise SpecError(
                 f"{self.path}: was trained on {self.card.backbone.name} with digest {self.card.backbone.sha256[:12]}, "
@@ -131,7 +145,8 @@ class Run:
         Raises:
             BundleCorruptError: The tensors do not fit the structure.
         """
-        model = PromptedViT(backbone.vit, self._restored_method(), len(self.card.labels))
+        method = self._restored_method(backbone)
+        model = PromptedViT(backbone.vit, method, len(self.card.labels), pools_prompts=self.pools_prompts)
         try:
             model.load_trained_state(dict(self.state))
         except RuntimeError as error:
@@ -139,20 +154,9 @@ class Run:
             raise BundleCorruptError(f"{self.path / TENSOR_FILE}: does not fit {CARD_FILE}: {reason}") from error
         return model.eval()
 
-    def _restored_method(self) -> PromptMethod:
-        dimensions = prompt_dimensions(self.card.backbone)
+    def _restored_method(self, backbone: Backbone) -> PromptMethod:
+        dimensions = PromptDimensions.of(backbone.trunk)
         try:
-            return method_named(self.card.method).restore(dimensions, dict(self.structure))
+            return restore_method(self.card.method, dimensions, dict(self.structure))
         except BundleCorruptError as error:
             raise BundleCorruptError(f"{self.path / CARD_FILE}: {error}") from error
-
-
-def prompt_dimensions(identity: BackboneId) -> PromptDimensions:
-    """Return the sizes that prompts take from a backbone."""
-    return PromptDimensions(
-        depth=identity.depth,
-        width=identity.width,
-        heads=identity.heads,
-        head_width=identity.head_width,
-        patch_size=identity.patch_size,
-    )

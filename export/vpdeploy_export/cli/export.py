@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from vpdeploy.errors import SpecError
+from vpdeploy.layout import Family
 from vpdeploy.manifest import Precision
 
 
@@ -16,6 +17,9 @@ def export(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     out: Annotated[Path, typer.Option(help="task.onnx folds one run; any other name writes a bundle folder.")],
     fp16: Annotated[bool, typer.Option("--fp16", help="Write a float16 graph.")] = False,
+    layout: Annotated[
+        str | None, typer.Option(help="Bundle: prefix, adaptive or superset; default: what the runs need.")
+    ] = None,
     opset: Annotated[int, typer.Option(help="20, or 23 for one Attention node a block.")] = 20,
     image_input: Annotated[
         str, typer.Option("--input", help="uint8 [B,H,W,3], or float: normalised [B,3,H,W] (folded only).")
@@ -29,13 +33,18 @@ def export(
     """Compile runs into ONNX. Nothing is written unless the graph reproduces the trained models."""
     if image_input not in ("uint8", "float"):
         raise SpecError(f"--input '{image_input}': choose one of uint8, float")
+    if layout is not None and layout not in get_args(Family):
+        raise SpecError(f"--layout '{layout}': choose one of {', '.join(get_args(Family))}")
     folded = out.suffix == ".onnx"
+    if folded and layout is not None:
+        raise SpecError("--layout is for bundles; a folded model holds what its one task needs")
     if folded and len(runs) != 1:
         raise SpecError(f"--out {out}: a folded model holds one task, {len(runs)} runs given; give a folder's name")
     if not folded and image_input != "uint8":
         raise SpecError("--input float is for folded models; a bundle takes uint8 images")
 
-    from vpdeploy_export.exporting import export_bundle, export_folded
+    from vpdeploy_export.bundling import export_bundle
+    from vpdeploy_export.exporting import export_folded
 
     precision: Precision = "fp16" if fp16 else "fp32"
     if folded:
@@ -49,7 +58,15 @@ def export(
             weights=weights,
         )
     else:
-        report = export_bundle(runs, out, precision=precision, opset=opset, images=images, weights=weights)
+        report = export_bundle(
+            runs,
+            out,
+            precision=precision,
+            opset=opset,
+            family=layout,  # type: ignore[arg-type]
+            images=images,
+            weights=weights,
+        )
     if as_json:
         typer.echo(json.dumps(report.to_fields(), indent=2, ensure_ascii=False))
         return

@@ -17,7 +17,7 @@ def add(
     weights: Annotated[Path | None, typer.Option(help="Where the backbone's weights file lies now.")] = None,
 ) -> None:
     """Add a run to a bundle, or publish a new version of a task. A running server follows within seconds."""
-    from vpdeploy_export.exporting import add_to_bundle
+    from vpdeploy_export.bundling import add_to_bundle
 
     version, report = add_to_bundle(bundle, run, images=images, weights=weights)
     typer.echo(

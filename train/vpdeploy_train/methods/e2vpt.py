@@ -7,97 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vpdeploy_train.attention import Prefix, project_prompts
-from vpdeploy_train.methods.method import PromptMethod
+from vpdeploy.errors import SpecError
+from vpdeploy_train.methods.kept import SEGMENTS, Kept, PrunableMethod
+from vpdeploy_train.methods.method import MethodOptions, PromptDimensions, SegmentOrder
+from vpdeploy_train.trunks import Trunk
 
-SegmentOrder = Literal["contiguous", "strided"]
-
-SEGMENTS = 16
-"""Segments per token, R in the paper (section 3.3)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptDimensions:
-    """Sizes that a prompt set takes from its backbone.
-
-    Attributes:
-        depth: Blocks, L.
-        width: Token width, D.
-        heads: Attention heads, H.
-        head_width: Width of a head, d.
-        patch_size: Side of a patch, in pixels; sets the initial scale.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    head_width: int
-    patch_size: int
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What pruning left of a prompt set, by original index.
-
-    Attributes:
-        tokens: For each block, the indices of the visual prompts it keeps, ascending.
-        kv_tokens: For each block, the indices of the key/value prompts it keeps, ascending.
-        segments: For each block, one row for each kept visual prompt, of R flags; False = that segment is zero.
-    """
-
-    tokens: tuple[tuple[int, ...], ...]
-    kv_tokens: tuple[tuple[int, ...], ...]
-    segments: tuple[tuple[tuple[bool, ...], ...], ...] = field(repr=False)
-
-    @classmethod
-    def everything(cls, depth: int, prompt_tokens: int, kv_tokens: int) -> Kept:
-        """Return the unpruned state: T visual and T_KV key/value prompts in each of L blocks."""
-        tokens = tuple(range(prompt_tokens))
-        return cls(
-            tokens=(tokens,) * depth,
-            kv_tokens=(tuple(range(kv_tokens)),) * depth,
-            segments=(((True,) * SEGMENTS,) * prompt_tokens,) * depth,
-        )
-
-    def to_fields(self) -> dict[str, Any]:
-        """Return the JSON form; segments are strings of 1 and 0, one for each kept token."""
-        return {
-            "tokens": [list(block) for block in self.tokens],
-            "kv_tokens": [list(block) for block in self.kv_tokens],
-            "segments": [["".join("01"[flag] for flag in row) for row in block] for block in self.segments],
-        }
-
-    @classmethod
-    def from_fields(cls, fields: dict[str, Any]) -> Kept:
-        """Read the JSON form.
-
-        Raises:
-            ValueError: The parts contradict each other.
-        """
-        kept = cls(
-            tokens=tuple(tuple(int(index) for index in block) for block in fields["tokens"]),
-            kv_tokens=tuple(tuple(int(index) for index in block) for block in fields["kv_tokens"]),
-            segments=tuple(tuple(tuple(flag == "1" for flag in row) for row in block) for block in fields["segments"]),
-        )
-        rows = [len(block) for block in kept.segments]
-        if rows != [len(block) for block in kept.tokens] or len(kept.kv_tokens) != len(kept.tokens):
-            raise ValueError("kept tokens, key/value prompts and segments disagree")
-        if any(len(row) != SEGMENTS or not {*row} <= {"0", "1"} for block in fields["segments"] for row in block):
-            raise ValueError(f"every kept token should have {SEGMENTS} segments, each 0 or 1")
-        if any(block != tuple(sorted({*block})) or min(block, default=0) < 0 for block in kept.tokens + kept.kv_tokens):
-            raise ValueError("the indices of kept prompts should ascend from 0 or more")
-        return kept
-
-
-class E2VPT(PromptMethod):
+class E2VPT(PrunableMethod):
     """Visual prompts P[l] (T, D) and key/value prompts A[l] (H, T_KV, d) for every block l.
 
     Pruned tokens are absent from the tensors, not zero: a zero token would still be attended to. Pruned segments are
@@ -113,6 +39,9 @@ class E2VPT(PromptMethod):
         dropout: Element-wise dropout on the visual prompts while training.
         segment_order: ``contiguous`` segments (the paper's drawing) or ``strided`` channels {r, r+R, ...} (its code).
         generator: Source of the initial values.
+
+    Raises:
+        SpecError: A block's width cannot be divided into segments.
     """
 
     def __init__(
@@ -126,53 +55,86 @@ class E2VPT(PromptMethod):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        for width in {stage.width for stage in dimensions.blocks}:
+            if width % SEGMENTS:
+                raise SpecError(f"token width {width} is not divisible into {SEGMENTS} segments")
         self.dimensions = dimensions
         self.kept = kept
         self.kv_shared = kv_shared
         self.dropout = dropout
         self.segment_order = segment_order
-        visual_bound = math.sqrt(6 / (3 * dimensions.patch_size**2 + dimensions.width))
+        patch = dimensions.patch_size
 
         def uniform(shape: Sequence[int], bound: float) -> nn.Parameter:
             return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound, generator=generator))
 
         def kv_prompts() -> nn.ParameterList:
-            sizes = [(dimensions.heads, len(block), dimensions.head_width) for block in kept.kv_tokens]
+            sizes = [
+                (stage.heads, len(block), stage.head_width)
+                for stage, block in zip(dimensions.blocks, kept.kv_tokens, strict=True)
+            ]
             return nn.ParameterList([uniform(size, math.sqrt(6 / max(size[1] * size[2], 1))) for size in sizes])
 
-        self.visual = nn.ParameterList([uniform((len(block), dimensions.width), visual_bound) for block in kept.tokens])
+        self.visual = nn.ParameterList(
+            [
+                uniform((len(block), stage.width), math.sqrt(6 / (3 * patch**2 + stage.width)))
+                for stage, block in zip(dimensions.blocks, kept.tokens, strict=True)
+            ]
+        )
         self.kv = kv_prompts()
         self.kv_value = None if kv_shared else kv_prompts()
         for index, block in enumerate(kept.segments):
-            self.register_buffer(f"segment_mask_{index}", self._channel_mask(block), persistent=False)
+            self.register_buffer(f"segment_mask_{index}", self._channel_mask(index, block), persistent=False)
 
-    def prompts(self, index: int) -> Tensor:
-        """Return block ``index``'s visual prompts with pruned segments zeroed, [T, D]."""
-        mask: Tensor = self.get_buffer(f"segment_mask_{index}")
-        prompts: Tensor = self.visual[index] * mask
-        return prompts
-
-    def prefix(self, index: int, block: Block, tokens: Tensor) -> Prefix | None:
-        """Return block ``index``'s prefix: key/value prompts first, then the projected visual prompts."""
-        keys, values = [], []
-        if self.kept.kv_tokens[index]:
-            keys.append(self.kv[index])
-            values.append(self.kv[index] if self.kv_value is None else self.kv_value[index])
-        if self.kept.tokens[index]:
-            prompts = F.dropout(self.prompts(index), self.dropout, training=self.training)
-            key, value = project_prompts(block, prompts)
-            keys.append(key)
-            values.append(value)
-        if not keys:
-            return None
-        # Under autocast the projections are in half precision and the key/value prompts are not.
-        dtype = keys[-1].dtype
-        return Prefix(
-            key=torch.cat([part.to(dtype) for part in keys], dim=-2),
-            value=torch.cat([part.to(dtype) for part in values], dim=-2),
+    @classmethod
+    def create(cls, dimensions: PromptDimensions, options: MethodOptions, generator: torch.Generator) -> Self:
+        """Return fresh prompts of the lengths chosen."""
+        return cls(
+            dimensions,
+            Kept.everything(dimensions.depth, options.prompt_tokens, options.kv_tokens),
+            kv_shared=options.kv_shared,
+            dropout=options.dropout,
+            segment_order=options.segment_order,
+            generator=generator,
         )
 
-    def pruned_to(self, kept: Kept, state: dict[str, Tensor]) -> E2VPT:
+    @classmethod
+    def restore(cls, dimensions: PromptDimensions, structure: dict[str, Any]) -> Self:
+        """Return prompts of a stored ``structure``; its complaints are ``PromptMethod.restore``'s."""
+        kept = Kept.from_fields(structure["kept"])
+        kept.check_depth(dimensions.depth)
+        order = structure["segment_order"]
+        if order not in ("contiguous", "strided"):
+            raise ValueError(f"segment order '{order}', contiguous or strided expected")
+        return cls(dimensions, kept, kv_shared=bool(structure["kv_shared"]), segment_order=order)
+
+    def rows(self, index: int) -> Tensor:
+        """Return block ``index``'s visual prompts with pruned segments zeroed, [T, D]."""
+        rows: Tensor = self.visual[index] * self.get_buffer(f"segment_mask_{index}")
+        if self.masks is not None:
+            width = self.dimensions.blocks[index].width
+            rows = rows * spread_segments(self.masks.segments[index], width, self.segment_order)
+            rows = rows * self.masks.tokens[index][:, None]
+        return rows
+
+    def prompts(self, index: int, trunk: Trunk, tokens: Tensor) -> Tensor | None:
+        """Return block ``index``'s visual prompts, [T, D], with dropout while training."""
+        if not self.kept.tokens[index]:
+            return None
+        return F.dropout(self.rows(index), self.dropout, training=self.training)
+
+    def key_values(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Return block ``index``'s key/value prompts, each [H, T_KV, d]."""
+        if not self.kept.kv_tokens[index]:
+            return None
+        key: Tensor = self.kv[index]
+        value: Tensor = key if self.kv_value is None else self.kv_value[index]
+        if self.masks is not None:
+            mask = self.masks.kv_tokens[index][:, None]
+            key, value = key * mask, value * mask
+        return key, value
+
+    def pruned_to(self, kept: Kept, state: dict[str, Tensor]) -> Self:
         """Return a smaller method whose tensors are gathered from another state of the same run.
 
         Args:
@@ -182,7 +144,7 @@ class E2VPT(PromptMethod):
         Returns:
             A new method that shares no memory with this one.
         """
-        smaller = E2VPT(
+        smaller = type(self)(
             self.dimensions,
             kept,
             kv_shared=self.kv_shared,
@@ -212,30 +174,35 @@ class E2VPT(PromptMethod):
 
         ``parameters`` is the paper's count: trained numbers minus pruned segments' channels.
         """
-        segment_width = self.dimensions.width // SEGMENTS
-        zeroed = sum(not flag for block in self.kept.segments for row in block for flag in row) * segment_width
+        zeroed = sum(
+            stage.width // SEGMENTS * sum(not flag for row in block for flag in row)
+            for stage, block in zip(self.dimensions.blocks, self.kept.segments, strict=True)
+        )
         return {
             "tokens_per_block": [len(block) for block in self.kept.tokens],
+            "live_tokens_per_block": self.kept.live_tokens,
             "kv_tokens_per_block": [len(block) for block in self.kept.kv_tokens],
             "segments_kept": sum(flag for block in self.kept.segments for row in block for flag in row),
             "segments": sum(len(row) for block in self.kept.segments for row in block),
             "parameters": sum(parameter.numel() for parameter in self.parameters()) - zeroed,
         }
 
-    def _channel_mask(self, block: tuple[tuple[bool, ...], ...]) -> Tensor:
+    def _channel_mask(self, index: int, block: tuple[tuple[bool, ...], ...]) -> Tensor:
         """Return a block's segment flags as factors of its prompts' channels, [T, D]."""
         flags = torch.tensor(block, dtype=torch.float32).reshape(len(block), SEGMENTS)
-        return spread_segments(flags, self.dimensions.width, self.segment_order)
+        return spread_segments(flags, self.dimensions.blocks[index].width, self.segment_order)
+
+
+class VPTDeep(E2VPT):
+    """VPT-deep (arXiv 2203.12119, eq. 4-5): visual prompts alone."""
+
+    @classmethod
+    def create(cls, dimensions: PromptDimensions, options: MethodOptions, generator: torch.Generator) -> Self:
+        """Return fresh prompts without key/value prompts."""
+        return super().create(dimensions, replace(options, kv_tokens=0), generator)
 
 
 def spread_segments(values: Tensor, width: int, order: SegmentOrder) -> Tensor:
     """Repeat per-segment values over the channels of each segment: [T, R] to [T, D]."""
     repeats = width // SEGMENTS
     return values.repeat_interleave(repeats, dim=-1) if order == "contiguous" else values.repeat(1, repeats)
-
-
-def gather_segments(values: Tensor, order: SegmentOrder) -> Tensor:
-    """Sum per-channel values over the channels of each segment: [T, D] to [T, R]."""
-    repeats = values.shape[-1] // SEGMENTS
-    shape, axis = ((SEGMENTS, repeats), -1) if order == "contiguous" else ((repeats, SEGMENTS), -2)
-    return torch.unflatten(values, -1, shape).sum(axis)

@@ -1,41 +1,182 @@
-"""What a prompt method is: a module that gives every block its prefix."""
+"""What a prompt method is: a module that gives every block of a frozen backbone its prompts."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from timm.models.vision_transformer import Block
+import torch
 from torch import Tensor, nn
 
-from vpdeploy_train.attention import Prefix
+from vpdeploy.task import Stage
+from vpdeploy_train.trunks import Trunk
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SegmentOrder = Literal["contiguous", "strided"]
+
+Form = Literal["prefix", "adaptive", "tokens", "weights"]
+"""What is left of a method when it is deployed: keys and values that do not depend on the image; a generator of them;
+tokens that live on through the blocks; or other weights of the backbone. Only the first two can share a graph."""
 
 
-class PromptMethod(nn.Module, ABC):
-    """The prompts of one task. All its parameters are trained; the backbone's never are."""
+@dataclass(frozen=True, kw_only=True)
+class PromptDimensions:
+    """Sizes that a prompt set takes from its backbone.
 
-    @abstractmethod
-    def prefix(self, index: int, block: Block, tokens: Tensor) -> Prefix | None:
-        """Return what block ``index`` attends to besides its own tokens.
+    Attributes:
+        blocks: Width, heads and head width of each of the L blocks.
+        patch_size: Side of a patch, in pixels; sets the initial scale.
+        grid: Patches along a side where all blocks share one patch grid, else None.
+        norm_eps: Of the blocks' pre-attention LayerNorm; None where there is another norm or no shared grid.
+    """
+
+    blocks: tuple[Stage, ...]
+    patch_size: int
+    grid: int | None = None
+    norm_eps: float | None = None
+
+    @classmethod
+    def of(cls, trunk: Trunk) -> PromptDimensions:
+        """Return the sizes of a backbone."""
+        norm = None if trunk.grid is None else trunk.norm(0)
+        return cls(
+            blocks=trunk.block_stages,
+            patch_size=trunk.patch_size,
+            grid=trunk.grid,
+            norm_eps=norm.eps if isinstance(norm, nn.LayerNorm) else None,
+        )
+
+    @property
+    def depth(self) -> int:
+        """Blocks, L."""
+        return len(self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What a user can choose about the prompts; a method reads what concerns it.
+
+    Attributes:
+        prompt_tokens: Visual prompts per block, T.
+        kv_tokens: Key/value prompts per block, T_KV.
+        kv_shared: Keys and values share one tensor.
+        dropout: While training: element-wise on the visual prompts; for VAPT also of its channels and hidden units.
+        segment_order: How a token's channels form segments.
+        hidden: Hidden units of VAPT's feature projector, r.
+        kernel: Side of VAPT's convolution kernel, K.
+        norm: VAPT's LayerNorms take the ``block``'s eps, or the ``paper``'s.
+        rank: Of LoRA's updates.
+    """
+
+    prompt_tokens: int = 10
+    kv_tokens: int = 5
+    kv_shared: bool = True
+    dropout: float = 0.1
+    segment_order: SegmentOrder = "contiguous"
+    hidden: int = 8
+    kernel: int = 2
+    norm: Literal["block", "paper"] = "block"
+    rank: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generator:
+    """One block's adaptive prompts, compiled: how they are made from the block's normalised patches x̂ (n, D).
+
+    ``G = scale ⊙ (mix x̂) + shift``; ``prompts = G + up relu(down G)`` (VAPT, arXiv 2501.18936, eq. 8-11, with
+    convolution, token projector and LayerNorm affine multiplied out).
+
+    Attributes:
+        mix: [T, n].
+        scale: [D].
+        shift: [T, D].
+        down: [r, D].
+        up: [D, r].
+        eps: Of the LayerNorm that gives x̂.
+    """
+
+    mix: Tensor
+    scale: Tensor
+    shift: Tensor
+    down: Tensor
+    up: Tensor
+    eps: float
+
+
+class PromptMethod(nn.Module):
+    """The prompts of one task. All its parameters are trained; the backbone's are not, unless ``adapt`` says so.
+
+    A method overrides what it needs; without overrides there are no prompts, and the head alone is trained.
+
+    Attributes:
+        form: What is left of the method when it is deployed.
+        prunable: Whether pruning and rewinding apply.
+    """
+
+    form: ClassVar[Form] = "prefix"
+    prunable: ClassVar[bool] = False
+
+    @classmethod
+    def create(cls, dimensions: PromptDimensions, options: MethodOptions, generator: torch.Generator) -> Self:
+        """Return fresh prompts.
+
+        Args:
+            dimensions: Sizes taken from the backbone.
+            options: What the user chose.
+            generator: Source of the initial values.
+
+        Raises:
+            SpecError: The method does not fit the backbone.
+        """
+        return cls()
+
+    @classmethod
+    def restore(cls, dimensions: PromptDimensions, structure: dict[str, Any]) -> Self:
+        """Return prompts of a stored ``structure``, their values still to be loaded.
+
+        Raises:
+            KeyError: A part of the structure is missing.
+            TypeError: A part is of another kind.
+            ValueError: A part makes no sense, or not on this backbone.
+        """
+        return cls()
+
+    def adapt(self, model: nn.Module) -> nn.Module:
+        """Return the backbone that the model runs: ``model`` itself, or a copy whose weights the method owns."""
+        return model
+
+    def inserted(self) -> Tensor | None:
+        """Return rows, [T, D], that enter before the first block and live on through all of them, or None."""
+        return None
+
+    def prompts(self, index: int, trunk: Trunk, tokens: Tensor) -> Tensor | None:
+        """Return block ``index``'s visual prompts, [T, D] or [B, T, D], or None.
 
         Args:
             index: Block, 0 to L - 1.
-            block: The timm block; its norm and projections may be used.
-            tokens: The block's input, [B, N, D].
+            trunk: The backbone.
+            tokens: The block's input.
         """
+        return None
+
+    def key_values(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Return prompts that are keys and values already, each [H, T_KV, d], or None."""
+        return None
+
+    def generator(self, index: int, trunk: Trunk) -> Generator | None:
+        """Return the compiled form of block ``index``'s prompts where they depend on the image, else None."""
+        return None
 
     def structure(self) -> dict[str, Any]:
         """Return what, besides tensors, is needed to rebuild the method: JSON-ready."""
         return {}
 
     def summary(self) -> dict[str, Any]:
-        """Return what was kept, for reports: JSON-ready."""
+        """Return what was kept, for reports: JSON-ready; ``parameters`` is the paper's count."""
         return {"parameters": sum(parameter.numel() for parameter in self.parameters())}
 
 
 class NoPrompts(PromptMethod):
     """A linear probe: the head is trained, the backbone sees no prompts."""
-
-    def prefix(self, index: int, block: Block, tokens: Tensor) -> None:
-        """Return None: there are no prompts."""
-        return

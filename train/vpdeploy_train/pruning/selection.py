@@ -7,35 +7,65 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from vpdeploy_train.methods.e2vpt import SEGMENTS, Kept
+from vpdeploy_train.methods.kept import SEGMENTS, Kept
 from vpdeploy_train.pruning.scores import Scores
+
+_WHOLE, _ZERO = (True,) * SEGMENTS, (False,) * SEGMENTS
 
 
 def keep_tokens(kept: Kept, scores: Scores, share: float) -> Kept:
-    """Keep the best visual and key/value prompts of every block, with all their segments.
+    """Keep the best visual prompts of every block, with all their segments, and remove the others.
 
     Args:
         kept: What there is, the order of ``scores``.
         scores: Importance of what there is.
-        share: Of each kind and block, ⌊share · count⌋ are kept, but at least one.
+        share: Of each block, ⌊share · T⌋ are kept, but at least one.
     """
     tokens = tuple(_best(block, row, share) for block, row in zip(kept.tokens, scores.tokens, strict=True))
-    kv_tokens = tuple(_best(block, row, share) for block, row in zip(kept.kv_tokens, scores.kv_tokens, strict=True))
-    return Kept(
-        tokens=tokens, kv_tokens=kv_tokens, segments=tuple(((True,) * SEGMENTS,) * len(block) for block in tokens)
+    return replace(kept, tokens=tokens, segments=tuple((_WHOLE,) * len(block) for block in tokens))
+
+
+def zero_tokens(kept: Kept, scores: Scores, share: float) -> Kept:
+    """Set all but the best visual prompts of every block to zero: they stay, and are attended to (E²VPT's code).
+
+    Args:
+        kept: What there is, the order of ``scores``.
+        scores: Importance of what there is.
+        share: Of each block, ⌊share · T⌋ are not zeroed, but at least one.
+    """
+    best = keep_tokens(kept, scores, share).tokens
+    segments = tuple(
+        tuple(_WHOLE if token in live else _ZERO for token in block)
+        for block, live in zip(kept.tokens, best, strict=True)
     )
+    return replace(kept, segments=segments)
+
+
+def keep_kv_tokens(kept: Kept, scores: Scores, share: float) -> Kept:
+    """Keep the best key/value prompts of every block and remove the others; ⌊share · T_KV⌋, but at least one."""
+    kv_tokens = tuple(_best(block, row, share) for block, row in zip(kept.kv_tokens, scores.kv_tokens, strict=True))
+    return replace(kept, kv_tokens=kv_tokens)
+
+
+def keep_hidden(kept: Kept, scores: Scores, share: float) -> Kept:
+    """Keep the best hidden units of a feature projector; ⌊share · r⌋, but at least one."""
+    return replace(kept, hidden=_best(kept.hidden, scores.hidden, share))
 
 
 def keep_segments(kept: Kept, scores: Scores, share: float) -> Kept:
-    """Keep the best segments of every visual prompt; ⌊share · R⌋ of each token, but at least one."""
+    """Keep the best segments of every visual prompt that is not zero; ⌊share · R⌋ of each, but at least one."""
     segments = tuple(
         tuple(
-            tuple(position in _best(tuple(range(SEGMENTS)), row, share) for position in range(SEGMENTS))
-            for row in block
+            _flags(_best(tuple(range(SEGMENTS)), row, share)) if any(flags) else _ZERO
+            for flags, row in zip(block, rows, strict=True)
         )
-        for block in scores.segments
+        for block, rows in zip(kept.segments, scores.segments, strict=True)
     )
     return replace(kept, segments=segments)
+
+
+def _flags(positions: tuple[int, ...]) -> tuple[bool, ...]:
+    return tuple(position in positions for position in range(SEGMENTS))
 
 
 def _best(indices: tuple[int, ...], scores: Tensor, share: float) -> tuple[int, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import copy
+from typing import Any, Literal
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vpdeploy.preprocessing import Preprocessing
@@ -20,18 +20,19 @@ class PatchEmbedding(nn.Module):
     exact in float16; the rest of scaling and normalisation sits in its weight and constant.
 
     Args:
-        vit: The frozen backbone.
+        model: The frozen backbone: timm's ``VisionTransformer``, ``Eva`` or ``SwinTransformer``.
         preprocessing: Mean and standard deviation.
         image_input: ``uint8``: [B, H, W, 3] pixels; ``float``: [B, 3, H, W], already normalised.
     """
 
     weight: Tensor
-    position: Tensor
+    bias: Tensor | None
+    position: Tensor | None
     leading: Tensor
 
-    def __init__(self, vit: VisionTransformer, preprocessing: Preprocessing, image_input: ImageInput) -> None:
+    def __init__(self, model: Any, preprocessing: Preprocessing, image_input: ImageInput) -> None:
         super().__init__()
-        projection: nn.Conv2d = vit.patch_embed.proj
+        projection: nn.Conv2d = model.patch_embed.proj
         self.patch = projection.kernel_size[0]
         self.grid = preprocessing.image_size // self.patch
         self.image_input = image_input
@@ -42,14 +43,19 @@ class PatchEmbedding(nn.Module):
             std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
             bias = bias + (weight * (128 / 255 - mean) / std).sum((1, 2, 3))
             weight = weight * (128 / 255) / std
-        count = self.grid**2
-        with torch.no_grad():
-            blank = torch.zeros(1, count, vit.embed_dim, dtype=next(vit.parameters()).dtype)
-            constant = vit._pos_embed(blank).double()
-        leading = constant.shape[1] - count
-        self.register_buffer("weight", weight.permute(2, 3, 1, 0).reshape(-1, vit.embed_dim).float())
-        self.register_buffer("position", (constant[:, leading:] + bias).float())
-        self.register_buffer("leading", constant[:, :leading].float())
+        count, width = self.grid**2, weight.shape[0]
+        positions = _positions(model, self.grid, width)
+        leading = positions.shape[1] - count
+        position: Tensor | None = positions[:, leading:]
+        self.norm = None if isinstance(model.patch_embed.norm, nn.Identity) else copy.deepcopy(model.patch_embed.norm)
+        if self.norm is None:
+            position, bias = positions[:, leading:] + bias, torch.zeros(0)
+        elif not positions[:, leading:].any():
+            position = None
+        self.register_buffer("weight", weight.permute(2, 3, 1, 0).reshape(-1, width).float())
+        self.register_buffer("bias", None if self.norm is None else bias.float())
+        self.register_buffer("position", None if position is None else position.float())
+        self.register_buffer("leading", positions[:, :leading].float())
 
     def forward(self, image: Tensor) -> Tensor:
         """Return tokens, [B, N, D], from ``image`` in the form that ``image_input`` names."""
@@ -60,7 +66,24 @@ class PatchEmbedding(nn.Module):
         else:
             patches = image.to(self.weight.dtype).reshape(-1, 3, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1)
             patches = patches.reshape(-1, grid * grid, patch * patch * 3)
-        tokens = patches @ self.weight + self.position
+        tokens = patches @ self.weight
+        if self.norm is not None and self.bias is not None:
+            tokens = self.norm(tokens + self.bias)
+        if self.position is not None:
+            tokens = tokens + self.position
         if self.leading.shape[1] == 0:
             return tokens
         return torch.cat([self.leading.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
+def _positions(model: Any, grid: int, width: int) -> Tensor:
+    """Return what the model adds to patches, behind the rows it puts before them, float64 [1, N, D]."""
+    blank = torch.zeros(1, grid**2, width, dtype=next(model.parameters()).dtype)
+    if not hasattr(model, "_pos_embed"):
+        return blank.double()
+    if model.dynamic_img_size:
+        blank = blank.unflatten(1, (grid, grid))
+    with torch.no_grad():
+        made = model._pos_embed(blank)
+    rows: Tensor = made[0] if isinstance(made, tuple) else made
+    return rows.double()

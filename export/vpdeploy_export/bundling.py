@@ -1,0 +1,178 @@
+"""From runs to a bundle: compile, write aside, compare, and only then publish."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from vpdeploy.backends import open_backend
+from vpdeploy.bundle import Bundle, check_replaceable, publish_task, write_bundle
+from vpdeploy.errors import SpecError
+from vpdeploy.layout import Family
+from vpdeploy.manifest import GRAPH_FILE, Manifest, Precision
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.session import Session
+from vpdeploy_export.exporting import ExportReport
+from vpdeploy_export.graph import SwitchableGraph
+from vpdeploy_export.loaded import DEFAULT_OPSET, GATE_RUNTIME, TORCH_DTYPES, LoadedRun
+from vpdeploy_export.packing import check_switchable, choose_layout, pack, with_details
+from vpdeploy_export.parity import Expectation, ParityReport, compare, require_parity
+from vpdeploy_export.writer import build_switchable, check_opset, save_model
+from vpdeploy_train.methods import method_named
+from vpdeploy_train.run import Run
+
+
+def export_bundle(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    opset: int = DEFAULT_OPSET,
+    family: Family | None = None,
+    images: Path | None = None,
+    weights: Path | None = None,
+) -> ExportReport:
+    """Write runs as a bundle: one switchable graph and a compiled prompt set for each task.
+
+    Args:
+        paths: The run folders; one backbone, image size and normalisation, different task names.
+        out: The folder; an existing bundle there keeps its state until the new one is complete.
+        precision: ``fp16`` writes a float16 graph from a float16 model.
+        opset: One of ``OPSETS``.
+        family: Kinds of prompts the graph has place for; None takes what the runs need.
+        images: A folder of images for the parity gate; None takes each run's validation images.
+        weights: Where the backbone's weights file lies now.
+
+    Raises:
+        BundleError: A run cannot be read, or ``out`` is something else.
+        SpecError: The runs do not go together, options do not fit, or the backbone's weights cannot be had.
+        ExportError: Prompts do not fit the precision, or the graph cannot be written.
+        ParityError: The graph does not reproduce a trained model; nothing is written.
+    """
+    check_opset(opset)
+    check_replaceable(out)
+    runs = [Run.read(path) for path in paths]
+    _require_compatible(runs)
+    backbone = runs[0].load_backbone(weights=weights)
+    preprocessing = runs[0].card.preprocessing
+    loaded = [LoadedRun.load(run, backbone, images=images) for run in runs]
+    for each in loaded:
+        check_switchable(each.prompts, each.card)
+    compiled = {each.card.name: each.prompts for each in loaded}
+    identity = runs[0].card.backbone
+    layout = choose_layout(compiled, identity, backbone.trunk, precision=precision, family=family)
+    prompt_sets = [pack(each.prompts, each.model.head, each.card, layout, backbone.trunk) for each in loaded]
+    graph = SwitchableGraph(backbone.trunk, preprocessing, layout, dtype=TORCH_DTYPES[precision], opset=opset)
+    onnx_model = build_switchable(graph, preprocessing, layout, opset=opset)
+    manifest = Manifest(
+        backbone=identity,
+        preprocessing=preprocessing,
+        layout=layout,
+        precision=precision,
+        opset=opset,
+        graph_sha256="",
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the bundle, so that publishing is a rename on one file system.
+    with TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as folder:
+        staged = Path(folder) / GRAPH_FILE
+        save_model(onnx_model, staged, {})
+        size_bytes = staged.stat().st_size
+        reports = _compare_bundle(staged, manifest, prompt_sets, [each.expectation for each in loaded])
+        require_parity(reports)
+        prompt_sets = [
+            with_details(prompt_set, parity=report.to_fields())
+            for prompt_set, report in zip(prompt_sets, reports, strict=True)
+        ]
+        write_bundle(out, manifest, prompt_sets, staged)
+    return ExportReport(
+        path=out,
+        precision=precision,
+        opset=opset,
+        size_bytes=size_bytes,
+        parity=tuple(reports),
+        prompt_bytes={prompt_set.card.name: prompt_set.size_bytes for prompt_set in prompt_sets},
+    )
+
+
+def add_to_bundle(
+    bundle_path: Path, path: Path, *, images: Path | None = None, weights: Path | None = None
+) -> tuple[int, ParityReport]:
+    """Compile a run for an existing bundle, compare it in the bundle's own graph, and publish it.
+
+    Returns:
+        The version that is now served, and the comparison.
+
+    Raises:
+        BundleError: The bundle or the run cannot be used.
+        LayoutMismatchError: The run belongs to another backbone or preprocessing.
+        ParityError: The graph does not reproduce the trained model; the bundle is as it was.
+    """
+    bundle = Bundle.open(bundle_path)
+    run = Run.read(path)
+    _require_prompts(run)
+    backbone = run.load_backbone(weights=weights)
+    loaded = LoadedRun.load(run, backbone, images=images)
+    prompt_set = pack(loaded.prompts, loaded.model.head, loaded.card, bundle.manifest.layout, backbone.trunk)
+    bundle.check_fit(prompt_set)
+    (report,) = _compare_bundle(bundle.verified_graph(), bundle.manifest, [prompt_set], [loaded.expectation])
+    require_parity([report])
+    version = publish_task(bundle_path, with_details(prompt_set, parity=report.to_fields()))
+    return version, report
+
+
+def _compare_bundle(
+    graph: Path, manifest: Manifest, prompt_sets: Sequence[CompiledPromptSet], expectations: Sequence[Expectation]
+) -> list[ParityReport]:
+    """Run the graph with all prompt sets in one table, their images mixed."""
+    with Session(
+        open_backend(graph, runtime=GATE_RUNTIME),
+        preprocessing=manifest.preprocessing,
+        precision=manifest.precision,
+        tasks=[(prompt_set, None) for prompt_set in prompt_sets],
+    ) as session:
+        return compare(session, expectations, precision=manifest.precision)
+
+
+def _require_compatible(runs: Sequence[Run]) -> None:
+    """Refuse runs that one graph cannot serve, by name.
+
+    Raises:
+        SpecError: Different backbones, sizes or normalisation, or the same task name twice.
+    """
+    first = runs[0]
+    seen: dict[str, Path] = {}
+    for run in runs:
+        _require_prompts(run)
+        name = run.card.name
+        if name in seen:
+            raise SpecError(f"{seen[name]} and {run.path} are both task '{name}'; train one with another --name")
+        seen[name] = run.path
+        if run.card.backbone.name != first.card.backbone.name:
+            raise SpecError(
+                f"{first.path} and {run.path} have different backbones: {first.card.backbone.name} and "
+                f"{run.card.backbone.name}; export them into two bundles"
+            )
+        if difference := first.card.preprocessing.difference(run.card.preprocessing):
+            raise SpecError(
+                f"{first.path} and {run.path} preprocess differently: {difference}; export them into two bundles"
+            )
+        if run.card.backbone.sha256 != first.card.backbone.sha256:
+            raise SpecError(
+                f"{first.path} and {run.path} have different weights of {run.card.backbone.name} "
+                f"({first.card.backbone.sha256[:12]} and {run.card.backbone.sha256[:12]}); export them into two bundles"
+            )
+
+
+def _require_prompts(run: Run) -> None:
+    """Refuse runs whose method leaves its mark on the backbone.
+
+    Raises:
+        SpecError: The task cannot share a graph; the message says what to do.
+    """
+    if method_named(run.card.method).form == "weights":
+        raise SpecError(
+            f"{run.path}: method '{run.card.method}' changes the backbone's weights, so the task cannot share a graph "
+            "with others; export it alone as FILE.onnx, or train prompts"
+        )

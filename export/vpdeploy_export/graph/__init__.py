@@ -1,0 +1,9 @@
+"""The deployed graph as torch modules: the backbone with everything foldable folded, typed in its final precision.
+
+Kept apart from the training model on purpose: the parity gate compares the two.
+"""
+
+from vpdeploy_export.graph.graphs import FoldedGraph, SwitchableGraph
+from vpdeploy_export.graph.patch_embedding import ImageInput
+
+__all__ = ["FoldedGraph", "ImageInput", "SwitchableGraph"]

@@ -1,0 +1,50 @@
+"""What a graph's block attends to besides its tokens, as constants or as a batch's rows of the table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorColumns:
+    """Tensors that make a block's adaptive prompts; a leading 1 stands for constants.
+
+    Attributes:
+        mix: [1 or B, T, n].
+        scale: [1 or B, 1, D].
+        shift: [1 or B, T, D].
+        down: [1 or B, r, D].
+        up: [1 or B, D, r].
+        bias: float32 [1 or B, T] on the generated columns' logits; None means zero.
+        eps: Of the LayerNorm that is read; None where it is the block's own.
+    """
+
+    mix: Tensor
+    scale: Tensor
+    shift: Tensor
+    down: Tensor
+    up: Tensor
+    bias: Tensor | None
+    eps: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """A block's prefix and generator.
+
+    Attributes:
+        key: Prefix keys, [1 or B, H, P, d], or None.
+        value: As ``key``.
+        bias: float32 [1 or B, P] on the prefix's logits; None means zero.
+        generator: What makes further columns from the image, or None.
+    """
+
+    key: Tensor | None = None
+    value: Tensor | None = None
+    bias: Tensor | None = None
+    generator: GeneratorColumns | None = None
+
+
+NO_COLUMNS = Columns()

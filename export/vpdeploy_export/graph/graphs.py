@@ -1,0 +1,214 @@
+"""The two deployed graphs: one task's, prompts folded in, and all tasks', prompts taken from the table."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from vpdeploy.layout import Layout
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy_export.compilation import CompiledBlock, CompiledPrompts
+from vpdeploy_export.graph.columns import NO_COLUMNS, Columns, GeneratorColumns
+from vpdeploy_export.graph.parts import graph_parts
+from vpdeploy_export.graph.patch_embedding import ImageInput
+from vpdeploy_train.trunks import Trunk
+
+FUSED_ATTENTION_OPSET = 23
+"""From this opset on, attention is written as one ``Attention`` node."""
+
+
+class _Graph(nn.Module):
+    """What both graphs share: the backbone up to the pooled feature. Softmax, head and logits are float32.
+
+    Args:
+        trunk: The frozen backbone; its parts are copied.
+        preprocessing: Image size, mean and standard deviation.
+        dtype: Of weights and matrix products.
+        image_input: Form of the ``image`` input.
+        opset: From ``FUSED_ATTENTION_OPSET`` on, attention is one operator.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        preprocessing: Preprocessing,
+        *,
+        dtype: torch.dtype,
+        image_input: ImageInput,
+        opset: int,
+    ) -> None:
+        super().__init__()
+        self.image_input = image_input
+        parts = graph_parts(trunk, preprocessing, image_input=image_input, fused=opset >= FUSED_ATTENTION_OPSET)
+        self.embedding = parts.embedding
+        self.blocks = nn.ModuleList(parts.blocks)
+        self.final = parts.final
+        self.dtype = dtype
+        self.requires_grad_(False).eval().to(dtype)
+
+
+class FoldedGraph(_Graph):
+    """One task's graph: prompts and head are constants, every block has the prefix length it needs.
+
+    Args:
+        trunk: The frozen backbone, or the method's own copy with its weights merged.
+        preprocessing: Image size, mean and standard deviation.
+        prompts: The compiled prompts.
+        head: The trained head.
+        dtype: Of weights and matrix products.
+        image_input: Form of the ``image`` input.
+        opset: ONNX opset that will be written.
+    """
+
+    inserted: Tensor | None
+    pooled: Tensor | None
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        preprocessing: Preprocessing,
+        prompts: CompiledPrompts,
+        head: nn.Linear,
+        *,
+        dtype: torch.dtype,
+        image_input: ImageInput,
+        opset: int,
+    ) -> None:
+        super().__init__(trunk, preprocessing, dtype=dtype, image_input=image_input, opset=opset)
+        for index, block in enumerate(prompts.blocks):
+            self._fold(index, block)
+        self.generator_eps = [_own_eps(block, trunk, index) for index, block in enumerate(prompts.blocks)]
+        self._constant("inserted", None if prompts.inserted is None else prompts.inserted[None])
+        self._constant("pooled", None if prompts.pooled is None else prompts.pooled[None])
+        self.head = copy.deepcopy(head).requires_grad_(False).float()
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits, float32 [B, C]."""
+        tokens = self.embedding(image)
+        own_rows = tokens.shape[1]
+        tokens = self._append(tokens, self.inserted)
+        last = len(self.blocks) - 1
+        for index, block in enumerate(self.blocks):
+            if index == last:
+                tokens = self._append(tokens, self.pooled)
+            tokens = block(tokens, self._columns(index))
+        if self.inserted is not None and self.pooled is None:
+            tokens = tokens[:, :own_rows]
+        logits: Tensor = self.head(self.final(tokens).float())
+        return logits
+
+    def _fold(self, index: int, block: CompiledBlock) -> None:
+        """Register a block's constants, None where there are none."""
+        live = block.key.shape[1] > 0
+        self._constant(f"prefix_key_{index}", block.key[None] if live else None)
+        self._constant(f"prefix_value_{index}", block.value[None] if live else None)
+        self._constant(f"prefix_bias_{index}", block.bias[None] if live and block.bias.any() else None, torch.float32)
+        made = block.generator
+        for name in ("mix", "shift", "down", "up"):
+            self._constant(f"generator_{name}_{index}", None if made is None else getattr(made, name)[None])
+        self._constant(f"generator_scale_{index}", None if made is None else made.scale[None, None])
+
+    def _columns(self, index: int) -> Columns:
+        generator = None
+        if getattr(self, f"generator_mix_{index}") is not None:
+            generator = GeneratorColumns(
+                mix=getattr(self, f"generator_mix_{index}"),
+                scale=getattr(self, f"generator_scale_{index}"),
+                shift=getattr(self, f"generator_shift_{index}"),
+                down=getattr(self, f"generator_down_{index}"),
+                up=getattr(self, f"generator_up_{index}"),
+                bias=None,
+                eps=self.generator_eps[index],
+            )
+        return Columns(
+            key=getattr(self, f"prefix_key_{index}"),
+            value=getattr(self, f"prefix_value_{index}"),
+            bias=getattr(self, f"prefix_bias_{index}"),
+            generator=generator,
+        )
+
+    def _constant(self, name: str, value: npt.NDArray[np.float64] | None, dtype: torch.dtype | None = None) -> None:
+        constant = None if value is None else torch.from_numpy(np.ascontiguousarray(value)).to(dtype or self.dtype)
+        self.register_buffer(name, constant)
+
+    @staticmethod
+    def _append(tokens: Tensor, rows: Tensor | None) -> Tensor:
+        return tokens if rows is None else torch.cat([tokens, rows.expand(tokens.shape[0], -1, -1)], dim=1)
+
+
+class SwitchableGraph(_Graph):
+    """All tasks' graph: each row of a batch takes its prompts and head from its slot of the table.
+
+    Args:
+        trunk: The frozen backbone.
+        preprocessing: Image size, mean and standard deviation.
+        layout: Of the table.
+        dtype: Of weights and matrix products.
+        opset: ONNX opset that will be written.
+    """
+
+    def __init__(
+        self, trunk: Trunk, preprocessing: Preprocessing, layout: Layout, *, dtype: torch.dtype, opset: int
+    ) -> None:
+        super().__init__(trunk, preprocessing, dtype=dtype, image_input="uint8", opset=opset)
+        self.layout = layout
+        self.stage_depths = [stage.depth for stage in trunk.stages]
+
+    def forward(self, image: Tensor, slot: Tensor, *table: Tensor) -> Tensor:
+        """Compute logits.
+
+        Args:
+            image: uint8 [B, H, W, 3].
+            slot: int32 [B].
+            table: The layout's tensors in their order, each [S, ...].
+
+        Returns:
+            Logits, float32 [B, C].
+        """
+        rows = {
+            spec.name: tensor.index_select(0, slot) for spec, tensor in zip(self.layout.tensors, table, strict=True)
+        }
+        tokens = self.embedding(image)
+        for block, columns in zip(self.blocks, self._columns(rows), strict=True):
+            tokens = block(tokens, columns)
+        feature = self.final(tokens).float()
+        logits: Tensor = (feature[:, None, :] @ rows["head_weight"])[:, 0] + rows["head_bias"]
+        return logits
+
+    def _columns(self, rows: dict[str, Tensor]) -> list[Columns]:
+        """Return each block's share of a batch's rows of the table."""
+        columns = []
+        for stage, depth in enumerate(self.stage_depths):
+            mark = f"_{stage}" if len(self.stage_depths) > 1 else ""
+            key, value, bias = (rows[f"prefix_{name}{mark}"] for name in ("key", "value", "bias"))
+            stored = key.shape[1]  # an adaptive layout stores a prefix for the first block only
+            columns += [
+                Columns(key=key[:, index], value=value[:, index], bias=bias[:, index]) if index < stored else NO_COLUMNS
+                for index in range(depth)
+            ]
+        if self.layout.generator is None:
+            return columns
+        generators = [
+            GeneratorColumns(
+                mix=rows["generator_mix"][:, index],
+                scale=rows["generator_scale"][:, index, None],
+                shift=rows["generator_shift"][:, index],
+                down=rows["generator_down"],
+                up=rows["generator_up"],
+                bias=rows["generator_bias"][:, index],
+                eps=self.layout.generator.eps,
+            )
+            for index in range(len(columns) - 1)
+        ]
+        first, *others = columns
+        joined = zip(others, generators, strict=True)
+        return [first, *(Columns(key=c.key, value=c.value, bias=c.bias, generator=g) for c, g in joined)]
+
+
+def _own_eps(block: CompiledBlock, trunk: Trunk, index: int) -> float | None:
+    """Return the eps of a generator's LayerNorm where it differs from the block's own."""
+    return None if block.generator is None else block.generator.own_eps(trunk, index)
