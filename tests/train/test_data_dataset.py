@@ -9,7 +9,8 @@ import vpdeploy_train.data.dataset as dataset_module
 from vpdeploy.errors import InputError
 from vpdeploy.image import load_pixels
 from vpdeploy.preprocessing import Preprocessing
-from vpdeploy_train.data import Example, ImageDataset, build_augmentation
+from vpdeploy_train.data import CacheBudget, Example, ImageDataset, build_augmentation, preload_images
+from vpdeploy_train.data.example import Record
 
 PREPROCESSING = Preprocessing(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 FINAL_BYTES = 32 * 32 * 3
@@ -71,9 +72,8 @@ def test_what_the_caller_does_to_the_pixels_does_not_reach_the_cache(examples):
 def test_the_second_epoch_decodes_nothing(examples, decoded, name):
     dataset = ImageDataset(examples, PREPROCESSING, build_augmentation(name, PREPROCESSING))
     for epoch in range(3):
-        dataset.set_epoch(epoch)
         for index in range(6):
-            dataset[index]
+            dataset.draw(index, epoch=epoch)
     assert len(decoded) == 6
 
 
@@ -81,16 +81,14 @@ def test_the_second_epoch_decodes_nothing(examples, decoded, name):
 def test_the_cache_changes_no_pixel(examples, name):
     augmentation = build_augmentation(name, PREPROCESSING)
     cached = ImageDataset(examples, PREPROCESSING, augmentation, 3)
-    plain = ImageDataset(examples, PREPROCESSING, augmentation, 3, cache_bytes=0)
+    plain = ImageDataset(examples, PREPROCESSING, augmentation, 3, budget=CacheBudget(0))
     for epoch in (0, 1):
-        cached.set_epoch(epoch)
-        plain.set_epoch(epoch)
         for index in (5, 0, 3):
-            assert (cached[index][0] == plain[index][0]).all()
+            assert (cached.draw(index, epoch=epoch)[0] == plain.draw(index, epoch=epoch)[0]).all()
 
 
 def test_the_cache_keeps_to_its_budget(examples, decoded):
-    dataset = ImageDataset(examples, PREPROCESSING, cache_bytes=2 * FINAL_BYTES + 100)
+    dataset = ImageDataset(examples, PREPROCESSING, budget=CacheBudget(2 * FINAL_BYTES + 100))
     for _ in range(2):
         for index in range(6):
             dataset[index]
@@ -103,32 +101,32 @@ def test_the_cache_keeps_to_its_budget(examples, decoded):
 def test_whether_everything_fits_is_known_beforehand(examples, name, image_bytes):
     augmentation = build_augmentation(name, PREPROCESSING)  # a crop is prepared at 32 / 0.875 = 37 pixels
     budget = 6 * image_bytes
-    assert ImageDataset(examples, PREPROCESSING, augmentation, cache_bytes=budget).fits_cache
-    assert not ImageDataset(examples, PREPROCESSING, augmentation, cache_bytes=budget - 1).fits_cache
+    assert ImageDataset(examples, PREPROCESSING, augmentation, budget=CacheBudget(budget)).fits_cache
+    assert not ImageDataset(examples, PREPROCESSING, augmentation, budget=CacheBudget(budget - 1)).fits_cache
 
 
-def test_preloading_decodes_everything_once(examples, decoded):
-    seen = []
-    dataset = ImageDataset(examples, PREPROCESSING)
-    dataset[2]
-    dataset.preload(on_progress=lambda done, total: seen.append((done, total)), threads=2)
-    assert seen[-1] == (6, 6)
-    assert len(decoded) == 6
+def test_two_data_sets_keep_to_the_budget_they_share(examples, decoded):
+    budget = CacheBudget(8 * FINAL_BYTES)
+    first, second = (ImageDataset(examples, PREPROCESSING, budget=budget) for _ in range(2))
     for index in range(6):
-        dataset[index]
-    assert len(decoded) == 6
+        first[index]
+    assert (first.kept, second.fits_cache) == (6, False)
+    for index in range(6):
+        second[index]
+    assert (second.kept, budget.free_bytes) == (2, 0)
 
 
-def test_preloading_stops_when_the_cache_is_full(examples, decoded):
-    many = examples * 20
-    ImageDataset(many, PREPROCESSING, cache_bytes=3 * FINAL_BYTES).preload(threads=1)
-    assert len(decoded) == 8
+def test_an_image_in_a_table_is_decoded_like_a_file(examples):
+    record = Record(name="table, row 3", read=examples[3].source.read_bytes)
+    pixels, label = ImageDataset([Example(source=record, label=4)], PREPROCESSING)[0]
+    assert (pixels.numpy() == load_pixels(examples[3].source, PREPROCESSING)).all()
+    assert label == 4
 
 
-def test_preloading_names_a_damaged_image(examples):
-    examples[4].source.write_bytes(b"")
-    with pytest.raises(InputError, match=r"4\.png"):
-        ImageDataset(examples, PREPROCESSING).preload()
+def test_a_damaged_image_in_a_table_is_named(examples):
+    record = Record(name="table, row 3", read=lambda: b"nonsense")
+    with pytest.raises(InputError, match=r"^table, row 3: not a readable image \(not in a known image format\)"):
+        ImageDataset([Example(source=record, label=0)], PREPROCESSING)[0]
 
 
 def test_an_image_varies_with_seed_epoch_and_index_alone(examples):
@@ -137,10 +135,9 @@ def test_an_image_varies_with_seed_epoch_and_index_alone(examples):
 
     def pixels(seed, epoch, index):
         dataset = ImageDataset(same, PREPROCESSING, augmentation, seed)
-        dataset.set_epoch(epoch)
         dataset[1 - index]
         torch.rand(1)
-        return dataset[index][0].numpy().tobytes()
+        return dataset.draw(index, epoch=epoch)[0].numpy().tobytes()
 
     for index in (0, 1):
         assert pixels(0, 0, index) == pixels(0, 0, index)
@@ -151,7 +148,7 @@ def test_an_image_varies_with_seed_epoch_and_index_alone(examples):
 
 def test_the_cache_is_not_sent_to_other_processes(examples, decoded):
     dataset = ImageDataset(examples, PREPROCESSING)
-    dataset.preload()
+    preload_images([dataset])
     copy = pickle.loads(pickle.dumps(dataset))  # noqa: S301
     assert (copy[1][0] == dataset[1][0]).all()
     assert len(decoded) == 7

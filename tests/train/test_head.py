@@ -34,3 +34,17 @@ def test_the_head_gives_the_probabilities_of_logistic_regression_on_standardised
     with torch.no_grad():
         found = model(torch.from_numpy(features)).softmax(1).numpy()
     np.testing.assert_allclose(found, reference.predict_proba(scaler.transform(features)), atol=2e-5)
+
+
+@pytest.mark.parametrize("present", [(0, 2), (0, 2, 3)])
+def test_a_class_without_images_is_never_predicted_and_changes_nothing_for_the_others(present):
+    rng = np.random.default_rng(1)
+    labels = rng.choice(present, 60)
+    features = torch.from_numpy(rng.normal(0.0, 1.0, (60, 5)).astype(np.float32) + labels[:, None].astype(np.float32))
+    whole, dense = Identity(5, 5), Identity(5, len(present))
+    fit_head(whole, [(features, torch.from_numpy(labels))])
+    fit_head(dense, [(features, torch.from_numpy(np.searchsorted(present, labels)))])
+    with torch.no_grad():
+        logits, expected = whole(features), dense(features)
+    torch.testing.assert_close(logits[:, list(present)], expected)
+    assert set(logits.argmax(1).tolist()) <= set(present)

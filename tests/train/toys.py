@@ -15,11 +15,12 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from vpdeploy_export.compilation import BlockPrefix
-from vpdeploy_train.attention import Prefix, run_block
+from vpdeploy_export.compilation import CompiledBlock
 from vpdeploy_train.methods import PromptDimensions
-from vpdeploy_train.methods.e2vpt import E2VPT, SEGMENTS, Kept
+from vpdeploy_train.methods.e2vpt import E2VPT
+from vpdeploy_train.methods.kept import SEGMENTS, Kept
 from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.trunks import Prefix, trunk_of
 
 WIDTH, DEPTH, HEADS, PATCH, SIDE, CLASSES = 32, 3, 2, 4, 16, 3
 
@@ -58,6 +59,7 @@ if not timm.is_model(TOY):
 
 def write_weights(path: Path, name: str = TOY, **options: Any) -> Path:
     """Write random weights of a named backbone, none of them at an initial value such as 0 or 1."""
+    torch.manual_seed(0)
     vit = randomise(timm.create_model(name, pretrained=False, num_classes=0, **options))
     safetensors.torch.save_file(vit.state_dict(), path)
     return path
@@ -92,14 +94,7 @@ def make_vit(**options: Any) -> VisionTransformer:
 
 
 def dimensions_of(vit: VisionTransformer) -> PromptDimensions:
-    attention = vit.blocks[0].attn
-    return PromptDimensions(
-        depth=len(vit.blocks),
-        width=vit.embed_dim,
-        heads=attention.num_heads,
-        head_width=attention.head_dim,
-        patch_size=vit.patch_embed.patch_size[0],
-    )
+    return PromptDimensions.of(trunk_of(vit))
 
 
 def make_method(vit: VisionTransformer, tokens: int, kv_tokens: int, **options: Any) -> E2VPT:
@@ -187,10 +182,11 @@ def features_with_tokens(
     return vit.forward_head(vit.norm(tokens), pre_logits=True)
 
 
-def features_with_prefixes(vit: VisionTransformer, pixels: Tensor, prefixes: Sequence[BlockPrefix]) -> Tensor:
+def features_with_prefixes(vit: VisionTransformer, pixels: Tensor, prefixes: Sequence[CompiledBlock]) -> Tensor:
     """Compute features from a compiled prefix."""
     tokens = vit.norm_pre(vit._pos_embed(vit.patch_embed(pixels)))
-    for block, prefix in zip(vit.blocks, prefixes, strict=True):
+    trunk = trunk_of(vit)
+    for index, prefix in enumerate(prefixes):
         parts = {name: torch.from_numpy(getattr(prefix, name).copy()) for name in ("key", "value", "bias")}
-        tokens = run_block(block, tokens, Prefix(**parts))
+        tokens = trunk.run(index, tokens, Prefix(**parts))
     return vit.forward_head(vit.norm(tokens), pre_logits=True)

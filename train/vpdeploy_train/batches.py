@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from vpdeploy.preprocessing import Preprocessing
-from vpdeploy_train.data import ImageDataset, make_loader
+from vpdeploy_train.data import EpochLoader, ImageDataset
 from vpdeploy_train.prompted import normalise_pixels
 
 
@@ -47,12 +48,14 @@ class Batches:
         """Yield batches of about so many images in a seeded order, all of them if there are no more."""
         return islice(self.shuffled(seed=seed, epoch=0), -(-images // self.batch_size))
 
+    @cached_property
+    def _loader(self) -> EpochLoader:
+        """The loader, made when it is first needed: by then it is known which images are in memory."""
+        return EpochLoader(self.dataset, self.batch_size, workers=self.workers, pin_memory=self.device.type == "cuda")
+
     def _iterate(self, *, shuffle_seed: int | None, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        loader = make_loader(
-            self.dataset, self.batch_size, shuffle_seed=shuffle_seed, epoch=epoch, workers=self.workers
-        )
         mean = torch.tensor(self.preprocessing.mean, device=self.device)
         std = torch.tensor(self.preprocessing.std, device=self.device)
-        for pixels, labels in loader:
+        for pixels, labels in self._loader.iterate(shuffle_seed=shuffle_seed, epoch=epoch):
             pixels = pixels.to(self.device, non_blocking=True)
             yield normalise_pixels(pixels, mean, std), labels.to(self.device, non_blocking=True)

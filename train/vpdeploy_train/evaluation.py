@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from vpdeploy.errors import SpecError
 from vpdeploy_train.batches import Batches
-from vpdeploy_train.data import ImageDataset, check_images, resolve_data
+from vpdeploy_train.data import CacheBudget, ImageDataset, preload_images, resolve_data
 from vpdeploy_train.device import choose_device
+from vpdeploy_train.progress import reading_bar
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
 
@@ -108,13 +110,17 @@ def evaluate_run(
     """
     run = Run.read(path)
     labels = run.card.labels
-    source = resolve_data(data or run.data, seed=run.data_seed, val_fraction=run.val_fraction, labels=labels)
-    examples = source.split(split)
-    check_images(examples)
+    spec = data or run.data
+    if spec is None:
+        raise SpecError(f"{path}: was imported, so it names no data of its own; give --data")
+    source = resolve_data(spec, seed=run.data_seed, val_fraction=run.val_fraction, labels=labels)
+    dataset = ImageDataset(source.split(split), run.card.preprocessing, budget=CacheBudget.of_free_memory())
+    with reading_bar() as on_progress:
+        preload_images([dataset], on_progress=on_progress)
     target = choose_device(device)
     model = run.load_model(run.load_backbone(weights=weights)).to(target)
     batches = Batches(
-        dataset=ImageDataset(examples, run.card.preprocessing),
+        dataset=dataset,
         preprocessing=run.card.preprocessing,
         batch_size=batch_size,
         device=target,

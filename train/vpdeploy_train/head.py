@@ -14,6 +14,7 @@ from vpdeploy.errors import TrainingError
 from vpdeploy_train.prompted import PromptedViT
 
 _INVERSE_PENALTY = 0.1
+_ABSENT_BIAS = -10.0  # a probability of e^-10 at most, beside a logit of 0
 
 
 @torch.no_grad()
@@ -21,11 +22,12 @@ def fit_head(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> No
     """Set a model's head to logistic regression on its present features; nothing else is changed.
 
     Training prompts from a probed head ("linear probing, then fine-tuning", arXiv 2202.10054) needs far fewer steps
-    than from an untrained one, and does not distort good features at first.
+    than from an untrained one, and does not distort good features at first. A class without a training image starts
+    at a zero weight and a low bias.
 
     Args:
         model: Its prompts may be trained or not; there may be none.
-        batches: Training images: normalised [B, 3, H, W] and labels [B]. Every class must occur.
+        batches: Training images: normalised [B, 3, H, W] and labels [B], of two classes at least.
 
     Raises:
         TrainingError: A feature is not finite.
@@ -45,5 +47,6 @@ def fit_head(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> No
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / scaler.scale_
     bias = bias - weight @ scaler.mean_
-    model.head.weight.copy_(torch.from_numpy(weight))
-    model.head.bias.copy_(torch.from_numpy(bias))
+    present = torch.from_numpy(classifier.classes_)
+    model.head.weight.zero_()[present] = torch.from_numpy(weight).to(model.head.weight)
+    model.head.bias.fill_(_ABSENT_BIAS)[present] = torch.from_numpy(bias).to(model.head.bias)

@@ -28,6 +28,8 @@ _EXTRAS: dict[str, str] = {
     "tqdm": "train",
     "tomli": "train",
     "tomli_w": "train",
+    "optuna": "sweep",
+    "datasets": "hf",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",

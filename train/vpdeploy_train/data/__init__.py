@@ -8,24 +8,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vpdeploy_train.data.check import check_images
 from vpdeploy_train.data.example import DataSource, Example
+from vpdeploy_train.data.memory import CacheBudget
+from vpdeploy_train.data.preload import preload_images
 from vpdeploy_train.data.resolve import resolve_data
 
 if TYPE_CHECKING:
     from vpdeploy_train.data.augmentation import AUGMENTATIONS, Augmentation, build_augmentation
     from vpdeploy_train.data.dataset import ImageDataset
-    from vpdeploy_train.data.loader import make_loader
+    from vpdeploy_train.data.loader import EpochLoader
 
 __all__ = [
     "AUGMENTATIONS",
     "Augmentation",
+    "CacheBudget",
     "DataSource",
+    "EpochLoader",
     "Example",
     "ImageDataset",
     "build_augmentation",
-    "check_images",
-    "make_loader",
+    "preload_images",
     "resolve_data",
 ]
 
@@ -34,8 +36,8 @@ _LATE = {
     "AUGMENTATIONS": "augmentation",
     "Augmentation": "augmentation",
     "build_augmentation": "augmentation",
+    "EpochLoader": "loader",
     "ImageDataset": "dataset",
-    "make_loader": "loader",
 }
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
+from vpdeploy_train.data.example import Source
 
 UNSPLIT: Final = "unsplit"
 """The one split of a collection whose format names none; it is divided when the data source is made."""
@@ -29,11 +27,11 @@ class Item:
     """One image and the name of its class.
 
     Attributes:
-        source: A file, or RGB pixels, uint8 [H, W, 3], read-only.
+        source: Where the image comes from.
         class_name: The name of its class.
     """
 
-    source: Path | npt.NDArray[np.uint8]
+    source: Source
     class_name: str
 
 
@@ -44,10 +42,12 @@ class Collection:
     Attributes:
         splits: The images of ``train``, ``val`` and ``test`` where present, or of ``UNSPLIT`` alone.
         augmentation: Name of the augmentation that suits the images by default.
+        labels: The class map, where the format has one; else it is made of the training images.
     """
 
     splits: Mapping[str, tuple[Item, ...]]
     augmentation: str
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

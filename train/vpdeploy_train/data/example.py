@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,15 +16,33 @@ SPLITS: Final = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """An encoded image that lies in a table, not in a file of its own.
+
+    Attributes:
+        name: What messages call it.
+        read: Returns the encoded image; it can be pickled, as it travels to worker processes, and called from
+            several threads. Raises ``InputError`` where there is none.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+
+
+Source = Path | Record | npt.NDArray[np.uint8]
+"""Where an image comes from: a file, a record, or RGB pixels, uint8 [H, W, 3], read-only."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Example:
     """One labelled image.
 
     Attributes:
-        source: A file, or RGB pixels, uint8 [H, W, 3], read-only.
+        source: Where the image comes from.
         label: Index into the data source's ``labels``.
     """
 
-    source: Path | npt.NDArray[np.uint8]
+    source: Source
     label: int
 
 
@@ -35,7 +54,8 @@ class DataSource:
         spec: The spec it was resolved from.
         labels: The class names; an example's label is an index into them.
         train: The examples to learn from; empty only where a class map was given.
-        val: The examples to choose settings on; never taken from ``test``.
+        val: The examples to choose settings on; never taken from ``test``. Empty where the spec asks for the
+            final training, whose ``train`` they are part of.
         test: The examples to report on; empty where the data has none.
         augmentation: Name of the augmentation that suits the images by default: ``none`` or ``crop-flip``.
     """

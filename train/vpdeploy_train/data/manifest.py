@@ -25,18 +25,31 @@ def read_manifest(spec: str) -> Collection:
         SpecError: The manifest cannot be read, a row is incomplete or contradicts another, or a file is missing.
     """
     path = Path(spec).expanduser()
-    rows = _READERS[path.suffix.lower()](_read_text(path))
+    rows = _READERS[path.suffix.lower()](read_text(path))
     try:
-        placed = _place(path.parent, rows)
+        return collect(path.parent, rows)
     except SpecError as error:
         raise SpecError(f"{spec}: {error}") from None
+
+
+def collect(folder: Path, rows: Iterable[Row]) -> Collection:
+    """Collect the images of a manifest's rows.
+
+    Args:
+        folder: What their paths are relative to.
+        rows: Either all with a split or none.
+
+    Raises:
+        SpecError: A row is incomplete or contradicts another, or a file is missing; the manifest is not named.
+    """
+    placed = _place(folder, rows)
     if not placed:
-        raise SpecError(f"{spec}: no rows; expected one for each image, with the fields path, label and maybe split")
-    missing = [source for source in placed if not _is_file(source)]
+        raise SpecError("no rows; expected one for each image, with the fields path, label and maybe split")
+    missing = [source for source in placed if not is_file(source)]
     if missing:
         raise SpecError(
-            f"{spec}: {len(missing)} of {len(placed)} files are missing, the first is {str(missing[0])[:200]}: "
-            f"paths are relative to {path.parent.resolve()}"
+            f"{len(missing)} of {len(placed)} files are missing, the first is {str(missing[0])[:200]}: "
+            f"paths are relative to {folder.resolve()}"
         )
     splits: dict[str, list[Item]] = {}
     for source, (label, split, _) in placed.items():
@@ -44,19 +57,23 @@ def read_manifest(spec: str) -> Collection:
     return Collection(splits={split: tuple(items) for split, items in splits.items()}, augmentation="crop-flip")
 
 
-def _read_text(path: Path) -> str:
-    """Read a manifest's text, with or without a byte-order mark."""
+def read_text(path: Path) -> str:
+    """Read a manifest's text, with or without a byte-order mark.
+
+    Raises:
+        SpecError: The file cannot be read, or is not UTF-8.
+    """
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise SpecError(f"{path}: file not found") from None
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 (byte {error.start}): save the manifest as UTF-8") from None
+        raise SpecError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror or type(error).__name__})") from error
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """Tell whether a file is there; a name too long for the system is no file's."""
     try:
         return path.is_file()

@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.data import digits, folder, manifest, shapes
+from vpdeploy_train.data import digits, folder, huggingface, manifest, shapes, splitfolder, vtab
 from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item, natural_key
 from vpdeploy_train.data.example import SPLITS, DataSource, Example
 from vpdeploy_train.data.partition import carve
 
-FORMATS: Final[tuple[Format, ...]] = (digits.FORMAT, shapes.FORMAT, manifest.FORMAT, folder.FORMAT)
+FORMATS: Final[tuple[Format, ...]] = (
+    digits.FORMAT,
+    shapes.FORMAT,
+    vtab.FORMAT,
+    huggingface.FORMAT,
+    manifest.FORMAT,
+    splitfolder.FORMAT,
+    folder.FORMAT,
+)
 """Every data format; the first that a spec matches reads it."""
+
+FINAL_SUFFIX: Final = "#final"
+"""At the end of a spec: train on the validation images, too."""
 
 TEST_FRACTION: Final = 0.2
 """Share of each class that becomes the test split of data without splits."""
@@ -25,13 +36,16 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
 
     Data without splits is divided, stratified by class, into ``test`` (a fifth), ``val`` (``val_fraction`` of the
     rest) and ``train``. Data with a ``train`` but no ``val`` split has ``val`` carved out of ``train``. The same
-    spec, seed and fraction give the same splits again. ``digits`` and ``shapes`` have fixed splits.
+    spec, seed and fraction give the same splits again. ``digits`` and ``shapes`` have fixed splits. With ``#final``
+    behind a spec the validation images are part of ``train``, and ``val`` is empty.
 
     Args:
-        spec: ``DIR``, ``FILE.csv``, ``FILE.json``, ``FILE.jsonl``, ``digits[:TASK]`` or ``shapes:TASK``.
+        spec: ``DIR``, ``FILE.csv``, ``FILE.json``, ``FILE.jsonl``, ``vtab:DIR``, ``hf:NAME[:CONFIG]``,
+            ``digits[:TASK]`` or ``shapes:TASK``, each perhaps followed by ``#final``.
         seed: Decides which images are carved.
         val_fraction: Share of each class of ``train`` to carve for validation, in [0, 1); 0 leaves ``val`` empty.
-        labels: The class map of a run, so that indices match it; by default the sorted classes of ``train``.
+        labels: The class map of a run, so that indices match it; by default the format's own, or the sorted classes
+            of ``train``.
 
     Raises:
         SpecError: The spec is unknown, or its data cannot be used; the message names the file or folder.
@@ -39,7 +53,9 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
     """
     if not 0 <= val_fraction < 1:
         raise SpecError(f"the validation fraction is {val_fraction}; expected at least 0 and less than 1")
-    collection = _find_format(spec).read(spec)
+    is_final = spec.endswith(FINAL_SUFFIX)
+    address = spec.removesuffix(FINAL_SUFFIX)
+    collection = _find_format(address).read(address)
     label_names = _class_map(spec, collection, labels)
     parts = {
         split: _number(spec, split, items, label_names, given=labels is not None)
@@ -47,9 +63,12 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
     }
     if UNSPLIT in parts:
         whole = parts.pop(UNSPLIT)
-        _require_images(spec, whole, label_names, 3 if val_fraction > 0 else 2, "a train, val and test part")
+        least = 3 if val_fraction > 0 and not is_final else 2
+        _require_images(spec, whole, label_names, least, "a train, val and test part")
         parts["train"], parts["test"] = carve(whole, TEST_FRACTION, seed=seed)
-    if not parts.get("val") and parts.get("train") and val_fraction > 0:
+    if is_final:
+        parts["train"] = (*parts.get("train", ()), *parts.pop("val", ()))
+    elif not parts.get("val") and parts.get("train") and val_fraction > 0:
         _require_images(spec, parts["train"], label_names, 2, "a train and val part")
         parts["train"], parts["val"] = carve(parts["train"], val_fraction, seed=seed)
     return DataSource(
@@ -77,7 +96,7 @@ def _find_format(spec: str) -> Format:
 
 
 def _class_map(spec: str, collection: Collection, labels: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the class names in index order: those given, or those of the training images."""
+    """Return the class names in index order: those given, the format's own, or those of the training images."""
     if labels is not None:
         repeated = [name for name, count in Counter(labels).items() if count > 1]
         if repeated or not labels:
@@ -90,7 +109,7 @@ def _class_map(spec: str, collection: Collection, labels: Sequence[str] | None) 
     names = sorted({item.class_name for item in items}, key=natural_key)
     if len(names) < 2:
         raise SpecError(f"{spec}: the training images have the one class '{names[0]}'; expected at least two classes")
-    return tuple(names)
+    return collection.labels or tuple(names)
 
 
 def _number(

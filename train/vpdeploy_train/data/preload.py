@@ -1,0 +1,86 @@
+"""Reading every image once before training: damaged ones are found, the others kept where there is room."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.errors import InputError
+
+if TYPE_CHECKING:
+    from vpdeploy_train.data.dataset import ImageDataset
+
+_log = logging.getLogger("vpdeploy.train")
+
+_NAMED: Final = 3
+_IN_FLIGHT: Final = 8  # decoded images that wait for each thread
+
+
+def preload_images(
+    datasets: Sequence[ImageDataset],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    threads: int | None = None,
+) -> None:
+    """Decode every image of some data sets once, and keep what their caches have room for.
+
+    Args:
+        datasets: The data sets; the first ones' images are kept first.
+        on_progress: Called in this thread with the number of images read and of all images.
+        threads: Number of decoding threads; by default one for each CPU.
+
+    Raises:
+        InputError: Images cannot be decoded; the message counts them all and names the first three.
+    """
+    waiting = [(dataset, index) for dataset in datasets for index in dataset.missing()]
+    faults: list[str] = []
+    prepared = _prepare(waiting, threads or os.cpu_count() or 1)
+    for done, ((dataset, index), result) in enumerate(zip(waiting, prepared, strict=True), start=1):
+        if isinstance(result, InputError):
+            faults.append(str(result))
+        else:
+            dataset.keep(index, result)
+        if on_progress is not None:
+            on_progress(done, len(waiting))
+    if faults:
+        others = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+        raise InputError(
+            f"{len(faults)} of {len(waiting)} images cannot be used: replace or remove them: "
+            f"{'; '.join(faults[:_NAMED])}{others}"
+        )
+    _report(datasets)
+
+
+def _prepare(waiting: Sequence[tuple[ImageDataset, int]], threads: int) -> Iterator[npt.NDArray[np.uint8] | InputError]:
+    """Yield, in their order, the prepared pixels of images, or what is wrong with them."""
+
+    def prepare(place: tuple[ImageDataset, int]) -> npt.NDArray[np.uint8] | InputError:
+        dataset, index = place
+        try:
+            return dataset.prepare(index)
+        except InputError as error:
+            return error
+
+    chunk = threads * _IN_FLIGHT  # not all at once: there may be more images than memory
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(waiting), chunk):
+            yield from pool.map(prepare, waiting[start : start + chunk])
+
+
+def _report(datasets: Sequence[ImageDataset]) -> None:
+    """Log what was kept, where images came from files."""
+    if not any(dataset.is_encoded for dataset in datasets):
+        return
+    images, kept = sum(len(dataset) for dataset in datasets), sum(dataset.kept for dataset in datasets)
+    budget = datasets[0].budget
+    sizes = f"{budget.kept_bytes / 2**20:,.0f} MiB of the {budget.limit_bytes / 2**20:,.0f} MiB that they may take"
+    if kept == images:
+        _log.info("%d images read and kept in memory (%s)", images, sizes)
+    else:
+        _log.info("%d images read, %d kept in memory (%s); the others are decoded in every epoch", images, kept, sizes)
