@@ -46,6 +46,8 @@ def gate_images(run: Run, folder: Path | None) -> GateImages:
     preprocessing = run.card.preprocessing
     if folder is not None:
         return _folder_images(folder, preprocessing)
+    if run.data is None:
+        return _synthetic_images(preprocessing, "the run was imported and has no data of its own")
     try:
         labels = run.card.labels
         data = resolve_data(run.data, seed=run.data_seed, val_fraction=run.val_fraction, labels=labels)

@@ -249,7 +249,8 @@ def test_version_is_printed(run_main: Callable[..., Captured]):
 def test_help_lists_the_verbs(run_main: Callable[..., Captured]):
     code, out, err = run_main("--help")
     assert (code, err) == (0, "")
-    assert all(f"\n  {verb}" in out for verb in ("train", "eval", "export", "predict", "serve", "inspect", "task"))
+    verbs = ("train", "eval", "import", "export", "predict", "serve", "inspect", "task")
+    assert all(f"\n  {verb}" in out for verb in verbs)
 
 
 @pytest.mark.parametrize(

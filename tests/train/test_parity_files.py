@@ -1,121 +1,72 @@
-"""Checkpoints in the reference repositories' format give the features and logits that the reference modules gave."""
+"""Imported checkpoints of the public code give the features and logits that the public code's modules gave."""
 
 from __future__ import annotations
 
-import json
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
-from train.toys import dimensions_of, features_with_prefixes
+from parity_files import (
+    CASES,
+    METHODS,
+    SEGMENT_MASK,
+    TOKEN_MASK,
+    Arrays,
+    difference,
+    import_case,
+    read_expected,
+    read_state,
+)
+from torch import Tensor
+from train.toys import features_with_prefixes
 
-from vpdeploy_export.compilation import compile_prefix, merge_equal_columns
-from vpdeploy_train.methods.e2vpt import E2VPT, Kept
+from vpdeploy_export.compilation import compile_prompts, merge_equal_columns
+from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.run import Run
 
-FOLDER = Path(__file__).parent.parent / "parity"
 TOLERANCE = 1e-9
-CASES = [("e2vpt_toy", "unpruned"), ("e2vpt_toy", "pruned"), ("vpt_deep_toy", "plain")]
+PREFIX_CASES = [(name, case) for name, case in CASES if name in ("vpt_deep_toy", "e2vpt_toy")]
 
-State = dict[str, Tensor]
-
-
-def read(name: str) -> tuple[State, dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """Return a checkpoint's tensors, its dimensions and the expected results."""
-    state = torch.load(FOLDER / f"{name}.pth", map_location="cpu", weights_only=True)["model"]
-    sizes = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    with np.load(FOLDER / f"{name}.expected.npz") as expected:
-        return state, sizes, {key: expected[key] for key in expected.files}
+Case = tuple[PromptedViT, Arrays]
 
 
-def build_backbone(state: State, sizes: dict[str, Any]) -> VisionTransformer:
-    """Bring the reference's backbone tensors to timm's names."""
-    embeddings, encoder = "enc.transformer.embeddings", "enc.transformer.encoder"
-    renamed = {
-        "cls_token": state[f"{embeddings}.cls_token"],
-        "pos_embed": state[f"{embeddings}.position_embeddings"],
-        "patch_embed.proj.weight": state[f"{embeddings}.patch_embeddings.weight"],
-        "patch_embed.proj.bias": state[f"{embeddings}.patch_embeddings.bias"],
-        "norm.weight": state[f"{encoder}.encoder_norm.weight"],
-        "norm.bias": state[f"{encoder}.encoder_norm.bias"],
-    }
-    names = {"attention_norm": "norm1", "ffn_norm": "norm2", "attn.out": "attn.proj"}
-    names |= {"ffn.fc1": "mlp.fc1", "ffn.fc2": "mlp.fc2"}
-    for index in range(sizes["depth"]):
-        theirs, ours = f"{encoder}.layer.{index}", f"blocks.{index}"
-        for kind in ("weight", "bias"):
-            parts = [state[f"{theirs}.attn.{part}.{kind}"] for part in ("query", "key", "value")]
-            renamed[f"{ours}.attn.qkv.{kind}"] = torch.cat(parts)
-            for their_name, our_name in names.items():
-                renamed[f"{ours}.{our_name}.{kind}"] = state[f"{theirs}.{their_name}.{kind}"]
-    vit = VisionTransformer(
-        img_size=sizes["image_size"],
-        patch_size=sizes["patch_size"],
-        embed_dim=sizes["width"],
-        depth=sizes["depth"],
-        num_heads=sizes["heads"],
-        mlp_ratio=sizes["mlp_ratio"],
-        norm_layer=partial(nn.LayerNorm, eps=sizes["layer_norm_eps"]),
-        num_classes=0,
-    )
-    vit.load_state_dict(renamed, strict=True)
-    return vit.eval().requires_grad_(False)
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Case]:
+    """Models of the imported runs, read back from disk, in float64, and what is expected of them."""
+    folder = tmp_path_factory.mktemp("imported")
+    loaded = {}
+    for name, case in CASES:
+        run = Run.read(import_case(name, case, folder).path)
+        model = run.load_model(run.load_backbone()).double().eval()
+        loaded[name, case] = (model, read_expected(name))
+    return loaded
 
 
-def build_model(name: str, case: str) -> tuple[PromptedViT, dict[str, npt.NDArray[Any]]]:
-    """Return the prompted model of one case in float64; pruned tokens are zeros, as in the reference."""
-    state, sizes, expected = read(name)
-    vit = build_backbone(state, sizes)
-    tokens, kv_tokens, depth = sizes["prompt_tokens"], sizes["kv_tokens"], sizes["depth"]
-    token_mask = torch.from_numpy(expected.get(f"{case}.token_mask", np.ones(tokens, dtype=np.float32)))
-    segment_mask = expected.get(f"{case}.segment_mask", np.ones((tokens, 16)))
-    rows = tuple(tuple(bool(flag) for flag in row) for row in segment_mask)
-    everything = Kept.everything(depth, tokens, kv_tokens)
-    kept = Kept(tokens=everything.tokens, kv_tokens=everything.kv_tokens, segments=(rows,) * depth)
-    method = E2VPT(dimensions_of(vit), kept, segment_order="strided")
-    prompts = torch.cat([state["enc.transformer.prompt_embeddings"], state["enc.transformer.deep_prompt_embeddings"]])
-    values = {f"visual.{index}": prompts[index] * token_mask[:, None] for index in range(depth)}
-    for index in range(depth):
-        none = torch.zeros(sizes["heads"], 0, sizes["width"] // sizes["heads"])
-        key = f"enc.transformer.encoder.layer.{index}.attn.deep_QKV_embeddings"
-        values[f"kv.{index}"] = state.get(key, none)
-    method.load_state_dict(values, strict=True)
-    model = PromptedViT(vit, method, sizes["classes"])
-    model.head.weight.data = state["head.last_layer.weight"]
-    model.head.bias.data = state["head.last_layer.bias"]
-    return model.double().eval(), expected
-
-
-def normalise(expected: dict[str, npt.NDArray[Any]]) -> Tensor:
+def normalise(expected: Arrays) -> Tensor:
     pixels = (expected["images"].astype(np.float64) / 255 - expected["mean"]) / expected["std"]
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def assert_expected(model: PromptedViT, features: Tensor, expected: dict[str, npt.NDArray[Any]], case: str) -> None:
-    logits = model.head(features)
-    for found, name in ((features, "cls_feature"), (logits, "logits")):
-        reference = expected[f"{case}.{name}"]
-        assert found.shape == reference.shape
-        assert np.abs(found.numpy() - reference).max() / np.abs(reference).max() < TOLERANCE
+def assert_expected(model: PromptedViT, features: Tensor, expected: Arrays, case: str) -> None:
+    logits: npt.NDArray[np.float64] = model.head(features).numpy()
+    assert difference(features.numpy(), expected[f"{case}.cls_feature"]) < TOLERANCE
+    assert difference(logits, expected[f"{case}.logits"]) < TOLERANCE
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)
-def test_the_trained_form_reproduces_the_reference(name, case):
-    model, expected = build_model(name, case)
+def test_the_trained_form_reproduces_the_reference(cases, name, case):
+    model, expected = cases[name, case]
     with torch.no_grad():
         assert_expected(model, model.features(normalise(expected)), expected, case)
 
 
-@pytest.mark.parametrize(("name", "case"), CASES)
-def test_the_compiled_and_merged_prefix_reproduces_the_reference(name, case):
-    model, expected = build_model(name, case)
-    prefixes = compile_prefix(model)
+@pytest.mark.parametrize(("name", "case"), PREFIX_CASES)
+def test_the_compiled_and_merged_prefix_reproduces_the_reference(cases, name, case):
+    model, expected = cases[name, case]
+    prefixes = compile_prompts(model).blocks
     merged = [merge_equal_columns(prefix) for prefix in prefixes]
     # Two of eight tokens are pruned, and become one column.
     assert [prefix.key.shape[1] for prefix in prefixes] == [13 if name == "e2vpt_toy" else 6] * 3
@@ -126,16 +77,25 @@ def test_the_compiled_and_merged_prefix_reproduces_the_reference(name, case):
         assert_expected(model, features_with_prefixes(model.vit, pixels, merged), expected, case)
 
 
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_the_run_says_what_was_imported(tmp_path: Path, name, case):
+    run = Run.read(import_case(name, case, tmp_path).path)
+    assert run.card.method == METHODS[name]
+    assert run.card.details["imported"]["format"] in ("vpt", "e2vpt", "vapt")
+    preprocessing, expected = run.card.preprocessing, read_expected(name)
+    assert preprocessing.mean == tuple(expected["mean"])
+    assert preprocessing.std == tuple(expected["std"])
+    assert preprocessing.image_size == expected["images"].shape[1]
+
+
 def test_the_masks_stored_in_the_checkpoint_are_those_of_the_pruned_case():
-    state, _, expected = read("e2vpt_toy")
-    stored = state["enc.transformer.prompt_soft_tokens_mask_cls_token"].numpy()
-    pieces = state["enc.transformer.prompt_soft_tokens_pieces_mask_cls_token"].numpy()
-    assert np.array_equal(stored, expected["pruned.token_mask"])
-    assert np.array_equal(pieces, expected["pruned.segment_mask"])
+    state, expected = read_state("e2vpt_toy"), read_expected("e2vpt_toy")
+    assert np.array_equal(state[TOKEN_MASK].numpy(), expected["pruned.token_mask"])
+    assert np.array_equal(state[SEGMENT_MASK].numpy(), expected["pruned.segment_mask"])
 
 
-def test_removing_the_pruned_tokens_is_another_function_than_the_references_zeros():
-    model, expected = build_model("e2vpt_toy", "pruned")
+def test_removing_the_pruned_tokens_is_another_function_than_the_references_zeros(cases):
+    model, expected = cases["e2vpt_toy", "pruned"]
     live = tuple(np.flatnonzero(expected["pruned.token_mask"]).tolist())
     kept = Kept(
         tokens=(live,) * 3,
@@ -145,5 +105,4 @@ def test_removing_the_pruned_tokens_is_another_function_than_the_references_zero
     smaller = PromptedViT(model.vit, model.method.pruned_to(kept, model.method.state_dict()), 7).double().eval()
     with torch.no_grad():
         removed = smaller.features(normalise(expected)).numpy()
-    reference = expected["pruned.cls_feature"]
-    assert np.abs(removed - reference).max() / np.abs(reference).max() > 1e-3
+    assert difference(removed, expected["pruned.cls_feature"]) > 1e-3

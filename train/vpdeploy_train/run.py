@@ -3,6 +3,7 @@
 ::
 
     run/  task.json  prompts.safetensors        the result (``Run.write``, ``Run.read``)
+          backbone.safetensors                  of an imported run alone: its backbone
           args.toml  history.csv  curves.png  pruning.png  pruning.json
           state/                                what --resume needs
 """

@@ -22,7 +22,7 @@ from vpdeploy.errors import VpdeployError
 
 VERB_GROUP = "vpdeploy.verbs"
 
-_ORDER = ("quickstart", "train", "eval", "export", "predict", "serve", "inspect")
+_ORDER = ("quickstart", "train", "sweep", "eval", "import", "export", "predict", "serve", "inspect")
 
 
 def build_app() -> typer.Typer:

@@ -1,0 +1,86 @@
+"""``vpdeploy import``: a checkpoint of the public code becomes a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_run(
+    file: Annotated[
+        Path, typer.Argument(help="A torch file of the public VPT, E²VPT or VAPT code.", show_default=False)
+    ],
+    reference: Annotated[str, typer.Option("--format", help="vpt, e2vpt or vapt.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads; default: from prompts, --backbone or a standard size.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Class names: one a line, or a .json list; default: 0, 1, ...")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The task's name; default: the run folder's name.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="timm name of the backbone; needed where the file holds none.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of --backbone where the file holds none; default: timm's.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images where the file holds no backbone.")
+    ] = None,
+    resize: Annotated[str, typer.Option(help="crop (folders, FGVC) or squash (VTAB-1k).")] = "crop",
+    crop_ratio: Annotated[
+        float | None, typer.Option(help="Share of the scaled image that the crop keeps; default: 0.875, 224 of 256.")
+    ] = None,
+    interpolation: Annotated[str, typer.Option(help="bilinear or bicubic.")] = "bilinear",
+    mean: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Of the normalisation, RGB; default: ImageNet's.")
+    ] = None,
+    std: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Of the normalisation, RGB; default: ImageNet's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
+) -> None:
+    """Turn a checkpoint of the public VPT, E²VPT or VAPT code into a run."""
+    from vpdeploy_train.importing.backbone import BackboneChoice
+    from vpdeploy_train.importing.importing import import_checkpoint
+    from vpdeploy_train.importing.labels import read_labels
+    from vpdeploy_train.importing.pipeline import Pipeline
+    from vpdeploy_train.training import task_name_for
+
+    given = {"crop_ratio": crop_ratio, "mean": mean, "std": std}
+    run = import_checkpoint(
+        file,
+        out,
+        format=reference,
+        name=name or task_name_for(out),
+        backbone=BackboneChoice(name=backbone, heads=heads, weights=weights, image_size=image_size),
+        pipeline=Pipeline(
+            resize=resize,  # type: ignore[arg-type]
+            interpolation=interpolation,  # type: ignore[arg-type]
+            **{option: value for option, value in given.items() if value is not None},  # type: ignore[arg-type]
+        ),
+        labels=None if labels is None else read_labels(labels),
+    )
+    card = run.card
+    prompts = card.details["prompts"]
+    if as_json:
+        summary = {
+            "run": str(out),
+            "task": card.name,
+            "method": card.method,
+            "classes": len(card.labels),
+            "backbone": card.backbone.to_fields(),
+            "preprocessing": card.preprocessing.to_fields(),
+            "prompts": prompts,
+            "weights": run.weights,
+        }
+        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        return
+    size = card.preprocessing.image_size
+    typer.echo(f"{out}: task '{card.name}', {card.method}, {len(card.labels)} classes, on {card.backbone.name}")
+    typer.echo(f"{prompts['parameters']} prompt parameters; images {card.preprocessing.resize} to {size} px")
+    typer.echo(f"next: vpdeploy export {out} --out {card.name}.onnx")
