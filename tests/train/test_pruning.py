@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from torch import Tensor
 from train.toys import (
     CLASSES,
     DEPTH,
-    HEADS,
     WIDTH,
+    dimensions_of,
     features_with_tokens,
     make_method,
     make_model,
@@ -24,14 +25,16 @@ from train.toys import (
 )
 
 from vpdeploy.errors import BundleCorruptError, SpecError, TrainingError
-from vpdeploy_train.methods import METHODS
-from vpdeploy_train.methods.e2vpt import SEGMENTS, Kept, gather_segments, spread_segments
+from vpdeploy_train.methods import restore_method
+from vpdeploy_train.methods.e2vpt import spread_segments
+from vpdeploy_train.methods.kept import SEGMENTS, Kept
 from vpdeploy_train.methods.method import NoPrompts
+from vpdeploy_train.methods.vapt import VAPT
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.pruning.scores import Scores, score_prompts
-from vpdeploy_train.pruning.search import Candidate, choose, kept_for, report_of
-from vpdeploy_train.pruning.selection import keep_segments, keep_tokens
-from vpdeploy_train.state import EpochRow
+from vpdeploy_train.pruning.search import kept_for
+from vpdeploy_train.pruning.selection import keep_hidden, keep_kv_tokens, keep_segments, keep_tokens, zero_tokens
+from vpdeploy_train.pruning.shares import Shares
 
 TOKENS, KV_TOKENS = 5, 3
 
@@ -153,28 +156,30 @@ def test_a_kind_of_prompt_that_is_absent_has_no_scores(tokens, kv_tokens):
 
 
 @pytest.mark.parametrize("order", ["contiguous", "strided"])
-def test_segments_spread_and_gather_as_written_down(order):
+def test_segments_spread_as_written_down(order):
     values = torch.arange(2.0 * SEGMENTS).reshape(2, SEGMENTS)
     channels = spread_segments(values, 4 * SEGMENTS, order)
     for channel in range(4 * SEGMENTS):
         segment = channel // 4 if order == "contiguous" else channel % SEGMENTS
         assert torch.equal(channels[:, channel], values[:, segment])
-    assert torch.equal(gather_segments(channels, order), 4 * values)
 
 
-def make_scores(tokens: list[list[float]], kv_tokens: list[list[float]], segments: Any = None) -> Scores:
+def make_scores(
+    tokens: list[list[float]], kv_tokens: list[list[float]], segments: Any = None, hidden: tuple[float, ...] = ()
+) -> Scores:
     if segments is None:
         segments = [[[1.0] * SEGMENTS] * len(block) for block in tokens]
     return Scores(
         tokens=[torch.tensor(block) for block in tokens],
         kv_tokens=[torch.tensor(block) for block in kv_tokens],
         segments=[torch.tensor(block) for block in segments],
+        hidden=torch.tensor(hidden),
     )
 
 
 def test_the_highest_scores_stay_in_their_original_order():
     scores = make_scores([[0.1, 0.9, 0.3, 0.7], [4.0, 3.0, 2.0, 1.0]], [[0.0, 5.0], [5.0, 0.0]])
-    kept = keep_tokens(Kept.everything(2, 4, 2), scores, 0.5)
+    kept = keep_kv_tokens(keep_tokens(Kept.everything(2, 4, 2), scores, 0.5), scores, 0.5)
     assert kept.tokens == ((1, 3), (0, 1))
     assert kept.kv_tokens == ((1,), (0,))
     assert kept.segments == (((True,) * SEGMENTS,) * 2,) * 2
@@ -186,19 +191,21 @@ def test_the_highest_scores_stay_in_their_original_order():
 )
 def test_the_floor_of_the_share_is_kept_but_at_least_one(count, share, left):
     scores = make_scores([list(map(float, range(count)))], [list(map(float, range(count)))])
-    kept = keep_tokens(Kept.everything(1, count, count), scores, share)
+    kept = keep_kv_tokens(keep_tokens(Kept.everything(1, count, count), scores, share), scores, share)
     assert kept.tokens == kept.kv_tokens == (tuple(range(count - left, count)),)
 
 
 def test_of_equal_scores_the_earlier_index_stays():
-    kept = keep_tokens(Kept.everything(1, 5, 3), make_scores([[1.0, 2.0, 1.0, 1.0, 1.0]], [[0.0] * 3]), 0.6)
+    scores = make_scores([[1.0, 2.0, 1.0, 1.0, 1.0]], [[0.0] * 3])
+    kept = keep_kv_tokens(keep_tokens(Kept.everything(1, 5, 3), scores, 0.6), scores, 0.6)
     assert kept.tokens == ((0, 1, 2),)
     assert kept.kv_tokens == ((0,),)
 
 
 def test_selection_speaks_of_original_indices():
     kept = Kept(tokens=((2, 5, 7),), kv_tokens=((1, 4),), segments=(((True,) * SEGMENTS,) * 3,))
-    again = keep_tokens(kept, make_scores([[1.0, 3.0, 2.0]], [[0.0, 1.0]]), 0.7)
+    scores = make_scores([[1.0, 3.0, 2.0]], [[0.0, 1.0]])
+    again = keep_kv_tokens(keep_tokens(kept, scores, 0.7), scores, 0.7)
     assert again.tokens == ((5, 7),)
     assert again.kv_tokens == ((4,),)
 
@@ -235,7 +242,7 @@ def test_pruning_gathers_the_rows_of_the_state_it_rewinds_to(kv_shared):
     assert all(torch.equal(value, expected[name]) for name, value in state.items())
     for block, rows in enumerate(tokens):
         factor = segment_factors(kept.segments[block], WIDTH, "strided").float()
-        assert torch.equal(smaller.prompts(block), initial[f"visual.{block}"][list(rows)] * factor)
+        assert torch.equal(smaller.rows(block), initial[f"visual.{block}"][list(rows)] * factor)
 
 
 def test_pruning_twice_speaks_of_the_original_indices():
@@ -260,11 +267,10 @@ def test_segments_are_scored_on_what_remains_of_the_tokens():
     model = PromptedViT(vit, make_method(vit, 6, 2), CLASSES)
     images = [(pixels.float(), labels) for pixels, labels in batches()]
     scores = score_prompts(model, images, scope="layer")
-    options: dict[str, Any] = {"keep": 0.5, "scope": "layer"}
-    tokens_only = kept_for(model, scores, images, keep_segments=1.0, **options)
+    tokens_only = kept_for(model, scores, images, shares=Shares(tokens=0.5), scope="layer")
     assert [len(block) for block in tokens_only.tokens] == [3] * DEPTH
     assert tokens_only.segments == (((True,) * SEGMENTS,) * 3,) * DEPTH
-    both = kept_for(model, scores, images, keep_segments=0.75, **options)
+    both = kept_for(model, scores, images, shares=Shares(tokens=0.5, segments=0.75), scope="layer")
     assert both.tokens == tokens_only.tokens
     smaller = PromptedViT(vit, model.method.pruned_to(tokens_only, model.method.state_dict()), CLASSES)
     smaller.head.load_state_dict(model.head.state_dict())
@@ -275,68 +281,88 @@ def test_segments_are_scored_on_what_remains_of_the_tokens():
             assert {position for position, flag in enumerate(row_flags) if flag} == best
 
 
-def candidate(phase: str, parameters: int, accuracy: float, loss: float = 1.0) -> Candidate:
-    best = EpochRow(
-        phase=phase,
-        epoch=1,
-        lr=0.0,
-        train_loss=0.0,
-        train_accuracy=1.0,
-        val_loss=loss,
-        val_accuracy=accuracy,
-        images_per_second=1.0,
-    )
-    model: Any = None
-    return Candidate(phase=phase, model=model, best=best, keep=1.0, keep_segments=1.0, parameters=parameters)
-
-
-@pytest.mark.parametrize(
-    ("candidates", "slack", "chosen"),
-    [
-        ([("train", 100, 0.9), ("prune-1", 50, 0.9), ("prune-2", 25, 0.8)], 0.0, "prune-1"),
-        ([("train", 100, 0.9), ("prune-1", 50, 0.8), ("prune-2", 25, 0.7)], 0.0, "train"),
-        ([("train", 100, 0.8), ("prune-1", 50, 0.9), ("prune-2", 25, 0.8)], 0.0, "prune-1"),
-        ([("train", 100, 0.9), ("prune-1", 50, 0.86), ("prune-2", 25, 0.8)], 0.05, "prune-1"),
-        ([("train", 100, 0.9), ("prune-1", 50, 0.86), ("prune-2", 25, 0.8)], 0.1, "prune-2"),
-        ([("train", 100, 0.9)], 0.0, "train"),
-        ([("train", 100, 0.8), ("prune-1", 50, 0.9), ("prune-2", 50, 0.95)], 0.1, "prune-2"),
-    ],
-)
-def test_the_smallest_set_within_the_slack_of_the_best_is_chosen(candidates, slack, chosen):
-    assert choose([candidate(*each) for each in candidates], slack=slack).phase == chosen
-
-
-def test_of_equally_small_and_accurate_sets_the_lower_loss_wins():
-    candidates = [candidate("prune-1", 50, 0.9, 0.4), candidate("prune-2", 50, 0.9, 0.3)]
-    assert choose(candidates, slack=0.0).phase == "prune-2"
-
-
-def test_a_candidate_counts_the_papers_parameters():
+def test_parameters_are_counted_without_pruned_segments():
     vit = make_vit()
     segments = random_segments(6)
-    model = make_model(vit, make_method(vit, 6, 4, segments=segments))
     zeroed = sum(not flag for block in segments for row in block for flag in row)
     expected = DEPTH * 6 * WIDTH + DEPTH * 4 * WIDTH - zeroed * (WIDTH // SEGMENTS)
-    best = candidate("train", 0, 1.0).best
-    assert Candidate.of("train", model, best, keep=1, keep_segments=1).parameters == expected
-    separate = make_model(vit, make_method(vit, 6, 4, kv_shared=False))
-    assert separate.method.summary()["parameters"] == DEPTH * (6 + 2 * 4) * WIDTH
+    assert make_method(vit, 6, 4, segments=segments).summary()["parameters"] == expected
+    assert make_method(vit, 6, 4, kv_shared=False).summary()["parameters"] == DEPTH * (6 + 2 * 4) * WIDTH
 
 
-def test_the_report_lists_every_candidate_and_what_the_chosen_one_keeps():
+def test_a_token_that_is_zero_stays_and_keeps_no_segment():
+    scores = make_scores([[0.1, 0.9, 0.3, 0.7]], [[0.0, 5.0]], [[[1.0] * SEGMENTS] * 4])
+    kept = keep_kv_tokens(zero_tokens(Kept.everything(1, 4, 2), scores, 0.5), scores, 0.5)
+    assert kept.tokens == ((0, 1, 2, 3),)
+    assert kept.kv_tokens == ((1,),)
+    assert [any(flags) for flags in kept.segments[0]] == [False, True, False, True]
+    assert (kept.live_tokens, kept.columns) == ([2], [2 + 1 + 1])
+    segments = keep_segments(kept, scores, 0.5).segments[0]
+    assert [sum(flags) for flags in segments] == [0, 8, 0, 8]
+
+
+def test_zero_tokens_are_attended_to_and_removed_ones_are_not():
+    vit = make_vit().double()
+    method = make_method(vit, 4, 2).double()
+    whole, zero = (True,) * SEGMENTS, (False,) * SEGMENTS
+    all_tokens = replace(method.kept, segments=((whole, zero, whole, zero),) * DEPTH)
+    two_tokens = replace(method.kept, tokens=((0, 2),) * DEPTH, segments=((whole, whole),) * DEPTH)
+    zeroed, removed = (method.pruned_to(kept, method.state_dict()) for kept in (all_tokens, two_tokens))
+    pixels = random_pixels(3)
+    rows = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)[:, None]
+    # What goes through the smaller methods' float32 tensors is made float32 here, too.
+    visual = [block.detach().float().double() * rows for block in method.visual]
+    kv = [(block.detach().float().double(),) * 2 for block in method.kv]
+    with torch.no_grad():
+        expected = features_with_tokens(vit, pixels, visual, kv)
+        found, other = (make_model(vit, each).features(pixels) for each in (zeroed, removed))
+    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-9
+    assert float((found - other).abs().max() / expected.abs().max()) > 1e-4
+    assert zeroed.summary()["parameters"] == removed.summary()["parameters"]
+
+
+def test_key_value_prompts_are_left_alone_where_asked():
     vit = make_vit()
-    model = make_model(vit, make_method(vit, 2, 1))
-    best = candidate("train", 0, 0.5).best
-    chosen = Candidate.of("train", model, best, keep=1.0, keep_segments=1.0)
-    scores = make_scores([[1.0, 2.0]] * DEPTH, [[3.0]] * DEPTH)
-    fields = report_of([chosen, candidate("prune-1", 9, 0.25)], chosen, scores, scope="layer").to_fields()
-    assert json.loads(json.dumps(fields)) == fields
-    assert [row["phase"] for row in fields["candidates"]] == ["train", "prune-1"]
-    assert [row["val_accuracy"] for row in fields["candidates"]] == [0.5, 0.25]
-    assert fields["chosen"] == "train"
-    assert fields["token_scores"] == [[1.0, 2.0]] * DEPTH
-    assert fields["kv_scores"] == [[3.0]] * DEPTH
-    assert fields["kept"]["tokens"] == [[0, 1]] * DEPTH
+    model = PromptedViT(vit, make_method(vit, 4, 4), CLASSES)
+    images = [(pixels.float(), labels) for pixels, labels in batches()]
+    scores = score_prompts(model, images, scope="layer")
+    kept = kept_for(model, scores, images, shares=Shares(tokens=0.5), scope="layer", prune_kv=False)
+    assert [len(block) for block in kept.tokens] == [2] * DEPTH
+    assert [len(block) for block in kept.kv_tokens] == [4] * DEPTH
+
+
+def make_vapt(tokens: int = 4, hidden: int = 6) -> tuple[Any, VAPT]:
+    vit = make_vit()
+    method = VAPT(dimensions_of(vit), Kept.everything(DEPTH, tokens, 0, hidden))
+    source = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=source)
+    return vit, method.eval()
+
+
+def test_adaptive_prompts_are_pruned_by_tokens_and_hidden_units():
+    vit, method = make_vapt()
+    model = PromptedViT(vit, method, CLASSES)
+    images = [(pixels.float(), labels) for pixels, labels in batches()]
+    scores = score_prompts(model, images, scope="layer")
+    kept = kept_for(model, scores, images, shares=Shares(tokens=0.5, hidden=0.5), scope="layer")
+    for block, found in enumerate(kept.tokens):
+        assert found == tuple(sorted(scores.tokens[block].topk(2).indices.tolist()))
+    assert kept.hidden == tuple(sorted(scores.hidden.topk(3).indices.tolist()))
+    smaller = method.pruned_to(kept, method.state_dict())
+    assert (smaller.down.shape, smaller.up.shape) == ((3, WIDTH), (WIDTH, 3))
+    with torch.no_grad():
+        tokens = model.trunk.embed(images[0][0])
+        whole = method.prompts(1, model.trunk, tokens)
+        fewer = method.pruned_to(replace(kept, hidden=method.kept.hidden), method.state_dict()).eval()
+        # Removing tokens leaves the others' prompts as they were.
+        assert torch.allclose(fewer.prompts(1, model.trunk, tokens), whole[:, list(kept.tokens[1])], atol=1e-5)
+
+
+def test_of_hidden_units_the_best_stay():
+    scores = make_scores([[1.0]], [[]], hidden=(0.1, 0.9, 0.5))
+    assert keep_hidden(Kept.everything(1, 1, 0, 3), scores, 0.7).hidden == (1, 2)
 
 
 def make_kept() -> Kept:
@@ -382,7 +408,7 @@ def test_contradictory_fields_are_refused(change):
 def test_a_structure_that_makes_no_sense_is_refused(change):
     method = make_method(make_vit(), 2, 1)
     with pytest.raises(BundleCorruptError, match="makes no sense"):
-        METHODS["e2vpt"].restore(method.dimensions, {**method.structure(), **change})
+        restore_method("e2vpt", method.dimensions, {**method.structure(), **change})
 
 
 @pytest.mark.parametrize("kv_shared", [True, False])
@@ -392,8 +418,7 @@ def test_a_method_is_rebuilt_from_its_structure(kv_shared, order):
     options: dict[str, Any] = {"kv_shared": kv_shared, "segment_order": order, "segments": random_segments(4)}
     method = make_method(vit, 4, 2, **options)
     structure = json.loads(json.dumps(method.structure()))
-    restored = METHODS["e2vpt"].restore(method.dimensions, structure)
+    restored = restore_method("e2vpt", method.dimensions, structure)
     restored.load_state_dict(method.state_dict(), strict=True)
     pixels = random_pixels(2)
-    assert HEADS * method.dimensions.head_width == WIDTH
     assert torch.equal(make_model(vit, restored).features(pixels), make_model(vit, method).features(pixels))

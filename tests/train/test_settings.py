@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import tomli_w
@@ -13,21 +13,30 @@ from typer.testing import CliRunner
 
 from vpdeploy.cli.main import build_app
 from vpdeploy.errors import SpecError
-from vpdeploy_train.settings import TrainSettings, default_of, read_toml
+from vpdeploy_train.config import read_toml
+from vpdeploy_train.data import AUGMENTATIONS
+from vpdeploy_train.settings import Augment, TrainSettings, default_of
 
 EVERYTHING: dict[str, Any] = {
     "data": "photos",
+    "recipe": "vtab/kitti",
     "method": "vpt-deep",
     "backbone": "test_vit",
     "weights": "w.safetensors",
     "image_size": 32,
     "resize": "squash",
+    "crop_ratio": 0.5,
     "normalisation": "imagenet",
+    "pooling": "patches",
     "val_fraction": 0.25,
     "prompt_tokens": 3,
     "kv_tokens": 2,
     "kv_shared": False,
     "prompt_dropout": 0.0,
+    "vapt_hidden": 4,
+    "vapt_kernel": 3,
+    "vapt_norm": "paper",
+    "lora_rank": 4,
     "segment_order": "strided",
     "head": "zero",
     "epochs": 7,
@@ -46,9 +55,13 @@ EVERYTHING: dict[str, Any] = {
     "precision": "bf16",
     "prune": False,
     "prune_scope": "shared",
+    "prune_mode": "zero",
+    "prune_kv": False,
     "keep": "0.5,0.25",
     "keep_segments": "0.75",
-    "prune_trials": 2,
+    "keep_hidden": 0.5,
+    "prune_search": "full",
+    "prune_candidates": 2,
     "score_images": 99,
     "prune_slack": 0.125,
     "rewind": "fresh",
@@ -84,9 +97,49 @@ def test_missing_data_is_refused_with_what_to_give():
         TrainSettings.merge({"epochs": 3})
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(SpecError, match=r"unknown setting 'epoch'; expected one of: data, method, .*epochs"):
-        TrainSettings.merge({"data": "digits", "epoch": 3})
+@pytest.mark.parametrize(("name", "close"), [("epoch", "epochs"), ("batch-size", "batch_size"), ("LR", "lr")])
+def test_an_unknown_name_is_refused_with_the_closest_one(name, close):
+    with pytest.raises(SpecError, match=f"^unknown setting '{name}'; did you mean '{close}'"):
+        TrainSettings.merge({"data": "digits", name: 3})
+
+
+def test_a_name_unlike_any_is_refused_with_all_of_them():
+    with pytest.raises(SpecError, match=r"unknown setting 'zzz'; expected one of: data, recipe, .*epochs"):
+        TrainSettings.merge({"data": "digits", "zzz": 3})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("epoch = 3", "unknown setting 'epoch'; did you mean 'epochs'?"),
+        ('epochs = "5"', "--epochs: expected int, found '5'"),
+        ("epochs = 0", "--epochs should be at least 1, found 0"),
+        ('augment = "blur"', "--augment 'blur': choose one of none, flip"),
+        ('device = "tpu"', "--device 'tpu': choose one of auto, cpu, cuda"),
+        ('keep = "half"', "--keep 'half': expected 'auto' or shares"),
+        ('recipe = "vtab/cifar"', "--recipe 'vtab/cifar': no such recipe; did you mean vtab/cifar100"),
+        ("lr = 1" + 400 * "0", "--lr: the number is too large"),
+        ("[train]\nepochs = 3", "unknown setting 'train'"),
+    ],
+)
+def test_a_refusal_names_the_file_that_the_value_stands_in(tmp_path, line, message):
+    (tmp_path / "c.toml").write_text(line, encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        TrainSettings.merge(read_toml(tmp_path / "c.toml"), {"data": "digits", "seed": 1})
+    assert str(caught.value).startswith(f"{tmp_path / 'c.toml'}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_refusal_names_no_file_where_the_value_is_an_options(tmp_path):
+    (tmp_path / "c.toml").write_text("epochs = 3\nseed = 1", encoding="utf-8")
+    with pytest.raises(SpecError, match=r"^--epochs should be"):
+        TrainSettings.merge(read_toml(tmp_path / "c.toml"), {"data": "digits", "epochs": 0})
+    with pytest.raises(SpecError, match=r"^--data is missing"):
+        TrainSettings.merge(read_toml(tmp_path / "c.toml"), {})
+
+
+def test_every_augmentation_can_be_asked_for():
+    assert set(get_args(Augment)) == set(AUGMENTATIONS)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +185,13 @@ def test_an_integer_serves_as_a_float():
         ({"val_fraction": 0.0}, "--val-fraction"),
         ({"val_fraction": 1.0}, "--val-fraction"),
         ({"image_size": 7}, "--image-size"),
+        ({"image_size": 4097}, "--image-size"),
+        ({"crop_ratio": 0.0}, "--crop-ratio"),
+        ({"crop_ratio": 1.01}, "--crop-ratio"),
+        ({"crop_ratio": float("nan")}, "--crop-ratio"),
+        ({"recipe": "vtab"}, "--recipe"),
+        ({"augment": "blur"}, "--augment"),
+        ({"device": "gpu"}, "--device"),
         ({"lr": 0.0}, "--lr"),
         ({"lr": -1.0}, "--lr"),
         ({"lr": float("nan")}, "--lr"),
@@ -146,7 +206,13 @@ def test_an_integer_serves_as_a_float():
         ({"workers": -1}, "--workers"),
         ({"seed": -1}, "--seed"),
         ({"seed": 2**64}, "--seed"),
-        ({"prune_trials": 0}, "--prune-trials"),
+        ({"prune_candidates": 0}, "--prune-candidates"),
+        ({"prune_candidates": 10}, "--prune-candidates"),
+        ({"keep": "0.5,0.4", "prune_candidates": 1}, "--prune-candidates"),
+        ({"prune_mode": "mask"}, "--prune-mode"),
+        ({"prune_search": "grid"}, "--prune-search"),
+        ({"keep_hidden": 0.0}, "--keep-hidden"),
+        ({"keep_hidden": 1.5}, "--keep-hidden"),
         ({"prune_slack": 1.0}, "--prune-slack"),
         ({"prune_slack": -0.1}, "--prune-slack"),
         ({"precision": "fp8"}, "--precision"),
@@ -161,7 +227,6 @@ def test_an_integer_serves_as_a_float():
         ({"keep": "1.5"}, "--keep"),
         ({"keep": "nan"}, "--keep"),
         ({"keep": ""}, "--keep"),
-        ({"keep": "0.5,0.4", "prune_trials": 1}, "--keep"),
         ({"keep": "0.5,0.4", "keep_segments": "0.5,0.4,0.3"}, "--keep-segments"),
         ({"keep_segments": "none"}, "--keep-segments"),
     ],
@@ -198,14 +263,15 @@ def test_defaults_that_depend_on_other_settings():
     ],
 )
 def test_shares_of_tokens_and_segments_are_paired(values, expected):
-    assert make(**values).keep_ratios() == expected
+    assert [(shares.tokens, shares.segments) for shares in make(**values).keep_ratios()] == expected
+    assert {shares.hidden for shares in make(keep_hidden=0.5).keep_ratios()} == {0.5}
 
 
-@pytest.mark.parametrize("trials", [1, 2, 3, 5])
-def test_the_automatic_search_costs_no_more_trainings_than_allowed(trials):
-    shares = make(prune_trials=trials).keep_ratios()
-    assert len(shares) == len(set(shares)) == trials
-    assert all(0 < tokens < 1 and 0 < segments <= 1 for tokens, segments in shares)
+@pytest.mark.parametrize(("candidates", "count"), [(1, 1), (3, 3), (9, 9), (None, 6)])
+def test_the_automatic_search_tries_as_many_shares_as_asked_for(candidates, count):
+    shares = make(prune_candidates=candidates).keep_ratios()
+    assert len(shares) == len({each.tokens for each in shares}) == count
+    assert all(0 < each.tokens < 1 and 0 < each.segments <= 1 and each.hidden == 1 for each in shares)
 
 
 def test_settings_survive_toml(tmp_path: Path):
@@ -250,14 +316,14 @@ def test_help_lists_every_setting(help_text, name):
     assert re.search(rf"--{name.replace('_', '-')}\b", help_text)
 
 
-@pytest.mark.parametrize("pair", [("--prune", "--no-prune"), ("--kv-shared", "--no-kv-shared")])
+@pytest.mark.parametrize("pair", [("--prune", "--no-prune"), ("--kv-shared", "--no-kv-shared"), ("--prune-kv", "--no-prune-kv")])
 def test_a_switch_has_both_directions(help_text, pair):
     assert all(re.search(rf"{side}\b", help_text) for side in pair)
 
 
 def test_help_states_the_default_of_each_number(help_text):
     entries = re.split(r" (?=--[a-z])", " ".join(help_text.split()))
-    for name in ("prompt_tokens", "kv_tokens", "epochs", "batch_size", "prune_trials"):
+    for name in ("prompt_tokens", "kv_tokens", "epochs", "batch_size", "score_images"):
         entry = next(entry for entry in entries if entry.startswith(f"--{name.replace('_', '-')} "))
         assert f"[default: {default_of(name)}]" in entry
 

@@ -31,9 +31,9 @@ from vpdeploy_train.batches import Batches
 from vpdeploy_train.data import ImageDataset, resolve_data
 from vpdeploy_train.device import choose_device, make_fabric
 from vpdeploy_train.evaluation import Evaluation, evaluate, evaluate_run
-from vpdeploy_train.methods import METHODS, MethodOptions
+from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.run import Run, prompt_dimensions
+from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow, StateFolder
 from vpdeploy_train.training import task_name_for, train_run
@@ -93,7 +93,7 @@ def base_settings(colours: Path, weights: Path) -> TrainSettings:
         batch_size=BATCH,
         device="cpu",
         keep="0.5,0.25",
-        prune_trials=2,
+        prune_search="full",
     )
 
 
@@ -226,7 +226,7 @@ def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(finished
     ids=lambda change: next(iter(change)),
 )
 def test_a_run_interrupted_again_and_again_ends_with_the_same_bytes(settings, tmp_path, change):
-    settings = replace(settings, **change, keep="0.5", prune_trials=1)
+    settings = replace(settings, **change, keep="0.5")
     train(settings, tmp_path / "whole")
     resume = False
     for moment in (("train", "epoch", 1), ("train", "batch", 1, 2), ("prune-1", "epoch", 1), ("prune-1", "start", 0)):
@@ -345,7 +345,7 @@ def test_an_empty_folder_is_taken(settings, tmp_path):
         ({"method": "prompt"}, "unknown method 'prompt'"),
         ({"method": "linear", "prune": True}, "--prune: method 'linear' has no prompts"),
         ({"backbone": "no_such_vit"}, "unknown backbone"),
-        ({"augment": "blur"}, "unknown augmentation"),
+        ({"augment": "blur"}, "--augment 'blur': choose one of none"),
         ({"weights": "missing.safetensors"}, "weights file not found"),
         ({"data": "missing"}, "unknown data"),
         ({"device": "tpu"}, "--device 'tpu'"),
@@ -444,7 +444,7 @@ def test_pruning_removes_tokens_and_rewinds_to_the_initial_values(settings, colo
     assert all(row.count("1") == 12 for block in kept["segments"] for row in block)
     options = MethodOptions(prompt_tokens=4, kv_tokens=4)
     generator = torch.Generator().manual_seed(frozen.seed)
-    initial = METHODS["e2vpt"].create(prompt_dimensions(run.card.backbone), options, generator).state_dict()
+    initial = METHODS["e2vpt"].create(PromptDimensions.of(run.load_backbone().trunk), options, generator).state_dict()
     for block in range(2):
         assert torch.equal(run.state[f"method.visual.{block}"], initial[f"visual.{block}"][kept["tokens"][block]])
         rows = kept["kv_tokens"][block]
@@ -455,11 +455,11 @@ def test_pruning_removes_tokens_and_rewinds_to_the_initial_values(settings, colo
     model = run.load_model(run.load_backbone())
     for block, rows in enumerate(segments):
         zeroed = segment_factors(rows, 32, "contiguous") == 0
-        assert (model.method.prompts(block)[zeroed] == 0).all()
+        assert (model.method.rows(block)[zeroed] == 0).all()
 
 
 def test_the_rewind_starts_from_the_initial_values_not_the_trained_ones(settings, tmp_path):
-    settings = replace(settings, keep="0.5", prune_trials=1, prune_slack=0.99)
+    settings = replace(settings, keep="0.5", prune_slack=0.99)
     starts: list[list[torch.Tensor]] = []
 
     def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -508,7 +508,7 @@ def test_images_are_varied_anew_in_every_epoch(settings, tmp_path):
         train(replace(settings, augment=augment), tmp_path / augment)
         losses[augment] = [float(row["train_loss"]) for row in results(tmp_path / augment)["history"]]
     assert losses["none"] == pytest.approx([losses["none"][0]] * EPOCHS, rel=1e-6)
-    assert max(losses["crop-flip"]) - min(losses["crop-flip"]) > 1e-3
+    assert max(losses["crop-flip"]) - min(losses["crop-flip"]) > 1e-4
 
 
 def test_a_fresh_rewind_starts_elsewhere(settings, tmp_path):

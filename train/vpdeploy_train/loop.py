@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,14 +42,18 @@ def fit(
     fabric: Fabric,
     progress: Progress,
     store: Callable[[PhaseState], None],
+    until: int | None = None,
+    watch: Callable[[EpochRow], None] = lambda row: None,
 ) -> PhaseState:
     """Train prompts and head, keep the best epoch on validation, and store the state after every epoch.
+
+    Without validation images the last epoch is kept, and its validation results are NaN.
 
     Everything random depends on the seed, the phase's name and the epoch alone, so a run that is resumed from a stored
     state ends exactly as one that was never interrupted.
 
     Args:
-        model: Trained in place; ends with the best epoch's tensors.
+        model: Trained in place; ends with the best epoch's tensors where the phase is finished, else the last one's.
         train: Training images.
         val: Validation images, for the choice of the epoch.
         phase: Name of the phase in the history.
@@ -57,9 +62,11 @@ def fit(
         fabric: Device and precision.
         progress: Is told of every step and epoch.
         store: Called with the state after every epoch.
+        until: Stop after this epoch, counted from 1, on the schedule of all the settings' epochs; None: train all.
+        watch: Told of every epoch once it is stored; what it raises ends the training there.
 
     Returns:
-        The finished state.
+        The state: finished, or that of epoch ``until``.
 
     Raises:
         TrainingError: The loss is not finite; the message names epoch, step and batch.
@@ -72,7 +79,8 @@ def fit(
         model.load_trained_state(state.current)
         _restore_optimizer(optimizer, state.optimizer)
         fabric.strategy.precision.load_state_dict(state.scaler)
-    for epoch in range(len(state.history), settings.epochs):
+    until = settings.epochs if until is None else min(until, settings.epochs)
+    for epoch in range(len(state.history), until):
         if _is_over(state, settings):
             break
         result = _train_epoch(
@@ -86,29 +94,41 @@ def fit(
             fabric=fabric,
             progress=progress,
         )
-        validation = evaluate(model, val)
+        val_loss, val_accuracy = _validate(model, val)
         row = EpochRow(
             phase=phase,
             epoch=epoch + 1,
             lr=result.lr,
             train_loss=result.loss,
             train_accuracy=result.accuracy,
-            val_loss=validation.loss,
-            val_accuracy=validation.accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
             images_per_second=result.images_per_second,
         )
         state.history.append(row)
         state.current = model.trained_state()
-        if state.best_epoch == 0 or _is_better(row, state.best_row):
+        if best_of(state.history) is row:
             state.best_epoch, state.best = row.epoch, model.trained_state()
         state.optimizer = _optimizer_tensors(optimizer)
         state.scaler = fabric.strategy.precision.state_dict()
         store(state)
         progress.on_epoch(row)
+        watch(row)
+    if len(state.history) < settings.epochs and not _is_over(state, settings):
+        return state
     state.finished = True
     store(state)
     model.load_trained_state(state.best)
     return state
+
+
+def best_of(history: Sequence[EpochRow]) -> EpochRow:
+    """Return the epoch that is best on validation, the first of equals; the last where nothing was validated."""
+    best = history[0]
+    for row in history[1:]:
+        if _is_better(row, best):
+            best = row
+    return best
 
 
 def phase_seed(seed: int, phase: str) -> int:
@@ -191,7 +211,18 @@ def _make_schedule(
     )
 
 
+def _validate(model: PromptedViT, val: Batches) -> tuple[float, float]:
+    """Return loss and accuracy on the validation images; NaN where there are none."""
+    if not len(val):
+        return math.nan, math.nan
+    result = evaluate(model, val)
+    return result.loss, result.accuracy
+
+
 def _is_better(row: EpochRow, best: EpochRow) -> bool:
+    """Tell whether an epoch replaces the best one so far; where nothing is validated, every epoch does."""
+    if math.isnan(row.val_accuracy):
+        return True
     return (row.val_accuracy, -row.val_loss) > (best.val_accuracy, -best.val_loss)
 
 

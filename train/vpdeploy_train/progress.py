@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
@@ -76,12 +79,31 @@ class ConsoleProgress:
         """See ``Progress``."""
         if self._bar.disable:
             logger.info(
-                "%s: epoch %d: loss %.4f, accuracy %.4f, validation loss %.4f, accuracy %.4f, %.0f images/s",
+                "%s: epoch %d: loss %.4f, accuracy %.4f, %s, %.0f images/s",
                 self._title,
                 row.epoch,
                 row.train_loss,
                 row.train_accuracy,
-                row.val_loss,
-                row.val_accuracy,
+                "no validation"
+                if math.isnan(row.val_loss)
+                else f"validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.4f}",
                 row.images_per_second,
             )
+
+
+@contextmanager
+def reading_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar while images are read, where stderr is a terminal and it takes longer than two seconds.
+
+    Yields:
+        What to call with the number of images read and of all images.
+    """
+    with tqdm(
+        desc="reading images", unit=" images", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False, delay=2
+    ) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.config import FileSettings, checked_value, name_advice
+from vpdeploy_train.pruning.shares import Shares, parse_shares
+from vpdeploy_train.recipes import recipe_named
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["sgd", "adamw"]
 PruneScope = Literal["layer", "shared"]
+PruneMode = Literal["remove", "zero"]
+PruneSearch = Literal["halving", "full"]
 Head = Literal["zero", "probe"]
 Rewind = Literal["initial", "fresh"]
 Resize = Literal["crop", "squash"]
 Normalisation = Literal["backbone", "imagenet"]
+Augment = Literal["none", "flip", "crop", "crop-flip", "rand-augment"]
+Device = Literal["auto", "cpu", "cuda"]
 SegmentOrder = Literal["contiguous", "strided"]
+Pooling = Literal["model", "patches", "published"]
+PromptNorm = Literal["block", "paper"]
 
 _DEFAULT_LR: dict[str, float] = {"sgd": 0.25, "adamw": 0.1}
+_DEFAULT_LR_OF_WEIGHTS: dict[str, dict[str, float]] = {
+    # Where a backbone's own weights move, they have to move far less than prompts.
+    "full": {"sgd": 0.01, "adamw": 4e-4},
+    "lora": {"sgd": 0.1, "adamw": 4e-3},
+}
 _DEFAULT_WEIGHT_DECAY: dict[str, float] = {"sgd": 0.001, "adamw": 0.01}
 
 
@@ -40,11 +52,20 @@ class TrainSettings:
     """
 
     data: str
-    method: str = _option("e2vpt", "e2vpt, vpt-deep or linear")
+    recipe: str | None = _option(
+        None, "the papers' settings for a data set, such as vtab/cifar100 or fgvc/cub; other options win"
+    )
+    method: str = _option("e2vpt", "e2vpt, vapt, vpt-deep, vpt-shallow, linear, lora or full")
     backbone: str = _option("vit_mini_patch8_64", "timm name of the frozen ViT; the default ships with vpdeploy")
     weights: str | None = _option(None, "state dict: safetensors, Google's .npz or a torch file; default: timm's")
     image_size: int | None = _option(None, "side of the backbone's input in pixels; default: the backbone's own")
     resize: Resize = _option("crop", "centre crop, or squash to a square", Resize)
+    crop_ratio: float | None = _option(
+        None, "share of the scaled image that the centre crop keeps; default: the backbone's own"
+    )
+    pooling: Pooling = _option(
+        "model", "the model's own, the mean over patches, or as published over patches and prompts", Pooling
+    )
     normalisation: Normalisation = _option("backbone", "mean and std: the backbone's, or ImageNet's", Normalisation)
     val_fraction: float = _option(0.2, "share of the training images held out where there is no validation split")
 
@@ -52,6 +73,10 @@ class TrainSettings:
     kv_tokens: int = _option(5, "key/value prompts per block (e2vpt)")
     kv_shared: bool = _option(True, "keys and values share one tensor of key/value prompts")
     prompt_dropout: float = _option(0.1, "dropout on the visual prompts")
+    vapt_hidden: int = _option(8, "hidden units of the feature projector (vapt)")
+    vapt_kernel: int = _option(2, "side of the convolution kernel (vapt)")
+    vapt_norm: PromptNorm = _option("block", "LayerNorm eps: the block's, shared at run time, or 1e-5", PromptNorm)
+    lora_rank: int = _option(8, "rank of the updates (lora)")
     segment_order: SegmentOrder = _option("contiguous", "how channels form segments", SegmentOrder)
 
     head: Head = _option("probe", "where the classifier starts: a linear probe, or zero (the papers)", Head)
@@ -70,17 +95,29 @@ class TrainSettings:
     warmup_epochs: float | None = _option(None, "linear warm-up before the cosine; default a tenth of the epochs")
     grad_clip: float = _option(0.0, "largest gradient norm; 0 = no clipping")
     early_stop: int = _option(0, "stop after this many epochs without a better validation result; 0 = never")
-    augment: str | None = _option(None, "none, flip, crop, crop-flip or rand-augment; default: what suits the data")
+    augment: Augment | None = _option(
+        None, "none, flip, crop, crop-flip or rand-augment; default: what suits the data", Augment
+    )
     workers: int | None = _option(None, "processes that load images; default: none where all fit into memory")
     seed: int = _option(0, "of everything random")
-    device: str = _option("auto", "auto, cpu or cuda")
+    device: Device = _option("auto", "auto, cpu or cuda", Device)
     precision: Precision = _option("fp32", "of the forward and backward pass", Precision)
 
     prune: bool | None = _option(None, "prune and rewind after training; default: yes for e2vpt")
     prune_scope: PruneScope = _option("layer", "each block its own tokens, or one choice shared by all", PruneScope)
+    prune_mode: PruneMode = _option(
+        "remove", "remove pruned tokens, or leave zeros that are attended to (the papers' code)", PruneMode
+    )
+    prune_kv: bool | None = _option(None, "prune key/value prompts, too; default: where the method has them")
     keep: str = _option("auto", "shares of tokens kept to try, e.g. 0.5,0.25; everything is always tried")
     keep_segments: str = _option("auto", "shares of segments kept, one for each of --keep, or one for all")
-    prune_trials: int = _option(3, "most trainings that the search for the best share may cost")
+    keep_hidden: float = _option(1.0, "share of the feature projector's hidden units kept (vapt)")
+    prune_search: PruneSearch = _option(
+        "halving", "stop the worse candidates at 1/4 and 1/2 of the epochs, or train each in full", PruneSearch
+    )
+    prune_candidates: int | None = _option(
+        None, "how many shares --keep auto tries; default 6, which cost 3 trainings at most by halving"
+    )
     score_images: int = _option(2048, "most training images that importance scores are averaged over")
     prune_slack: float = _option(0.0, "validation accuracy, in [0, 1], that a smaller set may cost")
     rewind: Rewind = _option("initial", "retrain from the stored initial values, or from fresh ones", Rewind)
@@ -89,15 +126,21 @@ class TrainSettings:
         for setting in fields(self):
             choices = setting.metadata.get("choices")
             value = getattr(self, setting.name)
-            if choices and value not in choices:
+            if choices and value not in choices and not (value is None and setting.default is None):
                 raise SpecError(f"--{_dashed(setting.name)} '{value}': choose one of {', '.join(choices)}")
+        if self.recipe is not None:
+            recipe_named(self.recipe)
         _check(self.epochs >= 1, "--epochs", "at least 1", self.epochs)
         _check(self.batch_size >= 1, "--batch-size", "at least 1", self.batch_size)
         _check(0 <= self.prompt_tokens <= 1000, "--prompt-tokens", "0 to 1000", self.prompt_tokens)
         _check(0 <= self.kv_tokens <= 1000, "--kv-tokens", "0 to 1000", self.kv_tokens)
+        _check(1 <= self.vapt_hidden <= 4096, "--vapt-hidden", "1 to 4096", self.vapt_hidden)
+        _check(1 <= self.vapt_kernel <= 32, "--vapt-kernel", "1 to 32", self.vapt_kernel)
+        _check(1 <= self.lora_rank <= 1024, "--lora-rank", "1 to 1024", self.lora_rank)
         _check(0 <= self.prompt_dropout < 1, "--prompt-dropout", "in [0, 1)", self.prompt_dropout)
         _check(0 < self.val_fraction < 1, "--val-fraction", "in (0, 1)", self.val_fraction)
-        _check(self.image_size is None or self.image_size >= 8, "--image-size", "at least 8", self.image_size)
+        _check(self.image_size is None or 8 <= self.image_size <= 4096, "--image-size", "8 to 4096", self.image_size)
+        _check(self.crop_ratio is None or 0 < self.crop_ratio <= 1, "--crop-ratio", "in (0, 1]", self.crop_ratio)
         _check(math.isfinite(self.base_lr) and self.base_lr > 0, "--lr", "positive", self.lr)
         _check(math.isfinite(self.decay) and self.decay >= 0, "--weight-decay", "at least 0", self.weight_decay)
         _check(
@@ -112,7 +155,7 @@ class TrainSettings:
         _check(self.workers is None or self.workers >= 0, "--workers", "at least 0", self.workers)
         # Each phase's seed is derived by a product that has to stay below torch's limit of 2^64.
         _check(0 <= self.seed < 2**32, "--seed", "0 to 4294967295", self.seed)
-        _check(self.prune_trials >= 1, "--prune-trials", "at least 1", self.prune_trials)
+        _check(0 < self.keep_hidden <= 1, "--keep-hidden", "in (0, 1]", self.keep_hidden)
         _check(self.score_images >= 1, "--score-images", "at least 1", self.score_images)
         _check(0 <= self.prune_slack < 1, "--prune-slack", "in [0, 1)", self.prune_slack)
         self.keep_ratios()
@@ -120,14 +163,17 @@ class TrainSettings:
     @property
     def base_lr(self) -> float:
         """Learning rate for batches of 256 images."""
-        return _DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
+        if self.lr is not None:
+            return self.lr
+        return _DEFAULT_LR_OF_WEIGHTS.get(self.method, _DEFAULT_LR)[self.optimizer]
 
     @property
     def head_scale(self) -> float:
         """The classifier's learning rate as a multiple of the prompts'; one that starts well moves slowly."""
         if self.head_lr_scale is not None:
             return self.head_lr_scale
-        return 0.03 if self.head == "probe" and self.method != "linear" else 1.0
+        settled = self.head == "probe" and self.method not in ("linear", *_DEFAULT_LR_OF_WEIGHTS)
+        return 0.03 if settled else 1.0
 
     @property
     def decay(self) -> float:
@@ -144,27 +190,13 @@ class TrainSettings:
         """Whether pruning follows the training."""
         return self.method == "e2vpt" if self.prune is None else self.prune
 
-    def keep_ratios(self) -> list[tuple[float, float]]:
-        """Return the shares (tokens, segments) that the pruning search tries, besides keeping everything.
+    def keep_ratios(self) -> list[Shares]:
+        """Return the shares that the pruning search tries, besides keeping everything.
 
         Raises:
-            SpecError: ``keep`` or ``keep_segments`` is not a list of shares, or there are more than ``prune_trials``.
+            SpecError: They are malformed.
         """
-        if self.keep == "auto":
-            tokens = [0.5, 0.25, 0.75, 0.1, 0.9][: self.prune_trials]
-        else:
-            tokens = _shares("--keep", self.keep)
-        if len(tokens) > self.prune_trials:
-            raise SpecError(f"--keep {self.keep}: {len(tokens)} shares, --prune-trials allows {self.prune_trials}")
-        segments = [0.75] if self.keep_segments == "auto" else _shares("--keep-segments", self.keep_segments)
-        if len(segments) == 1:
-            segments *= len(tokens)
-        if len(segments) != len(tokens):
-            raise SpecError(
-                f"--keep-segments {self.keep_segments}: expected one share, or {len(tokens)} as in --keep; "
-                f"found {len(segments)}"
-            )
-        return list(zip(tokens, segments, strict=True))
+        return parse_shares(self.keep, self.keep_segments, hidden=self.keep_hidden, candidates=self.prune_candidates)
 
     def to_toml(self) -> str:
         """Return the settings as TOML; those that are None are left out."""
@@ -176,20 +208,31 @@ class TrainSettings:
     def merge(cls, *layers: Mapping[str, Any]) -> TrainSettings:
         """Build settings from layers of named values, the later ones winning; None means "not given".
 
+        Where a layer names a recipe, its settings lie beneath all layers.
+
         Raises:
-            SpecError: A name is unknown, a value has the wrong type or range, or ``data`` is missing.
+            SpecError: A name is unknown, a value has the wrong type or range, or ``data`` is missing; where the layer
+                was read from a file, the message names it.
         """
         known = {setting.name: setting for setting in fields(cls)}
         merged: dict[str, Any] = {}
+        origins: dict[str, str] = {}
         for layer in layers:
+            origin = f"{layer.file}: " if isinstance(layer, FileSettings) else ""
             for name, value in layer.items():
                 if name not in known:
-                    raise SpecError(f"unknown setting '{name}'; expected one of: {', '.join(known)}")
+                    raise SpecError(f"{origin}unknown setting '{name}'; {name_advice(name, list(known))}")
                 if value is not None:
-                    merged[name] = _typed(name, value, str(known[name].type))
+                    merged[name] = checked_value(name, value, str(known[name].type), origin=origin)
+                    origins[name] = origin
         if "data" not in merged:
             raise SpecError("--data is missing: give a folder, a .csv/.json/.jsonl manifest, or 'digits'")
-        return cls(**merged)
+        try:
+            if "recipe" in merged:
+                merged = recipe_named(merged["recipe"]).settings(merged.get("method", default_of("method"))) | merged
+            return cls(**merged)
+        except SpecError as error:
+            raise SpecError(f"{origins.get(_setting_named_by(error), '')}{error}") from None
 
     def difference(self, other: TrainSettings) -> str | None:
         """Name the first setting in which ``other`` differs; None when they are equal."""
@@ -200,56 +243,20 @@ class TrainSettings:
         return None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read settings from a TOML file.
-
-    Raises:
-        SpecError: The file is missing or is not TOML.
-    """
-    # Imported here: the command line reads this module's options without the extra installed.
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(f"{path}: file not found") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SpecError(f"{path}: not a readable TOML file: {error}") from error
-
-
 def default_of(name: str) -> Any:
     """Return a setting's default, None where it has none."""
     setting = next(setting for setting in fields(TrainSettings) if setting.name == name)
     return None if setting.default is MISSING else setting.default
 
 
-def _typed(name: str, value: Any, annotation: str) -> Any:
-    """Check a value from a file or the command line against a field's annotation."""
-    kinds = [kind.strip() for kind in annotation.split("|")]
-    if "float" in kinds and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    expected = {"int": int, "float": float, "bool": bool}.get(kinds[0], str)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise SpecError(f"--{_dashed(name)}: expected {expected.__name__}, found {value!r}")
-    return value
-
-
-def _shares(option: str, text: str) -> list[float]:
-    """Parse a comma-separated list of shares in (0, 1]."""
-    try:
-        shares = [float(part) for part in text.split(",")]
-    except ValueError:
-        shares = []
-    if not shares or not all(0 < share <= 1 for share in shares):
-        raise SpecError(f"{option} '{text}': expected 'auto' or shares in (0, 1], e.g. 0.5,0.25")
-    return shares
-
-
 def _check(holds: bool, option: str, expected: str, found: object) -> None:
     if not holds:
         raise SpecError(f"{option} should be {expected}, found {found}")
+
+
+def _setting_named_by(error: SpecError) -> str:
+    """Return the setting that a refusal, which begins with its option, is about."""
+    return str(error).partition(" ")[0].rstrip(":").removeprefix("--").replace("-", "_")
 
 
 def _dashed(name: str) -> str:

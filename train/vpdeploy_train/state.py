@@ -26,8 +26,8 @@ class EpochRow:
         lr: Learning rate of the epoch's last step.
         train_loss: Mean cross-entropy over the epoch.
         train_accuracy: In [0, 1].
-        val_loss: Mean cross-entropy over the validation images.
-        val_accuracy: In [0, 1].
+        val_loss: Mean cross-entropy over the validation images; NaN where there are none.
+        val_accuracy: In [0, 1]; NaN where there are no validation images.
         images_per_second: Training images; the only column that differs between equal runs.
     """
 
@@ -48,7 +48,8 @@ class PhaseState:
     Attributes:
         finished: Nothing is left to do; only ``best`` still matters.
         history: The epochs so far.
-        best_epoch: The epoch with the best validation result, counted from 1; 0 before the first.
+        best_epoch: The epoch with the best validation result, counted from 1; 0 before the first. Where there are
+            no validation images, the last epoch.
         current: Trained tensors after the last epoch.
         best: Trained tensors after the best epoch.
         optimizer: Tensors of the optimizer's state, by ``INDEX.NAME``.

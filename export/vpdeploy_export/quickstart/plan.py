@@ -40,7 +40,6 @@ def _settings(data: str, *, epochs: int, prune: bool = False) -> TrainSettings:
         device="cpu",
         prune=prune,
         keep="0.5",
-        prune_trials=1,
         score_images=320,
         prune_slack=0.02,
     )

@@ -13,17 +13,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vpdeploy.errors import SpecError
 from vpdeploy.loading import open_session
 from vpdeploy.manifest import GRAPH_FILE
 from vpdeploy.session import Session
-from vpdeploy_export.cost import ViTShape, macs_as_prefix, macs_as_tokens
-from vpdeploy_export.exporting import export_bundle, export_folded
+from vpdeploy_export.bundling import export_bundle
+from vpdeploy_export.exporting import export_folded
 from vpdeploy_export.quickstart.client import Answer, ask_together, serving
 from vpdeploy_export.quickstart.plan import PLAN, PlannedTask
 from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.batches import Batches
+from vpdeploy_train.cost import macs_as_prefix, macs_as_tokens
 from vpdeploy_train.data import DataSource, Example, ImageDataset, resolve_data
+from vpdeploy_train.data.example import Record
 from vpdeploy_train.evaluation import evaluate
+from vpdeploy_train.footprint import shape_of
 from vpdeploy_train.head import fit_head
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.prompted import PromptedViT
@@ -177,7 +181,9 @@ def _measure(
     probe = PromptedViT(backbone.vit, NoPrompts(), len(run.card.labels))
     fit_head(probe, batches(source.train))
     lengths, begun = _prefix_lengths(run), task.settings.prompt_tokens + task.settings.kv_tokens
-    shape = _shape_of(backbone, len(run.card.labels))
+    shape = shape_of(backbone.trunk, len(run.card.labels))
+    if shape is None:
+        raise SpecError("the cost of this backbone cannot be counted: its blocks are of several sizes")
     plain = macs_as_tokens(shape, 0)
     return TaskResult(
         name=task.name,
@@ -201,18 +207,6 @@ def _prefix_lengths(run: Run) -> list[int]:
     ]
 
 
-def _shape_of(backbone: Backbone, classes: int) -> ViTShape:
-    identity = backbone.identity
-    return ViTShape(
-        depth=identity.depth,
-        width=identity.width,
-        hidden=backbone.vit.blocks[0].mlp.fc1.out_features,
-        tokens=1 + (backbone.image_size // identity.patch_size) ** 2,
-        patch_values=3 * identity.patch_size**2,
-        classes=classes,
-    )
-
-
 def _latency_ms(session: Session, task: str) -> float:
     """Return the median time of one image through the session."""
     size = session.preprocessing.image_size
@@ -231,6 +225,8 @@ def _png(example: Example) -> bytes:
     """Return an example as an encoded image, as a client would send it."""
     if isinstance(example.source, Path):
         return example.source.read_bytes()
+    if isinstance(example.source, Record):
+        return example.source.read()
     stream = io.BytesIO()
     Image.fromarray(example.source).save(stream, format="PNG")
     return stream.getvalue()

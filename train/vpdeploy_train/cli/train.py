@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vpdeploy_train.settings import TrainSettings, read_toml
+from vpdeploy_train.cli.options import add_options, setting_options
+from vpdeploy_train.config import read_toml
+from vpdeploy_train.settings import TrainSettings
 
 
 def train(
@@ -25,51 +25,38 @@ def train(
     stored = read_toml(out / "args.toml") if resume and (out / "args.toml").is_file() else {}
     settings = TrainSettings.merge(stored, {} if config is None else read_toml(config), options)
 
-    from vpdeploy_train.training import train_run
-
     try:
+        from vpdeploy_train.training import train_run
+
         run = train_run(settings, out, resume=resume, name=name)
     except KeyboardInterrupt:
-        typer.echo(f"\nstopped; continue with: vpdeploy train --out {out} --resume", err=True)
+        if (out / "args.toml").is_file():
+            advice = f"continue with: vpdeploy train --out {out} --resume"
+        else:
+            advice = "the training had not begun, so there is nothing to resume: run the same command again"
+        typer.echo(f"\nstopped; {advice}", err=True)
         raise typer.Exit(130) from None
-    metrics, prompts = run.card.details["metrics"], run.card.details["prompts"]
+    metrics, prompts, pruning = (run.card.details[name] for name in ("metrics", "prompts", "pruning"))
     if as_json:
         typer.echo(
             json.dumps({"run": str(out), "task": run.card.name, "metrics": metrics, "prompts": prompts}, indent=2)
         )
         return
     typer.echo(
-        f"{out}: task '{run.card.name}', {len(run.card.labels)} classes, {prompts['parameters']} prompt parameters"
+        f"{out}: task '{run.card.name}', {len(run.card.labels)} classes, {prompts['parameters']} prompt parameters, "
+        f"{prompts['tuned_percent']:.2f} % of the model tuned"
     )
-    typer.echo(f"validation accuracy {metrics['val_accuracy']:.4f}, loss {metrics['val_loss']:.4f}")
+    if metrics["val_accuracy"] is None:
+        typer.echo("no validation images: the last epoch is the result")
+    else:
+        typer.echo(f"validation accuracy {metrics['val_accuracy']:.4f}, loss {metrics['val_loss']:.4f}")
+    if pruning is not None:
+        before, after = pruning["before"], pruning["after"]
+        typer.echo(
+            f"pruning chose {pruning['chosen']}: {before['parameters']} to {after['parameters']} parameters, "
+            f"validation accuracy {before['val_accuracy']:.4f} to {after['val_accuracy']:.4f}; {out / 'pruning.png'}"
+        )
     typer.echo(f"next: vpdeploy export {out} --out {run.card.name}.onnx")
 
 
-def _options() -> list[inspect.Parameter]:
-    """Return one keyword parameter for every setting; None means that the option was not given."""
-    kinds = {"int": int, "float": float, "bool": bool}
-    parameters = []
-    for setting in fields(TrainSettings):
-        kind = kinds.get(str(setting.type).partition(" |")[0], str)
-        text = setting.metadata.get("help", "folder, .csv/.json/.jsonl manifest, digits[:TASK] or shapes:TASK")
-        if setting.default not in (None, MISSING):
-            text += f" [default: {setting.default}]"
-        option = typer.Option(help=text, show_default=False)
-        parameters.append(
-            inspect.Parameter(
-                setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-            )
-        )
-    return parameters
-
-
-def _with_options(parameters: list[inspect.Parameter]) -> None:
-    """Give ``train`` the signature that Typer reads: its own parameters, then one for each setting."""
-    own = inspect.signature(train, eval_str=True)
-    kept = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in kept]
-    setattr(train, "__signature__", own.replace(parameters=[*keyword_only, *parameters]))  # noqa: B010 (typed away)
-    train.__annotations__ = {each.name: each.annotation for each in [*keyword_only, *parameters]}
-
-
-_with_options(_options())
+add_options(train, setting_options())

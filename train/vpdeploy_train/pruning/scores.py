@@ -74,7 +74,7 @@ def score_prompts(
     totals: list[list[Tensor]] = []
     count = 0
     for pixels, labels in batches:
-        masks = _masks_of_ones(method.kept, device=pixels.device)
+        masks = _masks_of_ones(method.kept, pixels)
         with method.masked(masks), torch.enable_grad():
             loss = F.cross_entropy(model(pixels), labels)
         gradients = _gradients(loss, masks, scope)
@@ -92,9 +92,11 @@ def score_prompts(
     return Scores(tokens=tokens, kv_tokens=kv_tokens, segments=segments, hidden=hidden)
 
 
-def _masks_of_ones(kept: Kept, *, device: torch.device) -> Masks:
+def _masks_of_ones(kept: Kept, pixels: Tensor) -> Masks:
+    """Return masks on the images' device and in their precision."""
+
     def ones(*shape: int) -> Tensor:
-        return torch.ones(*shape, device=device, requires_grad=True)
+        return torch.ones(*shape, device=pixels.device, dtype=pixels.dtype, requires_grad=True)
 
     return Masks(
         tokens=[ones(len(block)) for block in kept.tokens],

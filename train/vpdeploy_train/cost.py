@@ -14,9 +14,10 @@ class ViTShape:
         depth: Blocks, L.
         width: Token width, D.
         hidden: Width of the MLP's hidden layer.
-        tokens: Class token and patches, N.
+        tokens: Rows of the blocks, N: class token, registers and patches.
         patch_values: Numbers in a patch, 3 · patch².
         classes: C.
+        extra_rows: How many of the N rows are no patches.
     """
 
     depth: int
@@ -25,6 +26,12 @@ class ViTShape:
     tokens: int
     patch_values: int
     classes: int
+    extra_rows: int = 1
+
+    @property
+    def patches(self) -> int:
+        """Patches, n."""
+        return self.tokens - self.extra_rows
 
 
 def macs_as_tokens(shape: ViTShape, prompts: int) -> int:
@@ -49,6 +56,17 @@ def macs_as_prefix(shape: ViTShape, lengths: Sequence[int], *, class_token_only:
     return total
 
 
+def macs_of_generator(shape: ViTShape, *, tokens: int, hidden: int) -> int:
+    """Count what makes one block's adaptive prompts and their keys and values from one image.
+
+    Args:
+        shape: The backbone.
+        tokens: Prompts, T: each mixed from n patches, passed through the feature projector, and projected twice.
+        hidden: Hidden units of the feature projector, r.
+    """
+    return tokens * shape.width * (shape.patches + 2 * hidden + 2 * shape.width)
+
+
 def _block_macs(shape: ViTShape, *, rows: int, keys: int, projected: int | None = None) -> int:
     """Count one block: ``rows`` queries attend to ``keys`` keys, of which ``projected`` are computed."""
     projected = keys if projected is None else projected
@@ -59,4 +77,4 @@ def _block_macs(shape: ViTShape, *, rows: int, keys: int, projected: int | None 
 
 def _ends(shape: ViTShape) -> int:
     """Count the patch embedding and the head."""
-    return (shape.tokens - 1) * shape.patch_values * shape.width + shape.width * shape.classes
+    return shape.patches * shape.patch_values * shape.width + shape.width * shape.classes

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vpdeploy_export.cost import ViTShape, macs_as_prefix, macs_as_tokens
+from vpdeploy_train.cost import ViTShape, macs_as_prefix, macs_as_tokens
 
 VIT_B = ViTShape(depth=12, width=768, hidden=3072, tokens=197, patch_values=768, classes=1000)
 plain = macs_as_tokens(VIT_B, 0)

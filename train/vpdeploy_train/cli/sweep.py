@@ -1,0 +1,102 @@
+"""``vpdeploy sweep``: options of ``vpdeploy train``, some of which may be ranges or lists."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from vpdeploy.errors import SpecError
+from vpdeploy_train.cli.options import add_options, setting_options
+from vpdeploy_train.config import read_toml
+from vpdeploy_train.settings import TrainSettings
+from vpdeploy_train.sweep.space import OPTIONS, Choices, Range, default_space, read_option, read_space
+
+
+def sweep(
+    out: Annotated[Path, typer.Option(help="The sweep's folder; an existing one is continued.", show_default=False)],
+    trials: Annotated[int, typer.Option(help="Trials in the end, earlier ones included.", min=1)] = 20,
+    search: Annotated[
+        Path | None, typer.Option(help="What to vary, from a TOML file; then nothing is varied by default.")
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="Database URL, where several machines share the study; default: a file in --out.")
+    ] = None,
+    study: Annotated[str, typer.Option(help="The study's name in the storage, and of its tasks.")] = "sweep",
+    pruner: Annotated[
+        Literal["median", "asha", "none"], typer.Option(help="How unpromising trials are found and stopped.")
+    ] = "median",
+    config: Annotated[Path | None, typer.Option(help="Settings from a TOML file; options given here win.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    **options: Any,
+) -> None:
+    """Search hyper-parameters on the validation images: rates, prompt lengths, what pruning keeps.
+
+    The options of `vpdeploy train` hold for all trials. A range LOW:HIGH or a list A,B,C varies --method, --lr,
+    --weight-decay, --head-lr-scale, --batch-size, --prompt-tokens, --kv-tokens, --vapt-hidden, --prompt-dropout; a
+    range varies --keep. By default --lr, --weight-decay, --prompt-tokens and --kv-tokens are varied; a value fixes one.
+    """
+    settings, space = _plan(options, config, search)
+    try:
+        import optuna  # noqa: F401  (named first where it is missing)
+
+        from vpdeploy_train.sweep.sweeping import SweepPlan, run_sweep
+
+        plan = SweepPlan(
+            settings=settings, space=space, out=out, trials=trials, storage=storage, study=study, pruner=pruner
+        )
+        result = run_sweep(plan)
+    except KeyboardInterrupt:
+        typer.echo("\nstopped; the same command continues the sweep", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        typer.echo(json.dumps(result.to_fields(), indent=2))
+        return
+    typer.echo(f"{out}: " + ", ".join(f"{count} {state}" for state, count in result.states.items()))
+    if result.best is None:
+        raise SpecError(f"{out}: no trial is complete; see {out / 'trials.csv'}")
+    values = ", ".join(f"{name} {value}" for name, value in result.values.items())
+    typer.echo(f"best: trial {result.best}, validation accuracy {result.val_accuracy:.4f}: {values}")
+    typer.echo(f"its run: {result.best_run or 'on the machine that trained it'}; its settings: {out / 'best.toml'}")
+    typer.echo(f"next: vpdeploy train --config {out / 'best.toml'} --seed 1 --out RUN")
+
+
+def _plan(options: dict[str, Any], config: Path | None, search: Path | None) -> tuple[TrainSettings, dict[str, Any]]:
+    """Return what all trials have in common and what they vary.
+
+    Raises:
+        SpecError: Options, files or both do not fit.
+    """
+    read = {
+        name: read_option(name, value) if name in OPTIONS and value is not None else value
+        for name, value in options.items()
+    }
+    varied = {name: value for name, value in read.items() if isinstance(value, Choices | Range)}
+    stored = {} if config is None else read_toml(config)
+    fixed = {name: None if name in varied else value for name, value in read.items()}
+    method = varied.get("method")
+    methods = method.values if isinstance(method, Choices) else ()
+    if methods:
+        fixed["method"] = methods[0]
+    settings = TrainSettings.merge(stored, fixed)
+    if search is None:
+        given = {name for layer in (stored, fixed) for name, value in layer.items() if value is not None}
+        if settings.recipe is not None:
+            given |= {"prompt_tokens", "kv_tokens"}
+        space = default_space(settings, given | set(varied)) | varied
+    else:
+        space = read_space(read_toml(search)) | varied
+    shares = any(name in space for name in ("keep", "keep_segments", "keep_hidden"))
+    if settings.prune is None:  # a search in every trial costs several trainings; with a share to try, it is asked for
+        settings = replace(settings, prune=shares)
+    if shares and not settings.prune:
+        raise SpecError("what pruning keeps is varied, but --no-prune leaves nothing to prune; leave one away")
+    if methods and settings.prune:
+        raise SpecError("--method: several methods cannot be compared together with pruning; use --no-prune")
+    return settings, space
+
+
+add_options(sweep, setting_options(as_text=OPTIONS))

@@ -1,0 +1,85 @@
+"""What a run reads: its images and its frozen backbone, loaded once and perhaps shared by several runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy_train.backbone import Backbone, load_backbone
+from vpdeploy_train.data import (
+    CacheBudget,
+    DataSource,
+    ImageDataset,
+    build_augmentation,
+    preload_images,
+    resolve_data,
+)
+from vpdeploy_train.progress import reading_bar
+from vpdeploy_train.settings import TrainSettings
+from vpdeploy_train.suitability import check_data
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInputs:
+    """Images and backbone of one task.
+
+    Attributes:
+        source: The examples of all splits.
+        backbone: The frozen backbone.
+        preprocessing: How images reach it.
+        train: Training images, varied where an augmentation is asked for.
+        val: Validation images.
+        scoring: Training images as they are.
+    """
+
+    source: DataSource
+    backbone: Backbone
+    preprocessing: Preprocessing
+    train: ImageDataset
+    val: ImageDataset
+    scoring: ImageDataset
+
+
+def load_inputs(settings: TrainSettings, *, backbone: Backbone | None = None) -> TrainingInputs:
+    """Load what a run reads; every training and validation image is decoded once.
+
+    Args:
+        settings: What to do.
+        backbone: The loaded backbone, where there is one.
+
+    Raises:
+        SpecError: Settings and data do not fit, or the backbone cannot be had.
+        InputError: Images cannot be decoded.
+    """
+    source = resolve_data(settings.data, seed=settings.seed, val_fraction=settings.val_fraction)
+    check_data(settings, source)
+    if backbone is None:
+        backbone = load_backbone(
+            settings.backbone,
+            weights=None if settings.weights is None else Path(settings.weights),
+            image_size=settings.image_size,
+            averages=settings.pooling != "model",
+        )
+    preprocessing = make_preprocessing(settings, backbone)
+    augmentation = build_augmentation(settings.augment or source.augmentation, preprocessing)
+    budget = CacheBudget.of_free_memory()
+    train = ImageDataset(source.train, preprocessing, augmentation, settings.seed, budget=budget)
+    val = ImageDataset(source.val, preprocessing, budget=budget)
+    scoring = train if augmentation is None else ImageDataset(source.train, preprocessing, budget=budget)
+    with reading_bar() as on_progress:
+        preload_images([train, val], on_progress=on_progress)
+    return TrainingInputs(
+        source=source, backbone=backbone, preprocessing=preprocessing, train=train, val=val, scoring=scoring
+    )
+
+
+def make_preprocessing(settings: TrainSettings, backbone: Backbone) -> Preprocessing:
+    """Return how images reach the backbone under the given settings."""
+    mean, std = (backbone.mean, backbone.std) if settings.normalisation == "backbone" else _IMAGENET
+    crop_ratio = 1.0 if settings.resize == "squash" else settings.crop_ratio or backbone.crop_ratio
+    return Preprocessing(
+        image_size=backbone.image_size, mean=mean, std=std, resize=settings.resize, crop_ratio=crop_ratio
+    )

@@ -1,0 +1,1 @@
+"""Searching a task's hyper-parameters on its validation images, with Optuna."""

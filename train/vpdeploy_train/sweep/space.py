@@ -1,0 +1,224 @@
+"""What a sweep varies: ranges and choices for settings, by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final
+
+from vpdeploy.errors import SpecError
+from vpdeploy_train.config import FileSettings, checked_value, name_advice
+from vpdeploy_train.settings import TrainSettings
+
+OPTIONS: Final = (
+    "method",
+    "lr",
+    "weight_decay",
+    "head_lr_scale",
+    "batch_size",
+    "prompt_tokens",
+    "kv_tokens",
+    "vapt_hidden",
+    "prompt_dropout",
+    "keep",
+)
+"""Settings whose command-line option may be a range or a list."""
+
+_COMMON: Final = frozenset(
+    {
+        *("data", "recipe", "backbone", "weights", "image_size", "resize", "crop_ratio", "pooling", "normalisation"),
+        *("val_fraction", "augment", "seed", "device", "workers", "epochs"),
+    }
+)
+"""Settings that all trials share: they decide which images and backbone are loaded, and what an epoch is."""
+
+_OF_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
+    "prompt_tokens": ("e2vpt", "vapt", "vpt-deep", "vpt-shallow"),
+    "kv_tokens": ("e2vpt",),
+    "vapt_hidden": ("vapt",),
+    "vapt_kernel": ("vapt",),
+    "keep_hidden": ("vapt",),
+    "lora_rank": ("lora",),
+    "keep": ("e2vpt", "vapt", "vpt-deep"),
+    "keep_segments": ("e2vpt", "vpt-deep"),
+}
+"""The methods that know a setting; all do where it is not listed."""
+
+_LOGARITHMIC: Final = ("lr", "weight_decay", "head_lr_scale")
+_PAPER_LRS: Final = (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
+_PAPER_DECAYS: Final = (0.01, 0.001, 0.0001, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """A setting takes one of some values."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """A setting takes any number from ``low`` to ``high``, evenly in its logarithm where ``log``."""
+
+    low: float
+    high: float
+    log: bool
+    whole: bool
+
+
+Dimension = Choices | Range
+Space = Mapping[str, Dimension]
+
+
+def applies(name: str, method: str) -> bool:
+    """Tell whether a method knows a setting."""
+    return method in _OF_METHODS.get(name, (method,))
+
+
+def read_option(name: str, text: str) -> Any:
+    """Return what an option says: a ``Range`` (``LOW:HIGH``), ``Choices`` (``A,B,C``) or one value.
+
+    A list of ``--keep`` is one value, as for ``vpdeploy train``.
+
+    Raises:
+        SpecError: It is malformed.
+    """
+    option = "--" + name.replace("_", "-")
+    kind = _kind_of(name)
+    if ":" in text and kind in (int, float, "share"):
+        parts = text.split(":")
+        if len(parts) != 2:
+            raise SpecError(f"{option} '{text}': expected LOW:HIGH")
+        low, high = (_number(option, part) for part in parts)
+        return _range(option, name, low, high)
+    if kind == "share":
+        return text
+    values = tuple(_value(option, kind, part) for part in text.split(","))
+    return values[0] if len(values) == 1 else Choices(values=values)
+
+
+def read_space(layer: FileSettings) -> dict[str, Dimension]:
+    """Return the space of a file: a table for each setting, with ``values``, or with ``low``, ``high`` and ``log``.
+
+    Raises:
+        SpecError: A table is malformed; the message names the file.
+    """
+    known = {setting.name: str(setting.type) for setting in fields(TrainSettings)}
+    space: dict[str, Dimension] = {}
+    for name, table in layer.items():
+        if name not in known:
+            raise SpecError(f"{layer.file}: unknown setting '{name}'; {name_advice(name, list(known))}")
+        if name in _COMMON:
+            raise SpecError(f"{layer.file}: '{name}' is the same in all trials; give it as an option of the sweep")
+        place = f"{layer.file}: [{name}]"
+        keys = set(table) if isinstance(table, dict) else set()
+        if keys == {"values"} and isinstance(table["values"], list) and table["values"]:
+            values = [checked_value(name, value, known[name], origin=f"{place}: ") for value in table["values"]]
+            space[name] = Choices(values=tuple(values))
+        elif {"low", "high"} <= keys <= {"low", "high", "log"}:
+            low, high = (checked_value(name, table[key], "float", origin=f"{place}: ") for key in ("low", "high"))
+            log = checked_value(name, table.get("log", name in _LOGARITHMIC), "bool", origin=f"{place} log: ")
+            space[name] = _range(place, name, low, high, log=log)
+        else:
+            raise SpecError(f"{place}: expected values = [...], or low, high and perhaps log = true")
+    if not space:
+        raise SpecError(f"{layer.file}: names no setting to vary")
+    return space
+
+
+def default_space(settings: TrainSettings, given: set[str]) -> dict[str, Dimension]:
+    """Return what is varied where nothing else is said: learning rate, weight decay and prompt lengths.
+
+    With SGD, the papers' grid (VPT, arXiv 2203.12119); with AdamW, rates around the method's default.
+
+    Args:
+        settings: What all trials have in common.
+        given: Settings that were chosen already.
+    """
+    base = settings.base_lr
+    space: dict[str, Dimension] = {
+        "lr": Choices(values=_PAPER_LRS)
+        if settings.optimizer == "sgd"
+        else Range(low=base / 10, high=base * 30, log=True, whole=False),
+        "weight_decay": Choices(values=_PAPER_DECAYS),
+        "prompt_tokens": Choices(values=(1, 5, 10, 50)),
+        "kv_tokens": Choices(values=(1, 5, 10)),
+    }
+    return {name: space[name] for name in space if name not in given and applies(name, settings.method)}
+
+
+def check_space(settings: TrainSettings, space: Space) -> None:
+    """Check that every value of the space is one that the settings may have.
+
+    Raises:
+        SpecError: One is not, or nothing is varied.
+    """
+    if not space:
+        raise SpecError("nothing to vary: give a range such as --lr 0.01:3, a list such as --prompt-tokens 5,10,50")
+    for name, dimension in space.items():
+        ends = dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high)
+        for value in ends:
+            with_values(settings, {name: value})
+
+
+def with_values(settings: TrainSettings, values: Mapping[str, Any]) -> TrainSettings:
+    """Return the settings of a trial.
+
+    Raises:
+        SpecError: A value is out of range.
+    """
+    known = {setting.name: str(setting.type) for setting in fields(TrainSettings)}
+    typed = {
+        name: int(value) if known[name].startswith("int") else f"{value:.3g}" if _is_share(name, value) else value
+        for name, value in values.items()
+    }
+    return TrainSettings(**{**asdict(settings), **typed})
+
+
+def to_fields(space: Space) -> dict[str, Any]:
+    """Return the JSON form."""
+    return {name: asdict(dimension) for name, dimension in space.items()}
+
+
+def _range(place: str, name: str, low: float, high: float, *, log: bool | None = None) -> Range:
+    log = name in _LOGARITHMIC if log is None else log
+    if _kind_of(name) not in (int, float, "share"):
+        raise SpecError(f"{place}: takes no numbers, so it has no range; list values")
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise SpecError(f"{place}: expected LOW below HIGH, found {low:g} and {high:g}")
+    if log and low <= 0:
+        raise SpecError(f"{place}: the range is logarithmic, so LOW should be above 0, found {low:g}")
+    return Range(low=low, high=high, log=log, whole=_kind_of(name) is int)
+
+
+def _kind_of(name: str) -> Any:
+    """Return ``int``, ``float``, ``bool`` or ``str``; "share" for the texts that may be one number."""
+    if name in ("keep", "keep_segments"):
+        return "share"
+    annotation = next(str(setting.type) for setting in fields(TrainSettings) if setting.name == name)
+    return {"int": int, "float": float, "bool": bool}.get(annotation.partition(" |")[0], str)
+
+
+def _is_share(name: str, value: Any) -> bool:
+    return _kind_of(name) == "share" and isinstance(value, float)
+
+
+def _value(option: str, kind: Any, text: str) -> Any:
+    if kind is int:
+        return _whole(option, text)
+    return _number(option, text) if kind is float else text.strip()
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SpecError(f"{option}: '{text}' is not a number; expected a value, LOW:HIGH or A,B,C") from None
+
+
+def _whole(option: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SpecError(f"{option}: '{text}' is not a whole number; expected a value, LOW:HIGH or A,B,C") from None

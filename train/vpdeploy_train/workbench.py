@@ -1,0 +1,132 @@
+"""What every phase of one run shares, and the models that are made on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from vpdeploy_train.backbone import Backbone
+from vpdeploy_train.batches import Batches
+from vpdeploy_train.data import ImageDataset
+from vpdeploy_train.device import make_fabric
+from vpdeploy_train.inputs import TrainingInputs
+from vpdeploy_train.methods import MethodOptions, PromptDimensions, PromptMethod, method_named
+from vpdeploy_train.progress import Progress
+from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.settings import TrainSettings
+from vpdeploy_train.state import EpochRow, StateFolder
+
+STATE_FOLDER = "state"
+
+MakeProgress = Callable[[str, int, int], Progress]
+"""Makes the display of a phase of so many images, of which some are done."""
+
+Watch = Callable[[EpochRow], None]
+"""Told of an epoch that is complete and stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """What every phase of one run shares.
+
+    Attributes:
+        settings: What to do.
+        backbone: The frozen backbone, on its device.
+        classes: Number of classes, C.
+        train: Training images, varied where an augmentation is asked for.
+        val: Validation images.
+        scoring: Training images as they are.
+        fabric: Device and precision.
+        states: Where the phases' states are stored.
+        make_progress: Makes each phase's display.
+        watch: Told of every epoch; of those stored before a resume, too.
+    """
+
+    settings: TrainSettings
+    backbone: Backbone
+    classes: int
+    train: Batches
+    val: Batches
+    scoring: Batches
+    fabric: Fabric
+    states: StateFolder
+    make_progress: MakeProgress
+    watch: Watch
+
+    @classmethod
+    def of(
+        cls,
+        settings: TrainSettings,
+        inputs: TrainingInputs,
+        *,
+        out: Path,
+        device: torch.device,
+        make_progress: MakeProgress,
+        watch: Watch,
+    ) -> Workbench:
+        """Set up a run's workbench and move the backbone to its device.
+
+        Raises:
+            SpecError: The device does not support the precision.
+        """
+
+        def batches(dataset: ImageDataset) -> Batches:
+            return Batches(
+                dataset=dataset,
+                preprocessing=inputs.preprocessing,
+                batch_size=settings.batch_size,
+                device=device,
+                workers=settings.workers,
+            )
+
+        inputs.backbone.vit.to(device)
+        train = batches(inputs.train)
+        return cls(
+            settings=settings,
+            backbone=inputs.backbone,
+            classes=len(inputs.source.labels),
+            train=train,
+            val=batches(inputs.val),
+            scoring=train if inputs.scoring is inputs.train else batches(inputs.scoring),
+            fabric=make_fabric(settings.precision, device),
+            states=StateFolder(out / STATE_FOLDER),
+            make_progress=make_progress,
+            watch=watch,
+        )
+
+    def new_method(self, seed: int) -> PromptMethod:
+        """Return unpruned prompts at their initial values.
+
+        Raises:
+            SpecError: The method is unknown, or does not fit the backbone.
+        """
+        settings = self.settings
+        options = MethodOptions(
+            prompt_tokens=settings.prompt_tokens,
+            kv_tokens=settings.kv_tokens,
+            kv_shared=settings.kv_shared,
+            dropout=settings.prompt_dropout,
+            segment_order=settings.segment_order,
+            hidden=settings.vapt_hidden,
+            kernel=settings.vapt_kernel,
+            norm=settings.vapt_norm,
+            rank=settings.lora_rank,
+        )
+        generator = torch.Generator().manual_seed(seed)
+        return method_named(settings.method).create(PromptDimensions.of(self.backbone.trunk), options, generator)
+
+    def new_model(self, method: PromptMethod) -> PromptedViT:
+        """Return a model of prompts, on the run's device, its head at the run's initial values."""
+        torch.manual_seed(self.settings.seed)
+        published = self.settings.pooling == "published"
+        model = PromptedViT(self.backbone.vit, method, self.classes, pools_prompts=published)
+        return model.to(self.train.device)
+
+    def scoring_sample(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return training images for importance scores; folders are sorted by class, so in random order."""
+        return self.scoring.sample(self.settings.score_images, seed=self.settings.seed)
