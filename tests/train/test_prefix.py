@@ -31,11 +31,13 @@ from train.toys import (
     segment_factors,
 )
 
-from vpdeploy_export.compilation import BlockPrefix, compile_prefix, merge_equal_columns
-from vpdeploy_train.attention import Prefix, attend, run_block
-from vpdeploy_train.methods.e2vpt import E2VPT, SEGMENTS, Kept
+from vpdeploy_export.compilation import CompiledBlock, compile_prompts, merge_equal_columns
+from vpdeploy_train.methods.e2vpt import E2VPT
+from vpdeploy_train.methods.kept import SEGMENTS, Kept
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.trunks import Prefix, trunk_of
+from vpdeploy_train.trunks.attention import attend
 
 EXACT = 1e-9
 """Relative error that float64 leaves to equal functions of a different order of operations."""
@@ -214,9 +216,10 @@ def test_the_first_row_alone_equals_the_first_row_of_all():
     tokens = torch.randn(2, 7, WIDTH, dtype=torch.float64)
     key, value = torch.randn(2, HEADS, 3, WIDTH // HEADS, dtype=torch.float64)
     prefix = Prefix(key=key, value=value, bias=torch.tensor([0.0, -1.0, 2.0], dtype=torch.float64))
-    for block in vit.blocks:
-        everything = run_block(block, tokens, prefix)
-        assert difference(run_block(block, tokens, prefix, first_row_only=True), everything[:, :1]) < EXACT
+    trunk = trunk_of(vit)
+    for index in range(len(vit.blocks)):
+        everything = trunk.run(index, tokens, prefix)
+        assert difference(trunk.run(index, tokens, prefix, first_row_only=True), everything[:, :1]) < EXACT
 
 
 @pytest.mark.parametrize("per_image", [False, True])
@@ -248,7 +251,7 @@ def test_zero_tokens_merge_into_one_column_with_the_logarithm_of_their_number(ze
         for block in range(DEPTH):
             method.visual[block][torch.randperm(zeros + others)[:zeros]] = 0
     model = make_model(vit, method)
-    merged = [merge_equal_columns(prefix) for prefix in compile_prefix(model)]
+    merged = [merge_equal_columns(prefix) for prefix in compile_prompts(model).blocks]
     for prefix in merged:
         assert prefix.key.shape == prefix.value.shape == (HEADS, kv_tokens + others + 1, WIDTH // HEADS)
         expected = [0.0] * (kv_tokens + others) + [math.log(zeros)]
@@ -266,7 +269,7 @@ def test_zero_tokens_merge_into_one_column_with_the_logarithm_of_their_number(ze
 
 def test_merging_columns_that_carry_a_bias_adds_their_weights():
     key = np.ones((HEADS, 3, 4))
-    merged = merge_equal_columns(BlockPrefix(key=key, value=2 * key, bias=np.log([1.0, 2.0, 5.0])))
+    merged = merge_equal_columns(CompiledBlock(key=key, value=2 * key, bias=np.log([1.0, 2.0, 5.0])))
     assert merged.key.shape == (HEADS, 1, 4)
     assert merged.bias == pytest.approx([math.log(8)])
 
@@ -274,7 +277,7 @@ def test_merging_columns_that_carry_a_bias_adds_their_weights():
 def test_columns_that_share_only_their_key_stay_apart():
     key, value = np.ones((HEADS, 2, 4)), np.ones((HEADS, 2, 4))
     value[0, 1, 0] = 2
-    merged = merge_equal_columns(BlockPrefix(key=key, value=value, bias=np.zeros(2)))
+    merged = merge_equal_columns(CompiledBlock(key=key, value=value, bias=np.zeros(2)))
     assert merged.key.shape[1] == 2
     assert merged.bias.tolist() == [0, 0]
 
@@ -283,7 +286,7 @@ def test_compiling_leaves_the_model_as_it_was():
     vit = make_vit()
     model = PromptedViT(vit, make_method(vit, 3, 2), CLASSES)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    compile_prefix(model)
+    compile_prompts(model)
     for name, value in model.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, before[name])

@@ -95,16 +95,34 @@ def test_the_generator_is_the_same_function():
     assert method.generator(0, trunk) is None
 
 
-def test_adaptive_prompts_are_exactly_zero_at_first():
+def fresh(vit: nn.Module, start: str) -> VAPT:
+    options = MethodOptions(prompt_tokens=TOKENS, start=start, dropout=0.0)
+    method = METHODS["vapt"].create(PromptDimensions.of(trunk_of(vit)), options, torch.Generator().manual_seed(0))
+    assert isinstance(method, VAPT)
+    return method
+
+
+def test_adaptive_prompts_that_start_as_in_the_paper_are_exactly_zero():
     vit = make_vit()
-    trunk = trunk_of(vit)
-    method = METHODS["vapt"].create(
-        PromptDimensions.of(trunk), MethodOptions(prompt_tokens=TOKENS), torch.Generator().manual_seed(0)
-    )
+    method, trunk = fresh(vit, "zero"), trunk_of(vit)
     tokens = trunk.embed(random_pixels(2, dtype=torch.float32))
-    method.eval()
     assert all((method.prompts(index, trunk, tokens) == 0).all() for index in range(1, DEPTH))
     assert method.prompts(0, trunk, tokens).abs().min() > 0
+
+
+@pytest.mark.parametrize("start", ["zero", "apart"])
+def test_tokens_that_start_at_zero_stay_alike_and_those_that_start_apart_do_not(start):
+    vit = make_vit()
+    model = PromptedViT(vit, fresh(vit, start), CLASSES).train()
+    optimizer = torch.optim.SGD(model.method.parameters(), lr=0.5)
+    for _ in range(5):
+        optimizer.zero_grad()
+        F.cross_entropy(model(random_pixels(4, dtype=torch.float32)), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+    weight = model.method.linear_weight[1].detach()
+    spread = float(weight.std(0).max() / weight.abs().max())
+    assert float(weight.abs().max()) > 0
+    assert spread < 1e-4 if start == "zero" else spread > 0.1
 
 
 def test_every_tensor_learns_from_the_second_step_on():

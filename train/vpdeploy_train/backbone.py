@@ -1,4 +1,4 @@
-"""Frozen backbones: timm vision transformers of the plain family, and their identity."""
+"""Frozen backbones: timm vision transformers that prompts can enter, and their identity."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
-from timm.layers import Attention
-from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
 import vpdeploy_train.embedded  # noqa: F401  (registers the embedded architecture with timm)
 from vpdeploy.errors import SpecError
 from vpdeploy.task import BackboneId
+from vpdeploy_train.architectures import create_plain, is_plain_name
+from vpdeploy_train.trunks import Trunk, trunk_of
+from vpdeploy_train.weights import adopt_state, load_weights
 
 EMBEDDED = "vit_mini_patch8_64"
 """The backbone that ships with vpdeploy and needs no download."""
-
-_HEAD_KEYS = ("head.", "head_dist.", "fc_norm_head.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +30,7 @@ class Backbone:
 
     Attributes:
         vit: The timm model, in eval mode, no parameter of which requires a gradient.
+        trunk: The view of it that prompts work with.
         identity: Its architecture, dimensions and digest.
         image_size: Side of its input, in pixels.
         mean: Per-channel mean it was trained with.
@@ -40,7 +38,8 @@ class Backbone:
         crop_ratio: Share of the scaled image its evaluation crop keeps.
     """
 
-    vit: VisionTransformer
+    vit: nn.Module
+    trunk: Trunk
     identity: BackboneId
     image_size: int
     mean: tuple[float, float, float]
@@ -48,45 +47,51 @@ class Backbone:
     crop_ratio: float
 
 
-def load_backbone(name: str, *, weights: Path | None = None, image_size: int | None = None) -> Backbone:
+def load_backbone(
+    name: str, *, weights: Path | None = None, image_size: int | None = None, averages: bool = False
+) -> Backbone:
     """Create a timm vision transformer and load its weights.
 
     Args:
-        name: Architecture as timm names it, with or without a tag.
+        name: Architecture as timm names it, with or without a tag, or as ``architectures.plain_name`` does.
         weights: A timm state dict as safetensors, Google's ``.npz``, or a torch file; None takes timm's pretrained
             weights from the package or the local hub cache, else downloads them.
         image_size: Side of the input, in pixels; None takes the architecture's own. Positions are interpolated.
+        averages: Pool by the mean over patches and a fresh norm (MAE's recipe), not as the architecture does.
 
     Raises:
         SpecError: The name is unknown or not of the plain family, or the weights cannot be had or do not fit.
     """
-    if not timm.is_model(name):
+    if is_plain_name(name):
+        if weights is None:
+            raise SpecError(f"backbone '{name}' has no pretrained weights: give a state dict with --weights FILE")
+    elif not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else "; see timm.list_models('vit_*')"
         raise SpecError(f"unknown backbone '{name}'{hint}")
-    vit = _create(name, pretrained=weights is None, image_size=image_size)
-    patch_size = vit.patch_embed.patch_size[0]
-    if vit.patch_embed.img_size[0] % patch_size:
-        raise SpecError(
-            f"--image-size {vit.patch_embed.img_size[0]} should be a multiple of {patch_size}, {name}'s patch"
-        )
+    vit = _create(name, pretrained=weights is None, image_size=image_size, averages=averages)
+    trunk = trunk_of(vit, name)
+    if trunk.image_size % trunk.patch_size:
+        raise SpecError(f"--image-size {trunk.image_size} should be a multiple of {trunk.patch_size}, {name}'s patch")
     if weights is not None:
-        _load_weights(vit, weights)
+        load_weights(trunk, weights, averages=averages)
     vit.eval()
     vit.requires_grad_(False)
-    config = vit.pretrained_cfg
-    block: Block = vit.blocks[0]
+    config: Any = vit.pretrained_cfg
+    stages = trunk.stages
     return Backbone(
         vit=vit,
+        trunk=trunk,
         identity=BackboneId(
             name=name,
             sha256=digest_tensors(vit.state_dict()),
-            depth=len(vit.blocks),
-            width=vit.embed_dim,
-            heads=block.attn.num_heads,
-            patch_size=patch_size,
+            depth=len(trunk.blocks),
+            width=trunk.feature_width,
+            heads=stages[-1].heads,
+            patch_size=trunk.patch_size,
+            hierarchy=stages if len(stages) > 1 else (),
         ),
-        image_size=vit.patch_embed.img_size[0],
+        image_size=trunk.image_size,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         crop_ratio=float(config.get("crop_pct") or 0.9),
@@ -103,85 +108,35 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _create(name: str, *, pretrained: bool, image_size: int | None) -> VisionTransformer:
-    """Create the timm model without its classifier, and check that it is of the plain family."""
+def _create(name: str, *, pretrained: bool, image_size: int | None, averages: bool) -> nn.Module:
+    """Create the timm model without its classifier, and check that prompts can enter it."""
+    if is_plain_name(name):
+        plain: nn.Module = create_plain(name, image_size=image_size, global_pool="avg" if averages else "token")
+        return plain
     sizes: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    pooling = {"global_pool": "avg"} if averages else {}
     try:
-        model = timm.create_model(name, pretrained=False, num_classes=0, **sizes)
+        model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **sizes)
+        trunk_of(model, name)
+        if averages:
+            model = timm.create_model(name, pretrained=False, num_classes=0, **sizes, **pooling)
     except (TypeError, AssertionError, ValueError) as error:
-        raise SpecError(f"backbone '{name}' cannot be created for {image_size} px images: {error}") from error
-    check_plain(name, model)
+        with torch.device("meta"):
+            trunk_of(timm.create_model(name, pretrained=False, num_classes=0), name)
+        wanted = "its own image size" if image_size is None else f"{image_size} px images"
+        raise SpecError(f"backbone '{name}' cannot be created for {wanted}: {error}") from error
     if not pretrained:
         return model
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0, **sizes)
+        source: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **sizes)
     except Exception as error:  # the hub client raises its own, httpx's, requests' and the system's errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SpecError(
             f"the pretrained weights of '{name}' are not in the local hub cache and cannot be downloaded "
             f"({reason}); give a state dict with --weights FILE"
         ) from error
-
-
-def check_plain(name: str, model: Any) -> None:
-    """Refuse what prompts cannot enter as keys and values of a standard block.
-
-    Raises:
-        SpecError: The model is not a plain timm ``VisionTransformer``; the message names the part.
-    """
-    reason = None
-    if type(model) is not VisionTransformer:
-        reason = f"it is a {type(model).__name__}"
-    elif odd := [block for block in model.blocks if type(block) is not Block]:
-        reason = f"its blocks are {type(odd[0]).__name__}"
-    elif odd := [block.attn for block in model.blocks if type(block.attn) is not Attention]:
-        reason = f"its attention is {type(odd[0]).__name__}"
-    elif any(getattr(block.attn, "gate", None) is not None for block in model.blocks):
-        reason = "its attention is gated"
-    if reason:
-        raise SpecError(f"backbone '{name}' is not a plain vision transformer: {reason}; expected e.g. {EMBEDDED}")
-
-
-def _load_weights(vit: VisionTransformer, path: Path) -> None:
-    """Load a state dict from a file; classifier tensors are ignored."""
-    if not path.is_file():
-        raise SpecError(f"{path}: weights file not found")
-    try:
-        if path.suffix == ".npz":
-            with path.open("rb") as stream:  # NumPy leaves a damaged archive open if it opened it
-                vit.load_pretrained(stream)
-            return
-        state = checkpoint_filter_fn(_read_state_dict(path), vit)
-        state = {key: value for key, value in state.items() if not key.startswith(_HEAD_KEYS)}
-        vit.load_state_dict(state, strict=True)
-    except SpecError:
-        raise
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SpecError(f"{path}: the weights do not fit the architecture: {reason}") from error
-    except Exception as error:  # zip, pickle and numpy each have their own; none of them is worth a traceback
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> SpecError:
-    reason = " ".join(str(error).split())[:200]
-    return SpecError(f"{path}: cannot be read as safetensors, .npz or a torch file of tensors alone ({reason})")
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read tensors from a safetensors file, or from a torch file without unpickling objects."""
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except SafetensorError as error:
-            raise SpecError(f"{path}: not a readable safetensors file: {error}") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged zip, a pickle of objects and a short file raise three different kinds
-        raise _unreadable(path, error) from error
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise SpecError(f"{path}: expected a state dict of tensors")
-    return content
+    if not averages:
+        return source
+    # timm would refuse the weights of another pooling, or load what fits of them without a word.
+    adopt_state(model, source.state_dict(), averages=True)
+    return model

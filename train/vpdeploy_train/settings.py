@@ -26,6 +26,7 @@ Device = Literal["auto", "cpu", "cuda"]
 SegmentOrder = Literal["contiguous", "strided"]
 Pooling = Literal["model", "patches", "published"]
 PromptNorm = Literal["block", "paper"]
+PromptStart = Literal["apart", "zero"]
 
 _DEFAULT_LR: dict[str, float] = {"sgd": 0.25, "adamw": 0.1}
 _DEFAULT_LR_OF_WEIGHTS: dict[str, dict[str, float]] = {
@@ -76,6 +77,7 @@ class TrainSettings:
     vapt_hidden: int = _option(8, "hidden units of the feature projector (vapt)")
     vapt_kernel: int = _option(2, "side of the convolution kernel (vapt)")
     vapt_norm: PromptNorm = _option("block", "LayerNorm eps: the block's, shared at run time, or 1e-5", PromptNorm)
+    vapt_start: PromptStart = _option("apart", "tokens begin a little apart, or at zero (the paper)", PromptStart)
     lora_rank: int = _option(8, "rank of the updates (lora)")
     segment_order: SegmentOrder = _option("contiguous", "how channels form segments", SegmentOrder)
 

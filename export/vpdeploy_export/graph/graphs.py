@@ -132,8 +132,11 @@ class FoldedGraph(_Graph):
         )
 
     def _constant(self, name: str, value: npt.NDArray[np.float64] | None, dtype: torch.dtype | None = None) -> None:
-        constant = None if value is None else torch.from_numpy(np.ascontiguousarray(value)).to(dtype or self.dtype)
-        self.register_buffer(name, constant)
+        if value is None:
+            # Of a buffer that is None torch.export's fast path makes an IndexError, and its slow path takes over.
+            setattr(self, name, None)
+        else:
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(value)).to(dtype or self.dtype))
 
     @staticmethod
     def _append(tokens: Tensor, rows: Tensor | None) -> Tensor:

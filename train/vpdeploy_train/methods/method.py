@@ -67,6 +67,7 @@ class MethodOptions:
         hidden: Hidden units of VAPT's feature projector, r.
         kernel: Side of VAPT's convolution kernel, K.
         norm: VAPT's LayerNorms take the ``block``'s eps, or the ``paper``'s.
+        start: VAPT's tokens begin a little ``apart`` from each other, or at the paper's ``zero``.
         rank: Of LoRA's updates.
     """
 
@@ -78,6 +79,7 @@ class MethodOptions:
     hidden: int = 8
     kernel: int = 2
     norm: Literal["block", "paper"] = "block"
+    start: Literal["apart", "zero"] = "apart"
     rank: int = 8
 
 

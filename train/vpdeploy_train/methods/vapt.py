@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PAPER_EPS = 1e-5
 """Of the LayerNorm before each generator, in the paper's code."""
 
+_APART = 0.1
+
 
 class VAPT(PrunableMethod):
     """Static prompts P0 (T, D) in block 0, adaptive ones in the others.
@@ -35,8 +37,10 @@ class VAPT(PrunableMethod):
 
         G = m ⊙ (A X1) + b, A = conv_i's transpose of linear_i's weight, m the channel dropout
 
-    Initial values: P0 as VPT; kernels N(0, 1); linears zero, so that every adaptive prompt is zero at first; LayerNorms
-    1 and 0; W1 and W2 kaiming-uniform as ``torch.nn.Linear``.
+    Initial values: P0 as VPT; kernels N(0, 1); LayerNorms 1 and 0; W1 and W2 kaiming-uniform as ``torch.nn.Linear``;
+    linears' biases zero and their weights N(0, 0.01 / n'). In the paper these weights are zero too (``apart=False``):
+    then every adaptive prompt is zero at first, all tokens of a block have the same gradient, and they stay copies of
+    one another but for the noise that dropout brings.
 
     Args:
         dimensions: Sizes taken from the backbone; all blocks must share one patch grid.
@@ -44,6 +48,7 @@ class VAPT(PrunableMethod):
         kernel: Side of the convolution's kernel, K.
         eps: Of LN_i; the block's own value lets deployment normalise once for both, the paper's is 1e-5.
         dropout: Of P0's entries, of G's channels and of the hidden units, while training.
+        apart: Tokens start a little apart from each other, or as the paper's zeros.
         generator: Source of the initial values.
 
     Raises:
@@ -61,6 +66,7 @@ class VAPT(PrunableMethod):
         kernel: int = 2,
         eps: float = PAPER_EPS,
         dropout: float = 0.1,
+        apart: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -86,7 +92,10 @@ class VAPT(PrunableMethod):
         self.norm_weight = nn.ParameterList([torch.ones(width) for _ in adaptive])
         self.norm_bias = nn.ParameterList([torch.zeros(width) for _ in adaptive])
         self.kernels = nn.ParameterList([torch.empty(kernel, kernel).normal_(generator=generator) for _ in adaptive])
-        self.linear_weight = nn.ParameterList([torch.zeros(len(block), positions) for block in adaptive])
+        spread = _APART / math.sqrt(positions) if apart else 0.0
+        self.linear_weight = nn.ParameterList(
+            [torch.empty(len(block), positions).normal_(generator=generator) * spread for block in adaptive]
+        )
         self.linear_bias = nn.ParameterList([torch.zeros(len(block)) for block in adaptive])
         self.down = uniform((hidden, width), 1 / math.sqrt(width))
         self.up = uniform((width, hidden), 1 / math.sqrt(max(hidden, 1)))
@@ -101,6 +110,7 @@ class VAPT(PrunableMethod):
             kernel=options.kernel,
             eps=PAPER_EPS if shared is None else shared,
             dropout=options.dropout,
+            apart=options.start == "apart",
             generator=generator,
         )
 

@@ -1,0 +1,176 @@
+"""A deployed transformer block over rows of tokens, whatever family its parts come from.
+
+Folded into constants: the pre-attention norm's affine and 1/√d into the projections, the rotary positions' angles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat
+from torch import Tensor, nn
+
+from vpdeploy_export.graph.columns import Columns, GeneratorColumns
+from vpdeploy_export.graph.folding import linear, without_affine
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockParts:
+    """Copies of a frozen block's parts; ``nn.Identity`` where there is none.
+
+    Attributes:
+        norm: Pre-attention norm.
+        projections: Weight [D, D] and bias [D] or None of query, key and value.
+        query_norm: Of each head's queries.
+        key_norm: Of each head's keys.
+        mixed_norm: Of the heads' outputs, before ``projection``.
+        projection: The attention's output projection.
+        attention_scale: Of the attention's branch (layer scale).
+        mlp_norm: Pre-MLP norm.
+        mlp: The MLP.
+        mlp_scale: Of the MLP's branch.
+        heads: H.
+        rotation: Sines and cosines of the patches' rotary positions, [n, 2d] or [H, n, 2d], or None.
+        rotates_halves: The rotation pairs channel c with c + d/2, not with its neighbour.
+        patches: First row and number of the patches.
+    """
+
+    norm: nn.Module
+    projections: list[tuple[Tensor, Tensor | None]]
+    query_norm: nn.Module
+    key_norm: nn.Module
+    mixed_norm: nn.Module
+    projection: nn.Module
+    attention_scale: nn.Module
+    mlp_norm: nn.Module
+    mlp: nn.Module
+    mlp_scale: nn.Module
+    heads: int
+    rotation: Tensor | None = None
+    rotates_halves: bool = False
+    patches: tuple[int, int]
+
+
+class RowGraphBlock(nn.Module):
+    """A transformer block whose tokens also attend to a prefix and to generated prompts.
+
+    Args:
+        parts: The frozen block's, owned by this module from now on.
+        first_row_only: Compute row 0 only; keys and values still come from all rows.
+        fused: Write attention as one operator instead of its parts.
+    """
+
+    rotation: Tensor | None
+
+    def __init__(self, parts: BlockParts, *, first_row_only: bool, fused: bool) -> None:
+        super().__init__()
+        self.first_row_only = first_row_only
+        self.fused = fused
+        self.heads = parts.heads
+        self.head_width = parts.projections[0][0].shape[0] // parts.heads
+        self.first_patch, self.patch_count = parts.patches
+        self.rotates_halves = parts.rotates_halves
+        self.register_buffer("rotation", parts.rotation)
+        folded = self.head_width**-0.5
+        # A QK norm stands between projection and scale, so only without one can the scale be folded.
+        self.scale = 1.0 if isinstance(parts.query_norm, nn.Identity) else folded
+        self.norm, projections = without_affine(parts.norm, parts.projections)
+        factors = (folded if self.scale == 1.0 else 1.0, 1.0, 1.0)
+        # Three products need no copies to take the parts of one apart.
+        self.query, self.key, self.value = (
+            linear(weight * factor, bias * factor) for (weight, bias), factor in zip(projections, factors, strict=True)
+        )
+        self.query_norm, self.key_norm, self.mixed_norm = parts.query_norm, parts.key_norm, parts.mixed_norm
+        self.projection, self.attention_scale = parts.projection, parts.attention_scale
+        self.mlp_norm, self.mlp, self.mlp_scale = parts.mlp_norm, parts.mlp, parts.mlp_scale
+
+    def forward(self, tokens: Tensor, columns: Columns) -> Tensor:
+        """Run the block.
+
+        Args:
+            tokens: [B, N, D].
+            columns: What the tokens attend to besides themselves.
+
+        Returns:
+            [B, N, D], or [B, 1, D] if ``first_row_only``.
+        """
+        normalised = self.norm(tokens)
+        rows = tokens[:, :1] if self.first_row_only else tokens
+        query_rows = normalised[:, :1] if self.first_row_only else normalised
+        query = self.query_norm(self._heads(self.query(query_rows)))
+        if not self.first_row_only:  # row 0 alone is the class token, which is at no place
+            query = self._rotate(query)
+        keys, values, biases = [], [], []
+        if columns.key is not None and columns.value is not None:
+            keys.append(_repeat(columns.key, tokens))
+            values.append(_repeat(columns.value, tokens))
+            biases.append((columns.bias, columns.key.shape[2]))
+        if columns.generator is not None:
+            prompts = self.norm(self._generate(columns.generator, tokens, normalised))
+            keys.append(self.key_norm(self._heads(self.key(prompts))))
+            values.append(self._heads(self.value(prompts)))
+            biases.append((columns.generator.bias, columns.generator.mix.shape[1]))
+        keys.append(self._rotate(self.key_norm(self._heads(self.key(normalised)))))
+        values.append(self._heads(self.value(normalised)))
+        key, value = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) for parts in (keys, values))
+        mixed = self._attend(query, key, value, _join_biases(biases, tokens))
+        mixed = self.mixed_norm(mixed.transpose(1, 2).flatten(2))
+        rows = rows + self.attention_scale(self.projection(mixed))
+        output: Tensor = rows + self.mlp_scale(self.mlp(self.mlp_norm(rows)))
+        return output
+
+    def _generate(self, generator: GeneratorColumns, tokens: Tensor, normalised: Tensor) -> Tensor:
+        """Return adaptive prompts, [B, T, D] (VAPT, arXiv 2501.18936, eq. 8-11)."""
+        end = self.first_patch + self.patch_count
+        if generator.eps is None:
+            patches = normalised[:, self.first_patch : end]
+        else:
+            patches = F.layer_norm(tokens[:, self.first_patch : end], tokens.shape[-1:], eps=generator.eps)
+        made = generator.scale * (generator.mix @ patches) + generator.shift
+        hidden = F.relu(made @ generator.down.transpose(1, 2))
+        prompts: Tensor = made + hidden @ generator.up.transpose(1, 2)
+        return prompts
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """Split [B, rows, D] into [B, H, rows, d]."""
+        split: Tensor = projected.unflatten(-1, (self.heads, self.head_width))
+        return split.transpose(1, 2)
+
+    def _rotate(self, rows: Tensor) -> Tensor:
+        """Rotate the patches among rows [B, H, N, d]; class token, registers and rows behind the patches stay."""
+        if self.rotation is None:
+            return rows
+        first, end = self.first_patch, self.first_patch + self.patch_count
+        turned = apply_rot_embed_cat(rows[:, :, first:end], self.rotation, half=self.rotates_halves)
+        return torch.cat([rows[:, :, :first], turned, rows[:, :, end:]], dim=2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        """Return softmax(q kᵀ + bias) v, [B, H, M, d]."""
+        mask = None if bias is None else bias[:, None, None, :]
+        if self.fused:
+            if mask is not None:
+                # ONNX Runtime's CPU kernel wants the mask's query axis at full length.
+                mask = mask.to(query.dtype).expand(query.shape[0], 1, query.shape[2], key.shape[2])
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
+        if self.scale != 1.0:
+            query = query * self.scale
+        logits = (query @ key.transpose(-2, -1)).float()
+        if mask is not None:
+            logits = logits + mask
+        return logits.softmax(-1).to(value.dtype) @ value
+
+
+def _join_biases(biases: list[tuple[Tensor | None, int]], tokens: Tensor) -> Tensor | None:
+    """Return the bias of all columns, float32 [1 or B, P + T + N]; None where all are zero."""
+    if all(bias is None for bias, _ in biases):
+        return None
+    batch = max(1 if bias is None else bias.shape[0] for bias, _ in biases)
+    parts = [torch.zeros(batch, length) if bias is None else bias for bias, length in biases]
+    return F.pad(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], (0, tokens.shape[1]))
+
+
+def _repeat(constant: Tensor, tokens: Tensor) -> Tensor:
+    """Repeat a constant [1, ...] for each image; what comes from the table [B, ...] has a row for each already."""
+    return constant.expand(tokens.shape[0], -1, -1, -1) if constant.shape[0] == 1 else constant

@@ -1,0 +1,152 @@
+"""Deployed parts of Swin transformers.
+
+Tokens are rows [B, N, D] throughout. Shift, padding and partition into windows are one gather by constant positions,
+and so is their inverse; position bias and shift mask are one constant. Where windows fill the map, the pre-attention
+norm's affine is folded too: rows of padding are zero behind it, so that it cannot be where there are any.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import window_partition
+from torch import Tensor, nn
+
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy_export.graph.columns import Columns
+from vpdeploy_export.graph.folding import linear, without_affine
+from vpdeploy_export.graph.patch_embedding import ImageInput, PatchEmbedding
+from vpdeploy_train.trunks.swin import SwinTrunk, window_bias
+
+
+def swin_parts(
+    trunk: SwinTrunk, preprocessing: Preprocessing, *, image_input: ImageInput, fused: bool
+) -> tuple[nn.Module, list[nn.Module], nn.Module]:
+    """Return embedding, blocks and pooling of a Swin transformer.
+
+    Attention is written as its parts also where ``fused`` is asked for: the operator has no axis for windows.
+    """
+    model = trunk.model
+    side = preprocessing.image_size // trunk.patch_size
+    embedding = PatchEmbedding(model, preprocessing, image_input)
+    blocks: list[nn.Module] = []
+    for index, block in enumerate(trunk.blocks):
+        merging = trunk.merging(index)
+        blocks.append(SwinGraphBlock(block, merging, side))
+        side = side if merging is None else (side + 1) // 2
+    return embedding, blocks, _SwinPooling(model, side)
+
+
+class SwinGraphBlock(nn.Module):
+    """A Swin block whose windows also attend to a prefix, and the patch merging before it where it opens a stage.
+
+    Args:
+        block: The frozen ``SwinTransformerBlock``; its parts are copied.
+        merging: The patch merging that runs first, or None.
+        side: Tokens along a side of the map that enters.
+    """
+
+    bias: Tensor
+    windows: Tensor
+    places: Tensor
+
+    def __init__(self, block: Any, merging: nn.Module | None, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.merging = copy.deepcopy(merging)
+        side = side if merging is None else (side + 1) // 2
+        attention = block.attn
+        self.heads = attention.num_heads
+        windows, places = _window_positions(side, block.window_size, block.shift_size)
+        self.pads = bool((windows == side**2).any())
+        self.area = attention.window_area
+        self.count = len(windows) // self.area
+        biases = [None] * 3 if attention.qkv.bias is None else attention.qkv.bias.chunk(3)
+        projections = list(zip(attention.qkv.weight.chunk(3), biases, strict=True))
+        norm = copy.deepcopy(block.norm1) if self.pads else None
+        left, folded = without_affine(nn.Identity() if self.pads else block.norm1, projections)
+        self.norm = left if norm is None else norm
+        factors = (attention.scale, 1.0, 1.0)
+        self.query, self.key, self.value = (
+            linear(weight * factor, bias * factor) for (weight, bias), factor in zip(folded, factors, strict=True)
+        )
+        self.projection = copy.deepcopy(attention.proj)
+        self.mlp_norm, self.mlp = copy.deepcopy(block.norm2), copy.deepcopy(block.mlp)
+        with torch.no_grad():
+            self.register_buffer("bias", window_bias(block).transpose(0, 1)[None].float())
+        self.register_buffer("windows", windows)
+        self.register_buffer("places", places)
+
+    def forward(self, tokens: Tensor, columns: Columns) -> Tensor:
+        """Run patch merging and block.
+
+        Args:
+            tokens: [B, N, D].
+            columns: What the tokens of every window attend to besides themselves; no generator.
+
+        Returns:
+            [B, N, D], or [B, ⌈side/2⌉², 2D] behind a patch merging.
+        """
+        if self.merging is not None:
+            tokens = self.merging(tokens.unflatten(1, (self.side, self.side))).flatten(1, 2)
+        rows = self.norm(tokens)
+        if self.pads:
+            rows = torch.nn.functional.pad(rows, (0, 0, 0, 1))
+        rows = rows.index_select(1, self.windows)
+        query, key, value = (self._heads(part(rows)) for part in (self.query, self.key, self.value))
+        own_key, own_value = (self._windows(part) for part in (key, value))
+        logits = (self._windows(query) @ own_key.transpose(-2, -1)).float() + self.bias
+        if columns.key is not None and columns.value is not None:
+            # One softmax over both parts; the prefix is multiplied once for all windows, and copied for none.
+            prefix = (query @ columns.key.transpose(-2, -1)).float()
+            if columns.bias is not None:
+                prefix = prefix + columns.bias[:, None, None, :]
+            length = columns.key.shape[2]
+            weights = torch.cat([self._windows(prefix), logits], dim=-1).softmax(-1).to(value.dtype)
+            mixed = (weights[..., length:] @ own_value).flatten(2, 3)
+            mixed = mixed + weights[..., :length].flatten(2, 3) @ columns.value
+        else:
+            mixed = (logits.softmax(-1).to(value.dtype) @ own_value).flatten(2, 3)
+        mixed = self.projection(mixed.transpose(1, 2).flatten(2)).index_select(1, self.places)
+        tokens = tokens + mixed
+        output: Tensor = tokens + self.mlp(self.mlp_norm(tokens))
+        return output
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """Split [B, W·A, D] into heads, [B, H, W·A, d]."""
+        split: Tensor = projected.unflatten(-1, (self.heads, -1))
+        return split.transpose(1, 2)
+
+    def _windows(self, rows: Tensor) -> Tensor:
+        """Split [B, H, W·A, n] into windows, [B, H, W, A, n]."""
+        split: Tensor = rows.unflatten(2, (self.count, self.area))
+        return split
+
+
+class _SwinPooling(nn.Module):
+    """Final norm and pooling, by the backbone's own parts."""
+
+    def __init__(self, model: Any, side: int) -> None:
+        super().__init__()
+        self.norm, self.head, self.side = copy.deepcopy(model.norm), copy.deepcopy(model.head), side
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        feature: Tensor = self.head(self.norm(tokens).unflatten(1, (self.side, self.side)), pre_logits=True)
+        return feature
+
+
+def _window_positions(side: int, window: tuple[int, int], shift: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return which token stands at each place of the windows, [W·A], and at which place each token stands, [N].
+
+    The token ``side²`` stands for padding.
+    """
+    tokens = torch.arange(side**2).reshape(1, side, side, 1)
+    shifted = torch.roll(tokens, shifts=(-shift[0], -shift[1]), dims=(1, 2))
+    padding = [-side % step for step in window]
+    padded = nn.functional.pad(shifted, (0, 0, 0, padding[1], 0, padding[0]), value=side**2)
+    windows = window_partition(padded, window).flatten()
+    places = torch.empty(side**2 + 1, dtype=torch.long)
+    places[windows] = torch.arange(len(windows))
+    return windows, places[:-1]
