@@ -37,7 +37,8 @@ Split = list[tuple[str, Image.Image]]
 def draw_splits(pools: Pools, sizes: Mapping[str, int], seed: int) -> dict[str, Split]:
     """Draw the images of every split: at most so many, labelled, at most ``LARGEST_SIDE`` pixels.
 
-    Classes keep the frequencies they have in the source. A picture whose pixels were drawn before is passed over; the
+    Every split has the classes' frequencies in the whole source, as far as its origins go: some sources' origins have one
+    class, and a validation split of two of them would choose for another question. A picture whose pixels were drawn before is passed over; the
     test split is drawn first.
 
     Raises:
@@ -45,7 +46,9 @@ def draw_splits(pools: Pools, sizes: Mapping[str, int], seed: int) -> dict[str, 
     """
     parts = {split: part for names, pictures in pools.items() for split, part in divide(names, pictures, sizes, seed)}
     seen: set[bytes] = set()
-    drawn = {split: draw(parts[split], sizes[split], seen, seed) for split in ("test", "val", "train")}
+    labels = [picture.label for part in parts.values() for picture in part]
+    shares = {label: labels.count(label) / len(labels) for label in sorted(set(labels))}
+    drawn = {split: draw(parts[split], quotas(shares, sizes[split]), seen, seed) for split in ("test", "val", "train")}
     known = {label for label, _ in drawn["train"]}
     for split in ("val", "test"):
         if strangers := sorted({label for label, _ in drawn[split]} - known):
@@ -68,16 +71,27 @@ def divide(
     return list(parts.items())
 
 
-def draw(pictures: Sequence[Picture], count: int, seen: set[bytes], seed: int) -> Split:
-    """Draw up to ``count`` pictures in a seeded order, none whose pixels are in ``seen``, which grows."""
+def quotas(shares: Mapping[str, float], count: int) -> dict[str, int]:
+    """Divide a count among classes: the whole parts, then one each to the largest remainders."""
+    whole = {label: int(share * count) for label, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda label: (whole[label] - shares[label] * count, label))
+    for label in by_remainder[: count - sum(whole.values())]:
+        whole[label] += 1
+    return whole
+
+
+def draw(pictures: Sequence[Picture], quota: Mapping[str, int], seen: set[bytes], seed: int) -> Split:
+    """Draw up to so many pictures of each class in a seeded order, none whose pixels are in ``seen``, which grows."""
     drawn: Split = []
+    left = dict(quota)
     for index in np.random.default_rng((seed, 2)).permutation(len(pictures)):
-        if len(drawn) == count:
-            break
+        if not left[pictures[index].label]:
+            continue
         image = shrink(pictures[index].load())
         digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
         if digest not in seen:
             seen.add(digest)
+            left[pictures[index].label] -= 1
             drawn.append((pictures[index].label, image))
     return drawn
 

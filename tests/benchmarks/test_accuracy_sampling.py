@@ -6,7 +6,7 @@ pytest.importorskip("PIL", reason="needs the train extra")
 
 from PIL import Image
 
-from benchmarks.accuracy.sampling import Picture, draw_splits
+from benchmarks.accuracy.sampling import Picture, draw_splits, quotas
 
 SIZES = {"train": 8, "val": 4, "test": 4}
 
@@ -58,3 +58,18 @@ def test_a_class_without_training_images_is_refused():
     }
     with pytest.raises(ValueError, match="no training image of class 'stranger'"):
         draw_splits(pools, SIZES, seed=0)
+
+
+def test_every_split_has_the_classes_shares_of_the_source():
+    pictures = [picture(n, label="a" if n % 4 else "b", origin="first" if n < 32 else f"{n}") for n in range(96)]
+    drawn = draw_splits({("train", "val", "test"): pictures}, SIZES, seed=0)
+    assert {name: sum(label == "b" for label, _ in split) for name, split in drawn.items()} == {
+        "train": 2,
+        "val": 1,
+        "test": 1,
+    }
+
+
+def test_quotas_add_up():
+    assert quotas({"a": 0.5, "b": 0.26, "c": 0.24}, 10) == {"a": 5, "b": 3, "c": 2}
+    assert quotas({"a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, 4) == {"a": 2, "b": 1, "c": 1}

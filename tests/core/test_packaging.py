@@ -227,7 +227,6 @@ def test_the_wheel_needs_only_numpy_typer_and_a_runtime_without_extras(wheel: zi
     assert always == ["numpy", "onnxruntime", "onnxruntime-gpu", "typer"]
 
 
-@pytest.mark.slow
 def test_the_packages_type_check_strictly():
     pytest.importorskip("mypy", reason="needs the dev extra")
     finished = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from core import toy
 
 from vpdeploy.bundle import Bundle
 from vpdeploy.errors import LayoutMismatchError, SpecError
+from vpdeploy.layout import Family
 from vpdeploy.loading import open_session
+from vpdeploy.manifest import Precision
 from vpdeploy.session import Session
 from vpdeploy_export.bundling import add_to_bundle, export_bundle
 from vpdeploy_export.exporting import export_folded
@@ -24,6 +27,9 @@ from vpdeploy_train.prompted import PromptedViT, normalise_pixels
 MakePixels = Callable[..., np.ndarray]
 
 OPTIONS = {"prompt_tokens": 5, "kv_tokens": 3, "hidden": 4, "rank": 3}
+ADAPTIVE = ("vapt", "vapt-pruned", "linear")
+PAPER = ("vapt-paper", "linear")
+SUPERSET = ("e2vpt", "vapt", "vpt-deep", "vapt-pruned", "linear")
 PRUNED = Kept(
     tokens=((0, 3, 4), (), (2,)),
     kv_tokens=((),) * 3,
@@ -66,6 +72,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory, weights: Path, models: dict[s
     return {name: folder / name for name in models}
 
 
+@pytest.fixture(scope="module")
+def bundle_of(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path]) -> Callable[..., Path]:
+    """Bundles by their tasks, each exported once: tracing takes seconds."""
+
+    @functools.cache
+    def export(*tasks: str, precision: Precision = "fp32", family: Family | None = None) -> Path:
+        zoo = tmp_path_factory.mktemp("bundles") / "zoo"
+        export_bundle([runs[task] for task in tasks], zoo, precision=precision, family=family)
+        return zoo
+
+    return export
+
+
 def trained_answer(model: PromptedViT, pixels: np.ndarray) -> np.ndarray:
     mean, std = torch.tensor(tiny_runs.PREPROCESSING.mean), torch.tensor(tiny_runs.PREPROCESSING.std)
     with torch.no_grad():
@@ -83,8 +102,10 @@ def test_methods_differ_so_that_a_mix_up_would_show(models: dict[str, PromptedVi
     assert min(gaps) > 0.05
 
 
-@pytest.mark.parametrize("name", [*METHODS, "vapt-paper", "vapt-pruned"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [*((name, "fp32") for name in [*METHODS, "vapt-paper", "vapt-pruned"]), ("vapt", "fp16"), ("vpt-shallow", "fp16")],
+)
 def test_the_folded_file_answers_as_the_trained_model(runs, models, random_pixels, tmp_path, name, precision):
     pixels = random_pixels(5)
     export_folded(runs[name], tmp_path / "task.onnx", precision=precision)
@@ -110,36 +131,32 @@ def mixed_answers(session: Session, models: dict[str, PromptedViT], pixels: np.n
         lease.release()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(
-    ("tasks", "family"),
+    ("tasks", "family", "precision"),
     [
-        (["vapt", "vapt-pruned", "linear"], "adaptive"),
-        (["vapt-paper", "linear"], "adaptive"),
-        (["e2vpt", "vapt", "vpt-deep", "vapt-pruned", "linear"], "superset"),
+        (ADAPTIVE, "adaptive", "fp32"),
+        (PAPER, "adaptive", "fp32"),
+        (SUPERSET, "superset", "fp32"),
+        (SUPERSET, "superset", "fp16"),
     ],
 )
-def test_a_bundle_answers_all_its_tasks_in_one_batch(runs, models, random_pixels, tmp_path, tasks, family, precision):
-    zoo = tmp_path / "zoo"
-    export_bundle([runs[task] for task in tasks], zoo, precision=precision)
+def test_a_bundle_answers_all_its_tasks_in_one_batch(bundle_of, models, random_pixels, tasks, family, precision):
+    zoo = bundle_of(*tasks, precision=precision)
     assert Bundle.open(zoo).manifest.layout.family == family
     with open_session(zoo, threads=1) as session:
         mixed_answers(session, models, random_pixels(3), 1e-4 if precision == "fp32" else 2e-2)
 
 
-def test_a_superset_can_be_prepared_for_tasks_to_come(runs, models, random_pixels, tmp_path):
-    zoo = tmp_path / "zoo"
-    export_bundle([runs["e2vpt"]], zoo, family="superset")
+def test_a_superset_can_be_prepared_for_tasks_to_come(runs, bundle_of, models, random_pixels):
+    zoo = bundle_of("e2vpt", family="superset")
     with open_session(zoo, threads=1) as session:
         add_to_bundle(zoo, runs["vapt"])
         assert session.sync().added == ("vapt",)
         mixed_answers(session, models, random_pixels(2), 1e-4)
 
 
-def test_a_pruned_adaptive_task_is_smaller_and_needs_no_padding_of_others(runs, tmp_path):
-    zoo = tmp_path / "zoo"
-    export_bundle([runs["vapt"], runs["vapt-pruned"]], zoo)
-    bundle = Bundle.open(zoo)
+def test_a_pruned_adaptive_task_is_smaller_and_needs_no_padding_of_others(bundle_of):
+    bundle = Bundle.open(bundle_of(*ADAPTIVE))
     whole, pruned = bundle.read_task("vapt"), bundle.read_task("vapt-pruned")
     assert whole.sizes() == {"prefix": 5, "generated": 5, "hidden": 4, "classes": 4}
     assert pruned.sizes() == {"prefix": 3, "generated": 1, "hidden": 2, "classes": 11}
@@ -155,7 +172,7 @@ def test_a_pruned_adaptive_task_is_smaller_and_needs_no_padding_of_others(runs, 
         ("full", "method 'full' changes the backbone's weights.*export it alone as FILE.onnx"),
     ],
 )
-def test_what_cannot_be_switched_is_refused_with_the_reason(runs, zoo, tmp_path, name, reason):
+def test_what_cannot_be_switched_is_refused_with_the_reason(runs, tmp_path, name, reason):
     with pytest.raises(SpecError, match=reason):
         export_bundle([runs[name]], tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()
@@ -173,10 +190,9 @@ def test_a_family_that_the_tasks_do_not_fit_is_refused(runs, tmp_path):
         export_bundle([runs["e2vpt"], runs["vapt"]], tmp_path / "zoo", family="adaptive")
 
 
-@pytest.mark.parametrize(("first", "second"), [("e2vpt", "vapt"), ("vapt", "e2vpt"), ("vapt-paper", "vapt")])
-def test_a_task_that_the_bundles_graph_has_no_place_for_is_not_added(runs, tmp_path, first, second):
-    zoo = tmp_path / "zoo"
-    export_bundle([runs[first]], zoo)
+@pytest.mark.parametrize(("tasks", "second"), [(("e2vpt",), "vapt"), (ADAPTIVE, "e2vpt"), (PAPER, "vapt")])
+def test_a_task_that_the_bundles_graph_has_no_place_for_is_not_added(runs, bundle_of, tasks, second):
+    zoo = bundle_of(*tasks)
     before = toy.snapshot(zoo)
     with pytest.raises(LayoutMismatchError, match=f"task '{second}'.*(--layout superset|into another bundle)"):
         add_to_bundle(zoo, runs[second])

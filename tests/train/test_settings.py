@@ -316,7 +316,7 @@ def test_help_lists_every_setting(help_text, name):
     assert re.search(rf"--{name.replace('_', '-')}\b", help_text)
 
 
-@pytest.mark.parametrize("pair", [("--prune", "--no-prune"), ("--kv-shared", "--no-kv-shared"), ("--prune-kv", "--no-prune-kv")])
+@pytest.mark.parametrize("pair", [(f"--{name}", f"--no-{name}") for name in ("prune", "kv-shared", "prune-kv")])
 def test_a_switch_has_both_directions(help_text, pair):
     assert all(re.search(rf"{side}\b", help_text) for side in pair)
 

@@ -115,6 +115,7 @@ class Workbench:
             hidden=settings.vapt_hidden,
             kernel=settings.vapt_kernel,
             norm=settings.vapt_norm,
+            start=settings.vapt_start,
             rank=settings.lora_rank,
         )
         generator = torch.Generator().manual_seed(seed)
