@@ -27,7 +27,7 @@ from vpdeploy.errors import (
 from vpdeploy.files import creating_folder, replacing_file, sha256_of_file, write_atomically
 from vpdeploy.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest, TaskEntry
 from vpdeploy.promptset import CARD_FILE, TENSOR_FILE, CompiledPromptSet
-from vpdeploy.task import check_task_name
+from vpdeploy.task import TaskCard, check_task_name
 
 LOCK_FILE = ".lock"
 
@@ -100,7 +100,21 @@ class Bundle:
         Raises:
             LayoutMismatchError: It belongs to another backbone, preprocessing or layout; the message says which.
         """
-        name, manifest, card = prompt_set.card.name, self.manifest, prompt_set.card
+        self.check_card(prompt_set.card)
+        manifest = self.manifest
+        if prompt_set.layout.digest != manifest.layout.digest:
+            raise LayoutMismatchError(
+                f"task '{prompt_set.card.name}' has layout {prompt_set.layout.digest[:12]}, the bundle's graph "
+                f"{manifest.layout.digest[:12]}; export the run again for this bundle"
+            )
+
+    def check_card(self, card: TaskCard) -> None:
+        """Check that a task belongs to this bundle's backbone and preprocessing.
+
+        Raises:
+            LayoutMismatchError: It belongs to another backbone or preprocessing; the message says which.
+        """
+        name, manifest = card.name, self.manifest
         if card.backbone.sha256 != manifest.backbone.sha256:
             raise LayoutMismatchError(
                 f"task '{name}' belongs to backbone {card.backbone.name} ({card.backbone.sha256[:12]}), "
@@ -108,11 +122,6 @@ class Bundle:
             )
         if difference := card.preprocessing.difference(manifest.preprocessing):
             raise LayoutMismatchError(f"task '{name}' is preprocessed unlike the bundle: {difference}")
-        if prompt_set.layout.digest != manifest.layout.digest:
-            raise LayoutMismatchError(
-                f"task '{name}' has layout {prompt_set.layout.digest[:12]}, the bundle's graph "
-                f"{manifest.layout.digest[:12]}; export the run again for this bundle"
-            )
 
     def _version_folder(self, task: str, version: int) -> Path:
         return self.path / "tasks" / task / str(version)

@@ -53,14 +53,15 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
     tasks = []
     for name, entry in manifest.tasks.items():
         prompt_set = bundle.read_task(name)
-        details = prompt_set.card.details
+        details, sizes = prompt_set.card.details, prompt_set.sizes()
         tasks.append(
             {
                 "name": name,
                 "version": entry.version,
                 "method": prompt_set.card.method,
                 "classes": len(prompt_set.card.labels),
-                "prefix": prompt_set.sizes().get("prefix", 0),
+                "prefix": sizes.get("prefix", 0),
+                "generated": sizes.get("generated", 0),
                 "size_bytes": prompt_set.size_bytes,
                 "val_accuracy": _section(details, "metrics").get("val_accuracy"),
                 "parity": _section(details, "parity"),
@@ -79,6 +80,7 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
         "backbone": manifest.backbone.to_fields(),
         "preprocessing": manifest.preprocessing.to_fields(),
         "layout": {
+            "family": manifest.layout.family,
             "digest": manifest.layout.digest,
             "tensors": {spec.name: f"{spec.dtype} {list(spec.shape)}" for spec in manifest.layout.tensors},
         },

@@ -170,7 +170,7 @@ class Layout:
             entry = Document(f"{document.source}: tensors[{index}]", fields)
             shape = entry.take("shape", list)
             dtype = entry.take("dtype", str)
-            if not all(isinstance(size, (int, str)) for size in shape) or dtype not in ("float32", "float16"):
+            if not shape or not all(map(_is_size, shape)) or dtype not in ("float32", "float16"):
                 raise BundleCorruptError(f"{entry.source}: impossible shape {shape} or dtype '{dtype}'")
             specs.append(
                 TensorSpec(
@@ -181,6 +181,8 @@ class Layout:
                 )
             )
         layout = cls(tensors=tuple(specs), generator=_generator_spec(document))
+        if layout.generator is not None and "prefix_key" not in {spec.name for spec in specs}:
+            raise BundleCorruptError(f"{document.source}: a generator and no tensor 'prefix_key' beside it")
         if layout.digest != document.take("digest", str):
             raise BundleCorruptError(f"{document.source}: the digest does not match the tensors listed")
         return layout
@@ -219,6 +221,11 @@ class Layout:
             if not np.isfinite(array).all():
                 raise LayoutMismatchError(f"{source}: '{spec.name}' holds values that are not finite")
         return sizes
+
+
+def _is_size(size: Any) -> bool:
+    """Tell whether a size of a shape is a name or a number from 0."""
+    return isinstance(size, str) or (isinstance(size, int) and not isinstance(size, bool) and size >= 0)
 
 
 def _generator_spec(document: Document) -> GeneratorSpec | None:

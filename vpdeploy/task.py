@@ -69,11 +69,6 @@ class BackboneId:
         """The stages; one for a plain ViT."""
         return self.hierarchy or (Stage(depth=self.depth, width=self.width, heads=self.heads),)
 
-    @property
-    def blocks(self) -> tuple[Stage, ...]:
-        """The stage of each of the L blocks."""
-        return tuple(stage for stage in self.stages for _ in range(stage.depth))
-
     def to_fields(self) -> dict[str, Any]:
         """Return the fields of the JSON form; ``stages`` only where there are several."""
         fields: dict[str, Any] = {

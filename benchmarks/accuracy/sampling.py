@@ -37,9 +37,9 @@ Split = list[tuple[str, Image.Image]]
 def draw_splits(pools: Pools, sizes: Mapping[str, int], seed: int) -> dict[str, Split]:
     """Draw the images of every split: at most so many, labelled, at most ``LARGEST_SIDE`` pixels.
 
-    Every split has the classes' frequencies in the whole source, as far as its origins go: some sources' origins have one
-    class, and a validation split of two of them would choose for another question. A picture whose pixels were drawn before is passed over; the
-    test split is drawn first.
+    Every split has the classes' frequencies in the whole source, as far as its origins go: some sources' origins have
+    one class, and a validation split of two of them would choose for another question. A picture whose pixels were
+    drawn before is passed over; the test split is drawn first.
 
     Raises:
         ValueError: A class of ``val`` or ``test`` is missing in ``train``.

@@ -112,6 +112,7 @@ def add_to_bundle(
     bundle = Bundle.open(bundle_path)
     run = Run.read(path)
     _require_prompts(run)
+    bundle.check_card(run.card)  # before it is compiled: only prompts of this backbone have the layout's tensors
     backbone = run.load_backbone(weights=weights)
     loaded = LoadedRun.load(run, backbone, images=images)
     prompt_set = pack(loaded.prompts, loaded.model.head, loaded.card, bundle.manifest.layout, backbone.trunk)

@@ -72,11 +72,13 @@ class CompiledPrompts:
         blocks: One for each of the L blocks; lengths P may differ and may be 0.
         inserted: Tokens that live on through all blocks (VPT-shallow), [T, D], or None.
         pooled: The last block's prompts where the feature averages over them, [T, D], or None.
+        pools_inserted: Whether the feature averages over the inserted tokens, too.
     """
 
     blocks: tuple[CompiledBlock, ...]
     inserted: Array | None = None
     pooled: Array | None = None
+    pools_inserted: bool = False
 
     @property
     def lengths(self) -> list[int]:
@@ -129,6 +131,7 @@ def compile_prompts(model: PromptedViT) -> CompiledPrompts:
         blocks=tuple(blocks),
         inserted=None if inserted is None or not len(inserted) else inserted.detach().double().numpy().copy(),
         pooled=None if pooled is None else pooled.detach().double().numpy().copy(),
+        pools_inserted=model.pools_prompts,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -69,7 +70,8 @@ class LoadedRun:
 
 def _published_card(card: TaskCard) -> TaskCard:
     """Return the card as artifacts carry it: no search report, and of the trainer's own paths only the last part."""
-    settings = dict(card.details.get("hyperparameters") or {})
+    stored = card.details.get("hyperparameters")
+    settings = dict(stored) if isinstance(stored, Mapping) else {}
     for name in ("data", "weights"):
         if name in settings:
             settings[name] = Path(str(settings[name])).name

@@ -139,6 +139,7 @@ def test_task_list_shows_versions_classes_and_bytes(invoke: Invoke, toy_zoo: Pat
         "versions": [1, 2],
         "classes": 4,
         "prefix": 6,
+        "generated": 0,
         "size_bytes": toy.prompt_set(prefix=6).size_bytes,
     }
     assert [row["task"] for row in rows] == ["flowers", "birds"]

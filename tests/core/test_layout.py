@@ -63,7 +63,17 @@ def test_the_json_form_reads_back_as_the_same():
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("dtype", "float64"), ("dtype", 3), ("shape", [1.5]), ("shape", None), ("name", None), ("padding", "0")],
+    [
+        ("dtype", "float64"),
+        ("dtype", 3),
+        ("shape", [1.5]),
+        ("shape", [True]),
+        ("shape", [-1]),
+        ("shape", []),
+        ("shape", None),
+        ("name", None),
+        ("padding", "0"),
+    ],
 )
 def test_an_impossible_tensor_is_refused(key: str, value: object):
     fields = layout().to_fields()
@@ -130,6 +140,12 @@ def test_an_adaptive_layout_reads_back_with_its_family(family: Family, eps: floa
     written = adaptive(family, eps=eps)
     assert read(written.to_fields()) == written
     assert (written.family, layout().family) == (family, "prefix")
+
+
+def test_a_generator_without_a_prefix_is_refused():
+    tensors = tuple(spec for spec in adaptive("superset").tensors if not spec.name.startswith("prefix"))
+    with pytest.raises(BundleCorruptError, match="a generator and no tensor 'prefix_key'"):
+        read(Layout(tensors=tensors, generator=GENERATOR).to_fields())
 
 
 def test_the_digest_tells_the_generators_norms_apart():

@@ -138,6 +138,15 @@ def test_published_pooling_is_folded_exactly(tmp_path, case):
     assert difference(expected_logits(without, pixels), expected) > 1e-3
 
 
+def test_published_pooling_averages_over_shallow_prompts_in_the_graph_too():
+    vit = architectures.make("MAE's pooling")
+    source = torch.Generator().manual_seed(0)
+    prompts = METHODS["vpt-shallow"].create(PromptDimensions.of(trunk_of(vit)), MethodOptions(prompt_tokens=3), source)
+    model = PromptedViT(vit, prompts, 4, pools_prompts=True).eval()
+    pixels = random_pixels(vit)
+    assert difference(run_module(folded(model), pixels), expected_logits(model, pixels)) < CLOSE
+
+
 @pytest.mark.parametrize("case", ["DINOv3", "EVA-02"])
 @pytest.mark.parametrize("method", ["vapt", "vpt-shallow", "lora"])
 def test_every_method_is_folded_on_rotary_positions(case, method):

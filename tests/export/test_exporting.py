@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ import tiny_runs
 from core import toy
 
 from vpdeploy import bundle as bundle_module
-from vpdeploy.bundle import Bundle
+from vpdeploy.bundle import Bundle, write_bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import BundleCorruptError, BundleError, LayoutMismatchError, SpecError
+from vpdeploy.layout import Layout
 from vpdeploy.loading import open_session
 from vpdeploy.session import Session
+from vpdeploy.task import Stage
 from vpdeploy_export import bundling, exporting
 from vpdeploy_export.bundling import add_to_bundle, export_bundle
 from vpdeploy_export.exporting import ExportReport, export_folded
@@ -426,6 +429,24 @@ def test_a_run_that_does_not_fit_is_not_added(
     with pytest.raises(LayoutMismatchError, match=f"'other' .*({message})"):
         add_to_bundle(zoo_copy, tmp_path / "other")
     assert toy.snapshot(zoo_copy) == before
+
+
+def test_a_run_is_not_added_to_a_bundle_whose_backbone_has_stages(tiny_run_paths: dict[str, Path], tmp_path: Path):
+    stages = (Stage(depth=1, width=3, heads=1), Stage(depth=1, width=toy.WIDTH, heads=toy.HEADS))
+    backbone = replace(toy.BACKBONE, hierarchy=stages)
+    manifest = replace(toy.manifest(), backbone=backbone, layout=Layout.for_backbone(backbone, dtype="float32"))
+    (tmp_path / "staged.onnx").write_bytes(b"not a graph")
+    write_bundle(tmp_path / "zoo", manifest, [], tmp_path / "staged.onnx")
+    with pytest.raises(LayoutMismatchError, match="belongs to backbone"):
+        add_to_bundle(tmp_path / "zoo", tiny_run_paths["flowers"])
+
+
+def test_dimensions_that_are_not_the_backbones_are_refused(tiny_run_paths: dict[str, Path], tmp_path: Path):
+    shutil.copytree(tiny_run_paths["flowers"], tmp_path / "run")
+    card = tmp_path / "run" / "task.json"
+    card.write_text(card.read_text().replace('"heads": 3', '"heads": 1'))
+    with pytest.raises(BundleCorruptError, match=r"task\.json: the backbone's dimensions"):
+        export_bundle([tmp_path / "run"], tmp_path / "zoo")
 
 
 # --- the command ---

@@ -186,6 +186,8 @@ def test_a_name_carries_the_dimensions_of_a_plain_backbone():
         ("plain_vit_patch16_64", "cannot be read: expected plain_vit_patch<P>_<IMAGE>_w<WIDTH>_d<DEPTH>_h<HEADS>_m"),
         ("plain_vit_patch16_60_w48_d3_h3_m4", "the image size should be a multiple of the patch size, found 60 and 16"),
         ("plain_vit_patch16_64_w48_d3_h5_m4", "the width should be a multiple of the heads, found 48 and 5"),
+        ("plain_vit_patch16_64_w99999_d999_h1_m99999", "5.99e+04 billion parameters for 64 px images, 8 at most"),
+        (f"plain_vit_patch16_64_w{'9' * 20}_d1_h1_m4", "cannot be read"),
         ("plain_vit_patch16_64_w48_d0_h3_m4", "depth and hidden units should be at least 1, found 0 and 4"),
         ("plain_vit_patch0_64_w48_d1_h3_m4", "the image size should be a multiple of the patch size, found 64 and 0"),
     ],

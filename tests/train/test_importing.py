@@ -178,6 +178,7 @@ def set_entry(key: str, index: tuple[int, ...], value: float) -> Callable[[State
         ("vpt_deep_toy", set_entry(DEEP, (1, 2, 3), float("nan")), f"'{DEEP}' holds NaN or infinity"),
         ("vpt_deep_toy", lambda s: s.update({PROMPTS: s[PROMPTS].double() * 1e300}), "holds NaN or infinity"),
         ("vpt_deep_toy", lambda s: s.update({PROMPTS: s[PROMPTS].int()}), "is torch.int32, .* floating point"),
+        ("vpt_deep_toy", lambda s: s.update({PROMPTS: s[PROMPTS].to("meta")}), "is torch.float32, meta; .* dense"),
         (
             "vpt_deep_toy",
             lambda s: s.update({PROMPTS: torch.zeros(1, 1, 48).expand(1, 10**9, 48)}),

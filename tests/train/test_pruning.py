@@ -411,6 +411,24 @@ def test_a_structure_that_makes_no_sense_is_refused(change):
         restore_method("e2vpt", method.dimensions, {**method.structure(), **change})
 
 
+@pytest.mark.parametrize(
+    ("name", "structure"),
+    [
+        *(("vpt-shallow", {"tokens": tokens}) for tokens in (-1, 10**14, float("inf"), "3", True)),
+        *(("lora", {"rank": rank, "alpha": 1.0}) for rank in (0, -3, 10**14)),
+        ("lora", {"rank": 2, "alpha": float("nan")}),
+        *(("vapt", {"kernel": kernel, "eps": 1e-6}) for kernel in (0, -2, 100)),
+        *(("vapt", {"kernel": 2, "eps": eps}) for eps in (0.0, -1.0, float("nan"))),
+        ("vapt", {"kernel": 2, "eps": 1e-6, "grid": 99}),
+    ],
+)
+def test_a_structure_of_impossible_numbers_is_refused_before_anything_is_made(name, structure):
+    dimensions = make_method(make_vit(), 2, 0).dimensions
+    fitting = {"grid": dimensions.grid, "kept": Kept.everything(DEPTH, 2, 0, 2).to_fields()}
+    with pytest.raises(BundleCorruptError, match="makes no sense"):
+        restore_method(name, dimensions, {**fitting, **structure})
+
+
 @pytest.mark.parametrize("kv_shared", [True, False])
 @pytest.mark.parametrize("order", ["contiguous", "strided"])
 def test_a_method_is_rebuilt_from_its_structure(kv_shared, order):

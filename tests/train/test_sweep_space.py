@@ -126,6 +126,13 @@ def test_a_space_is_refused_where_a_setting_would_be():
         check_space(make(), {})
 
 
+def test_a_setting_that_no_method_of_the_sweep_knows_is_refused():
+    ranks = Choices(values=(4, 8))
+    with pytest.raises(SpecError, match="--lora-rank: method 'e2vpt' does not know it"):
+        check_space(make(), {"lora_rank": ranks})
+    check_space(make(), {"lora_rank": ranks, "method": Choices(values=("e2vpt", "lora"))})
+
+
 def test_a_value_that_is_given_is_not_varied(tmp_path):
     settings, space = _plan({"data": "digits", "lr": "0.5", "prompt_tokens": "5,10"}, None, None)
     assert settings.lr == 0.5

@@ -35,7 +35,7 @@ from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
-from vpdeploy_train.state import EpochRow, StateFolder
+from vpdeploy_train.state import EpochRow, PhaseState, StateFolder
 from vpdeploy_train.training import task_name_for, train_run
 
 EPOCHS = 3
@@ -366,6 +366,43 @@ def test_a_damaged_state_is_refused_by_name(settings, tmp_path):
         train(settings, tmp_path / "run", resume=True)
 
 
+def one_epoch(**changes: Any) -> PhaseState:
+    row = EpochRow(
+        phase="train",
+        epoch=1,
+        lr=0.1,
+        train_loss=1.0,
+        train_accuracy=0.5,
+        val_loss=1.0,
+        val_accuracy=0.5,
+        images_per_second=1.0,
+    )
+    return PhaseState(**{"history": [row], "best_epoch": 1, "best": {"head.bias": torch.zeros(2)}, **changes})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"best_epoch": 0}, {"best_epoch": 2}, {"best_epoch": -1}, {"history": [], "best_epoch": 0}]
+)
+def test_a_state_whose_best_epoch_is_none_of_its_own_is_refused(tmp_path, changes):
+    folder = StateFolder(tmp_path)
+    folder.write("train", one_epoch(finished=True))
+    assert folder.read("train").best_row.epoch == 1
+    folder.write("train", one_epoch(finished=True, **changes))
+    with pytest.raises(TrainingError, match=r"train\.safetensors: cannot be resumed from"):
+        folder.read("train")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_state_of_another_model_is_refused_by_its_phase(settings, tmp_path, finished):
+    settings = replace(settings, prune=False, head="zero")
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "run", make_progress=interrupting("train", "epoch", 1))
+    foreign = {"head.bias": torch.zeros(2)}
+    StateFolder(tmp_path / "run" / "state").write("train", one_epoch(finished=finished, current=foreign))
+    with pytest.raises(TrainingError, match=r"the stored state of phase 'train' does not fit.*; delete the run"):
+        train(settings, tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize("failing", ["flush", "write"])
 def test_a_full_disk_leaves_the_previous_epochs_state(finished, settings, tmp_path, failing):
     out = tmp_path / "run"
@@ -422,6 +459,18 @@ def test_a_later_loss_that_is_not_finite_names_its_epoch_and_batch(settings, tmp
     message = rf"the loss is inf at step {STEPS + 3} \(epoch 2, batch 3 of {STEPS}\)"
     with pytest.raises(TrainingError, match=message):
         train(settings, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_on_validation_names_its_epoch(settings, tmp_path, monkeypatch):
+    original = F.cross_entropy
+
+    def spoil(*arguments: Any, **options: Any) -> torch.Tensor:
+        loss = original(*arguments, **options)
+        return loss * math.nan if options.get("reduction") == "sum" else loss
+
+    monkeypatch.setattr(F, "cross_entropy", spoil)
+    with pytest.raises(TrainingError, match="the loss is nan on the validation images after epoch 1; lower --lr"):
+        train(replace(settings, epochs=1, prune=False), tmp_path / "run")
 
 
 def test_everything_is_always_a_candidate_beside_the_shares(finished):

@@ -18,8 +18,10 @@ from vpdeploy.errors import SpecError
 PREFIX: Final = "plain_vit_"
 """What such names start with."""
 
-_NAME = re.compile(r"plain_vit_patch(\d+)_(\d+)_w(\d+)_d(\d+)_h(\d+)_m(\d+)")
+_NAME = re.compile("plain_vit_patch{0}_{0}_w{0}_d{0}_h{0}_m{0}".format("([0-9]{1,6})"))
 _EXPECTED = "plain_vit_patch<P>_<IMAGE>_w<WIDTH>_d<DEPTH>_h<HEADS>_m<HIDDEN>"
+_MOST_PARAMETERS = 8 * 10**9
+"""Beyond the largest plain vision transformers that are published with weights; a name costs nothing to write."""
 
 
 def plain_name(*, patch_size: int, image_size: int, width: int, depth: int, heads: int, hidden: int) -> str:
@@ -58,8 +60,15 @@ def create_plain(name: str, *, image_size: int | None = None, global_pool: str =
         SpecError: The name cannot be read, or its dimensions make no vision transformer.
     """
     patch, own_size, width, depth, heads, hidden = _parse(name)
+    size = own_size if image_size is None else image_size
+    parameters = width * ((size // patch) ** 2 + 3 * patch**2 + depth * (4 * width + 2 * hidden))
+    if parameters > _MOST_PARAMETERS:
+        raise SpecError(
+            f"backbone '{name}': {parameters / 1e9:.3g} billion parameters for {size} px images, "
+            f"{_MOST_PARAMETERS / 1e9:.0f} at most are expected"
+        )
     model = VisionTransformer(
-        img_size=own_size if image_size is None else image_size,
+        img_size=size,
         patch_size=patch,
         embed_dim=width,
         depth=depth,

@@ -22,6 +22,8 @@ from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow, PhaseState
 
+_ADVICE = "lower --lr, set --grad-clip 1, or use --precision fp32"
+
 
 @dataclass(frozen=True, kw_only=True)
 class _EpochResult:
@@ -69,15 +71,16 @@ def fit(
         The state: finished, or that of epoch ``until``.
 
     Raises:
-        TrainingError: The loss is not finite; the message names epoch, step and batch.
+        TrainingError: The loss is not finite, and the message names epoch, step and batch; or the state is that of
+            another model.
     """
     seed = phase_seed(settings.seed, phase)
     optimizer = _make_optimizer(model, settings)
     schedule = _make_schedule(optimizer, settings, len(train))
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     if state.history:
-        model.load_trained_state(state.current)
-        _restore_optimizer(optimizer, state.optimizer)
+        load_stored(model, state.current, phase=phase)
+        _restore_optimizer(optimizer, state.optimizer, phase=phase)
         fabric.strategy.precision.load_state_dict(state.scaler)
     until = settings.epochs if until is None else min(until, settings.epochs)
     for epoch in range(len(state.history), until):
@@ -94,7 +97,7 @@ def fit(
             fabric=fabric,
             progress=progress,
         )
-        val_loss, val_accuracy = _validate(model, val)
+        val_loss, val_accuracy = _validate(model, val, epoch=epoch)
         row = EpochRow(
             phase=phase,
             epoch=epoch + 1,
@@ -118,8 +121,20 @@ def fit(
         return state
     state.finished = True
     store(state)
-    model.load_trained_state(state.best)
+    load_stored(model, state.best, phase=phase)
     return state
+
+
+def load_stored(model: PromptedViT, tensors: dict[str, Tensor], *, phase: str) -> None:
+    """Set a model's trained tensors from a stored state.
+
+    Raises:
+        TrainingError: They are those of another model.
+    """
+    try:
+        model.load_trained_state(tensors)
+    except RuntimeError as error:
+        raise _foreign_state(phase, error) from error
 
 
 def best_of(history: Sequence[EpochRow]) -> EpochRow:
@@ -160,8 +175,7 @@ def _train_epoch(
         value = float(loss.detach())
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"the loss is {value} at step {step} (epoch {epoch + 1}, batch {batch + 1} of {len(train)}); "
-                "lower --lr, set --grad-clip 1, or use --precision fp32"
+                f"the loss is {value} at step {step} (epoch {epoch + 1}, batch {batch + 1} of {len(train)}); {_ADVICE}"
             )
         optimizer.zero_grad()
         fabric.backward(loss)
@@ -211,11 +225,13 @@ def _make_schedule(
     )
 
 
-def _validate(model: PromptedViT, val: Batches) -> tuple[float, float]:
+def _validate(model: PromptedViT, val: Batches, *, epoch: int) -> tuple[float, float]:
     """Return loss and accuracy on the validation images; NaN where there are none."""
     if not len(val):
         return math.nan, math.nan
     result = evaluate(model, val)
+    if not math.isfinite(result.loss):  # the last step of an epoch has no step behind it that would notice
+        raise TrainingError(f"the loss is {result.loss} on the validation images after epoch {epoch + 1}; {_ADVICE}")
     return result.loss, result.accuracy
 
 
@@ -241,10 +257,18 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], *, phase: str) -> None:
     """Set the optimizer's tensors; learning rates come from the schedule."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    try:
+        for key, value in tensors.items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (ValueError, KeyError) as error:
+        raise _foreign_state(phase, error) from error
+
+
+def _foreign_state(phase: str, error: Exception) -> TrainingError:
+    reason = " ".join(str(error).split())[:200]
+    return TrainingError(f"the stored state of phase '{phase}' does not fit: {reason}; delete the run and train again")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vpdeploy_train.head import fit_head
-from vpdeploy_train.loop import best_of, fit, phase_seed
+from vpdeploy_train.loop import best_of, fit, load_stored, phase_seed
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.pruning.halving import rungs_of
 from vpdeploy_train.pruning.report import PruningReport, report_of
@@ -80,7 +80,7 @@ def run_phase(bench: Workbench, phase: str, model: PromptedViT, *, until: int) -
     for row in state.history:
         bench.watch(row)
     if state.finished:
-        model.load_trained_state(state.best)
+        load_stored(model, state.best, phase=phase)
         return state
     images = len(bench.train.dataset)
     with bench.make_progress(phase, images * until, images * len(state.history)) as progress:

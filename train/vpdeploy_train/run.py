@@ -127,6 +127,7 @@ class Run:
 
         Raises:
             SpecError: The weights cannot be had, or are not those of the run.
+            BundleCorruptError: The run's card tells other dimensions of the same backbone.
         """
         if weights is None and self.weights is not None:
             weights = self.path / self.weights  # an absolute path stays what it is
@@ -137,6 +138,11 @@ class Run:
             raise SpecError(
                 f"{self.path}: was trained on {self.card.backbone.name} with digest {self.card.backbone.sha256[:12]}, "
                 f"the weights here have {backbone.identity.sha256[:12]}; give the original ones with --weights"
+            )
+        if backbone.identity != self.card.backbone:
+            raise BundleCorruptError(
+                f"{self.path / CARD_FILE}: the backbone's dimensions {self.card.backbone.to_fields()} are not those of "
+                f"{backbone.identity.name}: {backbone.identity.to_fields()}"
             )
         return backbone
 

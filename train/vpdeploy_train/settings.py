@@ -72,8 +72,8 @@ class TrainSettings:
 
     prompt_tokens: int = _option(10, "visual prompts per block")
     kv_tokens: int = _option(5, "key/value prompts per block (e2vpt)")
-    kv_shared: bool = _option(True, "keys and values share one tensor of key/value prompts")
-    prompt_dropout: float = _option(0.1, "dropout on the visual prompts")
+    kv_shared: bool = _option(True, "keys and values share one tensor of key/value prompts (e2vpt)")
+    prompt_dropout: float = _option(0.1, "dropout on the visual prompts (e2vpt, vapt, vpt-deep)")
     vapt_hidden: int = _option(8, "hidden units of the feature projector (vapt)")
     vapt_kernel: int = _option(2, "side of the convolution kernel (vapt)")
     vapt_norm: PromptNorm = _option("block", "LayerNorm eps: the block's, shared at run time, or 1e-5", PromptNorm)
@@ -152,7 +152,7 @@ class TrainSettings:
             self.head_lr_scale,
         )
         _check(0 <= self.warmup <= self.epochs, "--warmup-epochs", "0 to --epochs", self.warmup_epochs)
-        _check(self.grad_clip >= 0, "--grad-clip", "at least 0", self.grad_clip)
+        _check(math.isfinite(self.grad_clip) and self.grad_clip >= 0, "--grad-clip", "at least 0", self.grad_clip)
         _check(self.early_stop >= 0, "--early-stop", "at least 0", self.early_stop)
         _check(self.workers is None or self.workers >= 0, "--workers", "at least 0", self.workers)
         # Each phase's seed is derived by a product that has to stay below torch's limit of 2^64.

@@ -97,6 +97,11 @@ class StateFolder:
                 fields = json.loads(opened.metadata()["state"])
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
             rows = [EpochRow(**row) for row in fields["history"]]
+            best_epoch = fields["best_epoch"]
+            if not isinstance(best_epoch, int) or not bool(rows) <= best_epoch <= len(rows):
+                raise ValueError(f"epoch {best_epoch} is said to be the best of {len(rows)}")
+            if fields["finished"] and not rows:
+                raise ValueError("it is finished and has no epochs")
             parts = {
                 part: {
                     name.removeprefix(f"{part}/"): value
@@ -108,7 +113,7 @@ class StateFolder:
             return PhaseState(
                 finished=fields["finished"],
                 history=rows,
-                best_epoch=fields["best_epoch"],
+                best_epoch=best_epoch,
                 scaler=fields["scaler"],
                 current=parts["current"],
                 best=parts["best"],

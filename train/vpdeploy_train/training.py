@@ -18,6 +18,7 @@ from vpdeploy_train.config import read_toml
 from vpdeploy_train.device import choose_device, deterministic
 from vpdeploy_train.footprint import prompt_bytes, tuned_percent
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
+from vpdeploy_train.methods import method_named
 from vpdeploy_train.phases import PhasesResult, run_phases
 from vpdeploy_train.plots import plot_curves
 from vpdeploy_train.progress import ConsoleProgress, Progress
@@ -69,6 +70,7 @@ def train_run(
         TrainingError: The loss is not finite, or the stored state is damaged.
     """
     _check_folder(settings, out, resume=resume)
+    method_named(settings.method)
     device = choose_device(settings.device)
     if inputs is None:
         inputs = load_inputs(settings, backbone=backbone)

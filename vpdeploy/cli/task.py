@@ -21,13 +21,15 @@ def list_tasks(bundle: BundlePath, as_json: AsJson = False) -> None:
     rows = []
     for name, entry in opened.manifest.tasks.items():
         prompt_set = opened.read_task(name)
+        sizes = prompt_set.sizes()
         rows.append(
             {
                 "task": name,
                 "version": entry.version,
                 "versions": sorted(entry.files),
                 "classes": len(prompt_set.card.labels),
-                "prefix": prompt_set.sizes().get("prefix", 0),
+                "prefix": sizes.get("prefix", 0),
+                "generated": sizes.get("generated", 0),
                 "size_bytes": prompt_set.size_bytes,
             }
         )
@@ -35,9 +37,10 @@ def list_tasks(bundle: BundlePath, as_json: AsJson = False) -> None:
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     for row in rows:
+        prompts = max(int(str(row["prefix"])), int(str(row["generated"])))
         typer.echo(
             f"{row['task']:<24} version {row['version']} of {row['versions']}, {row['classes']} classes, "
-            f"{row['prefix']} prompts a block, {int(str(row['size_bytes'])) / 1000:.0f} kB"
+            f"{prompts} prompts a block, {int(str(row['size_bytes'])) / 1000:.0f} kB"
         )
 
 

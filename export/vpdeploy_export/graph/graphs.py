@@ -84,6 +84,7 @@ class FoldedGraph(_Graph):
         self.generator_eps = [_own_eps(block, trunk, index) for index, block in enumerate(prompts.blocks)]
         self._constant("inserted", None if prompts.inserted is None else prompts.inserted[None])
         self._constant("pooled", None if prompts.pooled is None else prompts.pooled[None])
+        self.pools_inserted = prompts.pools_inserted
         self.head = copy.deepcopy(head).requires_grad_(False).float()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class FoldedGraph(_Graph):
             if index == last:
                 tokens = self._append(tokens, self.pooled)
             tokens = block(tokens, self._columns(index))
-        if self.inserted is not None and self.pooled is None:
+        if self.inserted is not None and not self.pools_inserted:
             tokens = tokens[:, :own_rows]
         logits: Tensor = self.head(self.final(tokens).float())
         return logits

@@ -72,8 +72,9 @@ class Checkpoint:
             )
         stored = self._tensors[key]
         self._taken.add(key)
-        if not stored.is_floating_point() or stored.layout != torch.strided:
-            raise self._refused(key, f"is {stored.dtype}, {stored.layout}", "dense floating point numbers")
+        if not stored.is_floating_point() or stored.layout != torch.strided or stored.is_meta:
+            found = "meta" if stored.is_meta else stored.layout
+            raise self._refused(key, f"is {stored.dtype}, {found}", "dense floating point numbers")
         if not _fits(tuple(stored.shape), sizes):
             expected = f"({', '.join(map(str, sizes))})"
             raise self._refused(key, f"has shape {tuple(stored.shape)}", f"{expected}: check --format and --backbone")

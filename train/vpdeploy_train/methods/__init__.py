@@ -45,5 +45,5 @@ def restore_method(name: str, dimensions: PromptDimensions, structure: dict[str,
     """
     try:
         return method_named(name).restore(dimensions, structure)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BundleCorruptError(f"the structure of the prompts makes no sense: {error}") from error

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.methods.method import MethodOptions, PromptDimensions, PromptMethod
+from vpdeploy_train.methods.method import MethodOptions, PromptDimensions, PromptMethod, stored_count
 from vpdeploy_train.trunks import trunk_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_MOST_RANK = 1 << 16
+"""In a stored run; no projection is that wide."""
 
 
 class _Update(nn.Module):
@@ -72,7 +76,10 @@ class LoRA(PromptMethod):
     @classmethod
     def restore(cls, dimensions: PromptDimensions, structure: dict[str, Any]) -> Self:
         """Return updates of a stored ``structure``; its complaints are ``PromptMethod.restore``'s."""
-        return cls(dimensions, int(structure["rank"]), alpha=float(structure["alpha"]))
+        rank, alpha = stored_count(structure, "rank", least=1, most=_MOST_RANK), float(structure["alpha"])
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha is {alpha}, a finite number expected")
+        return cls(dimensions, rank, alpha=alpha)
 
     def adapt(self, model: nn.Module) -> nn.Module:
         """Return a copy of the backbone whose projections hold the update.

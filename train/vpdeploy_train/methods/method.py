@@ -107,6 +107,25 @@ class Generator:
     eps: float
 
 
+def stored_count(structure: dict[str, Any], name: str, *, least: int, most: int) -> int:
+    """Return a number of a stored structure, before anything of that size is made.
+
+    Args:
+        structure: As ``PromptMethod.structure`` returned it.
+        name: The number's name.
+        least: Its smallest value.
+        most: Its largest one.
+
+    Raises:
+        KeyError: It is missing.
+        ValueError: It is no whole number, or out of range.
+    """
+    value = structure[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"'{name}' is {value!r}, {least} to {most} expected")
+    return value
+
+
 class PromptMethod(nn.Module):
     """The prompts of one task. All its parameters are trained; the backbone's are not, unless ``adapt`` says so.
 

@@ -10,10 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.methods.method import MethodOptions, PromptDimensions, PromptMethod
+from vpdeploy_train.methods.method import MethodOptions, PromptDimensions, PromptMethod, stored_count
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_MOST_TOKENS = 100_000
+"""In a stored run; far beyond what attention could read."""
 
 
 class VPTShallow(PromptMethod):
@@ -55,7 +59,7 @@ class VPTShallow(PromptMethod):
     @classmethod
     def restore(cls, dimensions: PromptDimensions, structure: dict[str, Any]) -> Self:
         """Return prompts of a stored ``structure``; its complaints are ``PromptMethod.restore``'s."""
-        return cls(dimensions, int(structure["tokens"]))
+        return cls(dimensions, stored_count(structure, "tokens", least=0, most=_MOST_TOKENS))
 
     def inserted(self) -> Tensor:
         """Return the prompts, [T, D], with dropout while training."""

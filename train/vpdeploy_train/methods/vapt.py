@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vpdeploy.errors import SpecError
 from vpdeploy_train.methods.kept import Kept, PrunableMethod
-from vpdeploy_train.methods.method import Generator, MethodOptions, PromptDimensions
+from vpdeploy_train.methods.method import Generator, MethodOptions, PromptDimensions, stored_count
 from vpdeploy_train.trunks import Trunk
 
 if TYPE_CHECKING:
@@ -125,7 +125,10 @@ class VAPT(PrunableMethod):
                 f"the prompts were learned on a grid of {grid}x{grid} patches, the backbone has {dimensions.grid}: "
                 "adaptive prompts cannot change the image size"
             )
-        return cls(dimensions, kept, kernel=int(structure["kernel"]), eps=float(structure["eps"]))
+        kernel, eps = stored_count(structure, "kernel", least=1, most=grid), float(structure["eps"])
+        if not (math.isfinite(eps) and eps > 0):
+            raise ValueError(f"eps is {eps}, a positive number expected")
+        return cls(dimensions, kept, kernel=kernel, eps=eps)
 
     def prompts(self, index: int, trunk: Trunk, tokens: Tensor) -> Tensor | None:
         """Return block ``index``'s prompts: [T, D] for block 0, [B, T, D] for the others."""

@@ -37,7 +37,13 @@ _OF_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "prompt_tokens": ("e2vpt", "vapt", "vpt-deep", "vpt-shallow"),
     "kv_tokens": ("e2vpt",),
     "vapt_hidden": ("vapt",),
+    "kv_shared": ("e2vpt",),
+    "prune_kv": ("e2vpt",),
+    "segment_order": ("e2vpt", "vpt-deep"),
+    "prompt_dropout": ("e2vpt", "vapt", "vpt-deep"),
     "vapt_kernel": ("vapt",),
+    "vapt_norm": ("vapt",),
+    "vapt_start": ("vapt",),
     "keep_hidden": ("vapt",),
     "lora_rank": ("lora",),
     "keep": ("e2vpt", "vapt", "vpt-deep"),
@@ -152,10 +158,15 @@ def check_space(settings: TrainSettings, space: Space) -> None:
     """Check that every value of the space is one that the settings may have.
 
     Raises:
-        SpecError: One is not, or nothing is varied.
+        SpecError: One is not, nothing is varied, or something that no method of the sweep knows.
     """
     if not space:
         raise SpecError("nothing to vary: give a range such as --lr 0.01:3, a list such as --prompt-tokens 5,10,50")
+    varied = space.get("method")
+    methods = varied.values if isinstance(varied, Choices) else (settings.method,)
+    for name in space:
+        if not any(applies(name, method) for method in methods):
+            raise SpecError(f"--{name.replace('_', '-')}: method '{settings.method}' does not know it; leave it away")
     for name, dimension in space.items():
         ends = dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high)
         for value in ends:
