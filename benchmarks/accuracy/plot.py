@@ -26,15 +26,8 @@ def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
             continue
         tuned = statistics.mean(row.prompt_parameters + row.head_parameters for row in own)
         deviation = statistics.stdev(means) if len(means) > 1 else 0.0
-        axes.errorbar(tuned, statistics.mean(means), deviation, fmt="o", capsize=4, color=f"C{index}")
-        axes.annotate(
-            configuration.title,
-            (tuned, statistics.mean(means) + deviation),
-            textcoords="offset points",
-            xytext=(0, 5),
-            ha="center",
-            fontsize=9,
-        )
+        mean = statistics.mean(means)
+        axes.errorbar(tuned, mean, deviation, fmt="o", capsize=4, color=f"C{index}", label=configuration.title)
     axes.set(
         xscale="log",
         xlabel="tuned parameters per task, head included",
@@ -42,6 +35,7 @@ def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
         title=", ".join(tasks),
     )
     axes.margins(0.2, 0.15)
+    axes.legend(loc="lower right")
     axes.grid(alpha=0.3, which="both")
     with replacing_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
