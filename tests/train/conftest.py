@@ -11,6 +11,8 @@ import huggingface_hub
 import pytest
 from train.toys import write_colours, write_weights
 
+import vpdeploy_train.data.dataset as dataset_module
+
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +39,17 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights of the toy backbone; no test changes them."""
     return write_weights(tmp_path_factory.mktemp("weights") / "toy.safetensors")
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The sources that data sets decode from here on, in order."""
+    sources: list[Any] = []
+    decode = dataset_module.decode_image
+
+    def count(source: Any, **options: Any) -> Any:
+        sources.append(source)
+        return decode(source, **options)
+
+    monkeypatch.setattr(dataset_module, "decode_image", count)
+    return sources

@@ -5,7 +5,6 @@ import pytest
 import torch
 from PIL import Image
 
-import vpdeploy_train.data.dataset as dataset_module
 from vpdeploy.errors import InputError
 from vpdeploy.image import load_pixels
 from vpdeploy.preprocessing import Preprocessing
@@ -25,19 +24,6 @@ def examples(tmp_path):
         Image.fromarray(generator.integers(0, 255, (60, 60, 3), dtype=np.uint8)).save(file)
         made.append(Example(source=file, label=number % 2))
     return made
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    files = []
-    decode = dataset_module.decode_image
-
-    def count(source, **options):
-        files.append(source)
-        return decode(source, **options)
-
-    monkeypatch.setattr(dataset_module, "decode_image", count)
-    return files
 
 
 def test_evaluation_pixels_are_those_that_will_be_served(examples):

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import vpdeploy_train.data.dataset as dataset_module
 from vpdeploy.errors import InputError
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_train.data import CacheBudget, Example, ImageDataset, preload_images
@@ -21,19 +20,6 @@ def examples(tmp_path):
     for file in files:
         Image.fromarray(noise).save(file)
     return [Example(source=file, label=0) for file in files]
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    files = []
-    decode = dataset_module.decode_image
-
-    def count(source, **options):
-        files.append(source)
-        return decode(source, **options)
-
-    monkeypatch.setattr(dataset_module, "decode_image", count)
-    return files
 
 
 def preload(examples, images=100, **options):

@@ -15,8 +15,6 @@ from vpdeploy_train.trunks.trunk import Trunk
 class RowTrunk(Trunk):
     """Tokens [B, N, D]: class token and registers where there are any, then the patches, row by row of the image."""
 
-    model: Any  # its parts are what timm types as "Tensor | Module"
-
     @classmethod
     def refusal_of_rows(cls, model: Any) -> str | None:
         """Say what of a model is no sequence of square patches with heads of width D / H; None if all is."""
@@ -45,21 +43,6 @@ class RowTrunk(Trunk):
         """One stage."""
         heads = self.model.blocks[0].attn.num_heads
         return (Stage(depth=len(self.model.blocks), width=self.model.embed_dim, heads=heads),)
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch, in pixels."""
-        return int(self.model.patch_embed.patch_size[0])
-
-    @property
-    def image_size(self) -> int:
-        """Side of the input, in pixels."""
-        return int(self.model.patch_embed.img_size[0])
-
-    @property
-    def feature_width(self) -> int:
-        """Width of the pooled feature."""
-        return int(self.model.num_features)
 
     @property
     def reads_class_token_only(self) -> bool:

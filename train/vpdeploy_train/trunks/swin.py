@@ -32,7 +32,6 @@ class SwinTrunk(Trunk):
     A stage's patch merging runs with its first block. The feature is the mean over the image's own tokens.
     """
 
-    model: Any  # its parts are what timm types as "Tensor | Module"
     model_type: ClassVar[type[nn.Module]] = SwinTransformer
 
     @classmethod
@@ -70,21 +69,6 @@ class SwinTrunk(Trunk):
             Stage(depth=len(stage.blocks), width=stage.blocks[0].dim, heads=stage.blocks[0].attn.num_heads)
             for stage in self.model.layers
         )
-
-    @property
-    def patch_size(self) -> int:
-        """Side of a patch of the first stage, in pixels."""
-        return int(self.model.patch_embed.patch_size[0])
-
-    @property
-    def image_size(self) -> int:
-        """Side of the input, in pixels."""
-        return int(self.model.patch_embed.img_size[0])
-
-    @property
-    def feature_width(self) -> int:
-        """Width of the last stage and of the feature."""
-        return int(self.model.num_features)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Turn normalised images [B, 3, H, W] into the map of patches, [B, height, width, D]."""

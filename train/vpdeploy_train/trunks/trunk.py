@@ -39,6 +39,8 @@ class Trunk(ABC):
     model_type: ClassVar[type[nn.Module]]
     """The timm class of the family's models."""
 
+    model: Any  # whose parts timm types as "Tensor | Module"
+
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
@@ -67,19 +69,19 @@ class Trunk(ABC):
         return tuple(stage for stage in self.stages for _ in range(stage.depth))
 
     @property
-    @abstractmethod
     def patch_size(self) -> int:
-        """Side of a patch, in pixels."""
+        """Side of a patch, of the first stage where there are several, in pixels."""
+        return int(self.model.patch_embed.patch_size[0])
 
     @property
-    @abstractmethod
     def image_size(self) -> int:
         """Side of the input, in pixels."""
+        return int(self.model.patch_embed.img_size[0])
 
     @property
-    @abstractmethod
     def feature_width(self) -> int:
         """Width of the pooled feature."""
+        return int(self.model.num_features)
 
     @property
     def reads_class_token_only(self) -> bool:
