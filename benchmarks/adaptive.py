@@ -28,8 +28,9 @@ from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 from vpdeploy_export.packing import pack
+from vpdeploy_export.saving import save_model
 from vpdeploy_export.tokens import TokenPromptedViT, build_token_prompted
-from vpdeploy_export.writer import build_folded, build_switchable, save_model
+from vpdeploy_export.writer import build_folded, build_switchable
 from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.trunks import trunk_of

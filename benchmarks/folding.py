@@ -32,8 +32,9 @@ from vpdeploy.table import Table
 from vpdeploy.task import BackboneId
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
+from vpdeploy_export.saving import save_model
 from vpdeploy_export.tokens import TokenPromptedViT, build_token_prompted
-from vpdeploy_export.writer import build_folded, build_switchable, save_model
+from vpdeploy_export.writer import build_folded, build_switchable
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.methods.method import PromptDimensions

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vpdeploy.document import Document, to_json
 from vpdeploy.errors import BundleError
+from vpdeploy.manifest import Precision, take_precision
 from vpdeploy.task import TaskCard
 
 METADATA_KEY = "vpdeploy"
@@ -21,13 +22,15 @@ class FoldedCard:
 
     Attributes:
         task: The task's card, the parity report included.
-        precision: ``fp32`` or ``fp16``.
+        precision: Of the graph's weights and matrix products.
         opset: ONNX opset.
+        graph_details: As in a bundle's manifest.
     """
 
     task: TaskCard
-    precision: str
+    precision: Precision
     opset: int
+    graph_details: dict[str, Any] = field(default_factory=dict)
 
     def to_metadata(self) -> dict[str, str]:
         """Return the key-value pairs to store in the ONNX file's ``metadata_props``."""
@@ -36,6 +39,7 @@ class FoldedCard:
             "format_version": FORMAT_VERSION,
             "precision": self.precision,
             "opset": self.opset,
+            "graph": self.graph_details,
             "task": self.task.to_fields(),
         }
         return {METADATA_KEY: to_json(fields)}
@@ -55,6 +59,7 @@ class FoldedCard:
         document.expect_format(FORMAT, FORMAT_VERSION)
         return cls(
             task=TaskCard.from_document(document.nested("task")),
-            precision=document.take("precision", str),
+            precision=take_precision(document),
             opset=document.take("opset", int),
+            graph_details=document.take("graph", dict) if "graph" in document.fields else {},
         )

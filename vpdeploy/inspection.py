@@ -10,6 +10,7 @@ from vpdeploy.bundle import Bundle, is_bundle
 from vpdeploy.document import Document
 from vpdeploy.errors import BundleError
 from vpdeploy.folded import FoldedCard
+from vpdeploy.onnxfile import read_metadata
 from vpdeploy.promptset import FORMAT as PROMPT_SET_FORMAT
 from vpdeploy.task import RUN_FORMAT, TaskCard
 
@@ -108,8 +109,8 @@ def _inspect_card(path: Path) -> dict[str, Any]:
 def _inspect_folded(path: Path) -> dict[str, Any]:
     from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 
+    card = FoldedCard.from_metadata(read_metadata(path), source=str(path))
     backend = OrtBackend(path, provider=CPU_PROVIDER, threads=1, reason="inspection")
-    card = FoldedCard.from_metadata(backend.metadata, source=str(path))
     input_dtype = str(backend.input_dtype)
     backend.close()
     return {

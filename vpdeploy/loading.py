@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vpdeploy.backends import AUTO, open_backend
-from vpdeploy.bundle import Bundle, is_bundle
-from vpdeploy.errors import BundleError
-from vpdeploy.folded import FoldedCard
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.session import Session
 
 
@@ -28,29 +27,16 @@ def open_session(path: Path | str, *, runtime: str = AUTO, threads: int | None =
         BackendError: The runtime asked for does not work here, or cannot load the graph.
         SpecError: There is no runtime of that name.
     """
-    path = Path(path)
-    if path.is_file():
-        return _open_folded(path, runtime, threads)
-    if not is_bundle(path):
-        state = "does not exist" if not path.exists() else "is neither"
-        raise BundleError(f"{path}: {state}; expected a bundle folder or an .onnx file of vpdeploy export")
-    bundle = Bundle.open(path)
-    tasks = [(bundle.read_task(name), bundle.manifest.entry(name).version) for name in bundle.tasks]
+    graph = DeployedGraph.open(Path(path))
+    tasks: list[tuple[CompiledPromptSet, int | None]] = []
+    if graph.bundle is not None:
+        entries = graph.bundle.manifest.tasks
+        tasks = [(graph.bundle.read_task(name), entry.version) for name, entry in entries.items()]
     return Session(
-        open_backend(bundle.verified_graph(), runtime=runtime, threads=threads),
-        preprocessing=bundle.manifest.preprocessing,
-        precision=bundle.manifest.precision,
-        bundle=bundle,
+        open_backend(graph, runtime=runtime, threads=threads),
+        preprocessing=graph.preprocessing,
+        precision=graph.precision,
+        bundle=graph.bundle,
         tasks=tasks,
+        folded=None if graph.folded is None else graph.folded.task,
     )
-
-
-def _open_folded(path: Path, runtime: str, threads: int | None) -> Session:
-    try:
-        backend = open_backend(path, runtime=runtime, threads=threads)
-    except Exception as error:
-        if path.suffix != ".onnx":
-            raise BundleError(f"{path}: not an .onnx file; expected one written by vpdeploy export") from error
-        raise
-    card = FoldedCard.from_metadata(backend.metadata, source=str(path))
-    return Session(backend, preprocessing=card.task.preprocessing, precision=card.precision, folded=card.task)

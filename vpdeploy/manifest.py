@@ -17,7 +17,8 @@ GRAPH_FILE = "model.onnx"
 FORMAT = "vpdeploy.bundle"
 FORMAT_VERSION = 1
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
+"""Type of a graph's weights and matrix products."""
 
 _GRAPH_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.onnx")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -54,10 +55,11 @@ class Manifest:
         backbone: The shared frozen ViT.
         preprocessing: One for all tasks of the bundle.
         layout: Of the table inputs and of every compiled prompt set.
-        precision: ``fp32``, or ``fp16`` for a typed float16 graph.
+        precision: Of the graph's weights and matrix products.
         opset: ONNX opset of the graph.
         graph_sha256: Of the graph's file.
         graph_file: Its name in the bundle: ``model.onnx``, or another one where an export replaced a live graph.
+        graph_details: Free-form sections about the graph for people: its size and operations, its precision.
         tasks: By name, in the order in which they were added.
     """
 
@@ -68,6 +70,7 @@ class Manifest:
     opset: int
     graph_sha256: str
     graph_file: str = GRAPH_FILE
+    graph_details: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
 
     def entry(self, task: str) -> TaskEntry:
@@ -101,6 +104,7 @@ class Manifest:
                 "sha256": self.graph_sha256,
                 "precision": self.precision,
                 "opset": self.opset,
+                **({"details": self.graph_details} if self.graph_details else {}),
             },
             "layout": self.layout.to_fields(),
             "tasks": {
@@ -122,9 +126,7 @@ class Manifest:
         """
         document.expect_format(FORMAT, FORMAT_VERSION)
         graph = document.nested("graph")
-        precision = graph.take("precision", str)
-        if precision not in get_args(Precision):
-            raise BundleCorruptError(f"{graph.source}: unknown precision '{precision}'")
+        precision = take_precision(graph)
         graph_file = graph.take("file", str)
         if not _GRAPH_FILE.fullmatch(graph_file):
             raise BundleCorruptError(f"{graph.source}: '{graph_file}' is not the name of a file in the bundle")
@@ -133,12 +135,25 @@ class Manifest:
             backbone=BackboneId.from_document(document.nested("backbone")),
             preprocessing=Preprocessing.from_document(document.nested("preprocessing")),
             layout=Layout.from_document(document.nested("layout")),
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision,
             opset=graph.take("opset", int),
             graph_sha256=graph.take("sha256", str),
             graph_file=graph_file,
+            graph_details=graph.take("details", dict) if "details" in graph.fields else {},
             tasks={_task_name(name, entries): _task_entry(entries.nested(name)) for name in entries.fields},
         )
+
+
+def take_precision(document: Document) -> Precision:
+    """Read the field ``precision``.
+
+    Raises:
+        BundleCorruptError: It is missing or unknown.
+    """
+    precision = document.take("precision", str)
+    if precision not in get_args(Precision):
+        raise BundleCorruptError(f"{document.source}: unknown precision '{precision}'")
+    return precision  # type: ignore[return-value]
 
 
 def _task_name(name: str, document: Document) -> str:

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from vpdeploy.backends import open_backend
 from vpdeploy.bundle import Bundle, check_replaceable, publish_task, write_bundle
+from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import SpecError
 from vpdeploy.layout import Family
 from vpdeploy.manifest import GRAPH_FILE, Manifest, Precision
@@ -18,7 +19,8 @@ from vpdeploy_export.graph import SwitchableGraph
 from vpdeploy_export.loaded import DEFAULT_OPSET, GATE_RUNTIME, TORCH_DTYPES, LoadedRun
 from vpdeploy_export.packing import check_switchable, choose_layout, pack, with_details
 from vpdeploy_export.parity import Expectation, ParityReport, compare, require_parity
-from vpdeploy_export.writer import build_switchable, check_opset, save_model
+from vpdeploy_export.saving import save_model
+from vpdeploy_export.writer import build_switchable, check_opset
 from vpdeploy_train.methods import method_named
 from vpdeploy_train.run import Run
 
@@ -127,8 +129,15 @@ def _compare_bundle(
     graph: Path, manifest: Manifest, prompt_sets: Sequence[CompiledPromptSet], expectations: Sequence[Expectation]
 ) -> list[ParityReport]:
     """Run the graph with all prompt sets in one table, their images mixed."""
+    deployed = DeployedGraph(
+        artifact=graph,
+        path=graph,
+        precision=manifest.precision,
+        preprocessing=manifest.preprocessing,
+        layout=manifest.layout,
+    )
     with Session(
-        open_backend(graph, runtime=GATE_RUNTIME),
+        open_backend(deployed, runtime=GATE_RUNTIME),
         preprocessing=manifest.preprocessing,
         precision=manifest.precision,
         tasks=[(prompt_set, None) for prompt_set in prompt_sets],

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from vpdeploy.backends import open_backend
+from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BundleError
 from vpdeploy.files import replacing_file
 from vpdeploy.folded import FoldedCard
@@ -18,7 +19,8 @@ from vpdeploy_export.compilation import CompiledPrompts, deployed_trunk
 from vpdeploy_export.graph import FoldedGraph, ImageInput
 from vpdeploy_export.loaded import DEFAULT_OPSET, GATE_RUNTIME, TORCH_DTYPES, LoadedRun
 from vpdeploy_export.parity import ParityReport, compare, require_parity
-from vpdeploy_export.writer import build_folded, check_opset, save_model
+from vpdeploy_export.saving import save_model
+from vpdeploy_export.writer import build_folded, check_opset
 from vpdeploy_train.run import Run
 
 
@@ -99,8 +101,9 @@ def export_folded(
     onnx_model = build_folded(graph, run.card.preprocessing, opset=opset)
     with replacing_file(out) as temporary:
         save_model(onnx_model, temporary, {})
+        unproven = FoldedCard(task=run.card, precision=precision, opset=opset)
         with Session(
-            open_backend(temporary, runtime=GATE_RUNTIME),
+            open_backend(DeployedGraph.of_folded(temporary, unproven), runtime=GATE_RUNTIME),
             preprocessing=run.card.preprocessing,
             precision=precision,
             folded=run.card,

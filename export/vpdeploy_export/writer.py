@@ -1,11 +1,9 @@
-"""Writing a graph module as an ONNX file."""
+"""Tracing a graph module into an ONNX model."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import onnx_ir as ir
@@ -36,8 +34,6 @@ OPSETS: Final = (20, 23)
 
 # Sizes that differ from each other and from every size of the graph's own, so that the tracer does not equate them.
 _EXAMPLE_SIZES: Final = {PREFIX_AXIS: 8, GENERATED_AXIS: 6, HIDDEN_AXIS: 7, CLASS_AXIS: 5}
-
-_MAX_FILE_BYTES = 2**31 - 1
 
 
 def check_opset(opset: int) -> None:
@@ -83,20 +79,6 @@ def build_switchable(graph: SwitchableGraph, preprocessing: Preprocessing, layou
     names = [IMAGE, SLOT, *(spec.name for spec in layout.tensors)]
     dynamic = ({0: dims[BATCH_AXIS]}, {0: dims[BATCH_AXIS]}, tuple(shapes))  # the table is one variadic argument
     return trace_module(graph, tuple(inputs), names, dynamic, opset)
-
-
-def save_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a model with its metadata to one self-contained file.
-
-    Raises:
-        ExportError: The file would be larger than ONNX allows.
-        OSError: The file cannot be written.
-    """
-    model.metadata_props.update(metadata)
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size > _MAX_FILE_BYTES:
-        raise ExportError(f"the graph has {size / 1e9:.1f} GB of weights, one ONNX file holds 2 GB; export with --fp16")
-    ir.save(model, path)
 
 
 def trace_module(

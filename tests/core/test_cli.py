@@ -221,7 +221,7 @@ def test_inspect_is_not_confused_by_free_form_details(invoke: Invoke, tmp_path: 
     ("name", "message"),
     [
         ("none", "none: does not exist; expected a run folder, a bundle folder or an .onnx file"),
-        ("text.onnx", "text.onnx: ONNX Runtime cannot load it"),
+        ("text.onnx", "text.onnx: not an ONNX file, or truncated"),
         ("empty", "empty: is none of these"),
         ("foreign", "task.json: unknown format 'other'"),
     ],

@@ -20,7 +20,8 @@ from vpdeploy_export.compilation import compile_prompts, deployed_trunk
 from vpdeploy_export.graph import FoldedGraph, ImageInput, SwitchableGraph
 from vpdeploy_export.graph.parts import graph_parts
 from vpdeploy_export.packing import choose_layout, pack
-from vpdeploy_export.writer import build_folded, build_switchable, save_model
+from vpdeploy_export.saving import save_model
+from vpdeploy_export.writer import build_folded, build_switchable
 from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels
 from vpdeploy_train.trunks import trunk_of

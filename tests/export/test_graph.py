@@ -192,7 +192,7 @@ def test_half_precision_keeps_the_head_and_the_logits_wide(random_pixels: MakePi
         image_input="uint8",
         opset=20,
     )
-    assert graph.head.weight.dtype == torch.float32
+    assert graph.head_weight.dtype == torch.float32
     assert {value.dtype for name, value in graph.state_dict().items() if "blocks" in name} == {torch.float16}
     pixels = random_pixels(2)
     found = graph(torch.from_numpy(pixels))

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from vpdeploy.bundle import Bundle
 from vpdeploy.errors import ExportError, SpecError
-from vpdeploy_export import writer
+from vpdeploy_export import saving, writer
 from vpdeploy_export.exporting import ExportReport
 
 MakePixels = Callable[..., np.ndarray]
@@ -276,7 +276,7 @@ def test_a_graph_too_large_for_one_file_is_refused(
 ):
     import onnx_ir
 
-    monkeypatch.setattr(writer, "_MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(saving, "_MAX_FILE_BYTES", 10_000)
     with pytest.raises(ExportError, match="one ONNX file holds 2 GB; export with --fp16"):
-        writer.save_model(onnx_ir.load(models["folded"]), tmp_path / "x.onnx", {})
+        saving.save_model(onnx_ir.load(models["folded"]), tmp_path / "x.onnx", {})
     assert not (tmp_path / "x.onnx").exists()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from vpdeploy.backends.protocol import Backend
+from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BackendError, SpecError
 
 __all__ = ["AUTO", "RUNTIMES", "Backend", "Runtime", "open_backend"]
@@ -19,44 +19,50 @@ class Runtime:
     """A way to run a graph.
 
     Attributes:
-        obstacle: Returns why the runtime cannot work here, or None; cheap, and loads no graph.
-        open: Loads a graph: path, CPU threads (None: the runtime's choice), and the reason to note for the choice.
+        obstacle: Returns why the runtime cannot run a graph here, or None; cheap, and loads no graph.
+        open: Loads a graph: CPU threads (None: the runtime's choice), and the reason to note for the choice.
     """
 
-    obstacle: Callable[[], str | None]
-    open: Callable[[Path, int | None, str], Backend]
+    obstacle: Callable[[DeployedGraph], str | None]
+    open: Callable[[DeployedGraph, int | None, str], Backend]
 
 
-def _cuda_obstacle() -> str | None:
+def _cuda_obstacle(graph: DeployedGraph) -> str | None:
     from vpdeploy.backends.ort import cuda_obstacle
 
     return cuda_obstacle()
 
 
-def _open_cuda(graph: Path, threads: int | None, reason: str) -> Backend:
+def _open_cuda(graph: DeployedGraph, threads: int | None, reason: str) -> Backend:
     from vpdeploy.backends.ort import CUDA_PROVIDER, OrtBackend
 
-    return OrtBackend(graph, provider=CUDA_PROVIDER, threads=threads, reason=reason)
+    return OrtBackend(graph.path, provider=CUDA_PROVIDER, threads=threads, reason=reason)
 
 
-def _open_cpu(graph: Path, threads: int | None, reason: str) -> Backend:
+def _cpu_obstacle(graph: DeployedGraph) -> str | None:
+    if graph.precision == "bf16":
+        return "ONNX Runtime's CPU provider has no bfloat16 kernels; export without --bf16 for a CPU"
+    return None
+
+
+def _open_cpu(graph: DeployedGraph, threads: int | None, reason: str) -> Backend:
     from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 
-    return OrtBackend(graph, provider=CPU_PROVIDER, threads=threads, reason=reason)
+    return OrtBackend(graph.path, provider=CPU_PROVIDER, threads=threads, reason=reason)
 
 
 RUNTIMES: dict[str, Runtime] = {
     "onnxruntime-cuda": Runtime(obstacle=_cuda_obstacle, open=_open_cuda),
-    "onnxruntime-cpu": Runtime(obstacle=lambda: None, open=_open_cpu),
+    "onnxruntime-cpu": Runtime(obstacle=_cpu_obstacle, open=_open_cpu),
 }
 """By name, the fastest first."""
 
 
-def open_backend(graph: Path, *, runtime: str = AUTO, threads: int | None = None) -> Backend:
+def open_backend(graph: DeployedGraph, *, runtime: str = AUTO, threads: int | None = None) -> Backend:
     """Load a graph with the runtime asked for, or with the fastest that works here.
 
     Args:
-        graph: An ONNX file.
+        graph: A bundle's or a folded model's.
         runtime: A name in ``RUNTIMES``, or ``auto``.
         threads: CPU threads inside one run; None leaves it to the runtime.
 
@@ -67,12 +73,12 @@ def open_backend(graph: Path, *, runtime: str = AUTO, threads: int | None = None
     if runtime != AUTO:
         if runtime not in RUNTIMES:
             raise SpecError(f"unknown runtime '{runtime}'; choose one of: {AUTO}, {', '.join(RUNTIMES)}")
-        if obstacle := RUNTIMES[runtime].obstacle():
+        if obstacle := RUNTIMES[runtime].obstacle(graph):
             raise BackendError(f"runtime '{runtime}' does not work here: {obstacle}")
         return RUNTIMES[runtime].open(graph, threads, "asked for")
     obstacles: list[str] = []
     for name, candidate in RUNTIMES.items():
-        if obstacle := candidate.obstacle():
+        if obstacle := candidate.obstacle(graph):
             obstacles.append(f"{name}: {obstacle}")
             continue
         return candidate.open(graph, threads, "; ".join([*obstacles, "fastest that works here"]))

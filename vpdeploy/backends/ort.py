@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vpdeploy.errors import BackendError, MissingExtraError
+from vpdeploy.gpu import gpu_obstacle
 from vpdeploy.layout import IMAGE, LOGITS, SLOT
 from vpdeploy.table import Table
 
@@ -65,7 +64,6 @@ class OrtBackend:
         self._binding = self._session.io_binding()
         self._table: Table | None = None
         self._table_values: dict[str, Any] = {}
-        self._metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         inputs = {node.name: node for node in self._session.get_inputs()}
         if IMAGE not in inputs or LOGITS not in [node.name for node in self._session.get_outputs()]:
             raise BackendError(f"{graph}: not written by vpdeploy export, no '{IMAGE}' input or '{LOGITS}' output")
@@ -75,11 +73,6 @@ class OrtBackend:
     def name(self) -> str:
         """The runtime's name, as ``--runtime`` takes it."""
         return _RUNTIME_NAMES[self._provider]
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """The key-value pairs stored in the graph."""
-        return self._metadata
 
     @property
     def input_dtype(self) -> np.dtype[np.generic]:
@@ -150,15 +143,7 @@ def cuda_obstacle() -> str | None:
     """
     if CUDA_PROVIDER not in _onnxruntime().get_available_providers():
         return "the installed onnxruntime has no CUDA provider (install onnxruntime-gpu)"
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(library)
-    except OSError:
-        return "no NVIDIA driver"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "no NVIDIA GPU is visible"
-    return None
+    return gpu_obstacle()
 
 
 def _onnxruntime() -> Any:

@@ -19,11 +19,6 @@ class Backend(Protocol):
         ...
 
     @property
-    def metadata(self) -> dict[str, str]:
-        """The key-value pairs stored in the graph."""
-        ...
-
-    @property
     def input_dtype(self) -> np.dtype[np.generic]:
         """Element type of the graph's ``image`` input: uint8, or float32 for pipelines that normalise themselves."""
         ...

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -50,6 +48,19 @@ class _Graph(nn.Module):
         self.dtype = dtype
         self.requires_grad_(False).eval().to(dtype)
 
+    def _classify(self, feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return logits, float32 [B, C].
+
+        Args:
+            feature: float32 [B, D].
+            weight: float32 [D, C] or [B, D, C].
+            bias: float32 [C] or [B, C].
+        """
+        if self.dtype == torch.float32:
+            return (feature @ weight if weight.dim() == 2 else (feature[:, None, :] @ weight)[:, 0]) + bias
+        # TensorRT has no float32 matrix product for Turing; a product and a sum it compiles for every GPU.
+        return (feature[:, :, None] * weight).sum(1) + bias
+
 
 class FoldedGraph(_Graph):
     """One task's graph: prompts and head are constants, every block has the prefix length it needs.
@@ -66,6 +77,8 @@ class FoldedGraph(_Graph):
 
     inserted: Tensor | None
     pooled: Tensor | None
+    head_weight: Tensor
+    head_bias: Tensor
 
     def __init__(
         self,
@@ -85,7 +98,8 @@ class FoldedGraph(_Graph):
         self._constant("inserted", None if prompts.inserted is None else prompts.inserted[None])
         self._constant("pooled", None if prompts.pooled is None else prompts.pooled[None])
         self.pools_inserted = prompts.pools_inserted
-        self.head = copy.deepcopy(head).requires_grad_(False).float()
+        self.register_buffer("head_weight", head.weight.detach().float().T.contiguous())
+        self.register_buffer("head_bias", head.bias.detach().float())
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits, float32 [B, C]."""
@@ -99,8 +113,7 @@ class FoldedGraph(_Graph):
             tokens = block(tokens, self._columns(index))
         if self.inserted is not None and not self.pools_inserted:
             tokens = tokens[:, :own_rows]
-        logits: Tensor = self.head(self.final(tokens).float())
-        return logits
+        return self._classify(self.final(tokens).float(), self.head_weight, self.head_bias)
 
     def _fold(self, index: int, block: CompiledBlock) -> None:
         """Register a block's constants, None where there are none."""
@@ -180,8 +193,7 @@ class SwitchableGraph(_Graph):
         for block, columns in zip(self.blocks, self._columns(rows), strict=True):
             tokens = block(tokens, columns)
         feature = self.final(tokens).float()
-        logits: Tensor = (feature[:, None, :] @ rows["head_weight"])[:, 0] + rows["head_bias"]
-        return logits
+        return self._classify(feature, rows["head_weight"], rows["head_bias"])
 
     def _columns(self, rows: dict[str, Tensor]) -> list[Columns]:
         """Return each block's share of a batch's rows of the table."""

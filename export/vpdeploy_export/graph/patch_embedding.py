@@ -61,8 +61,10 @@ class PatchEmbedding(nn.Module):
         """Return tokens, [B, N, D], from ``image`` in the form that ``image_input`` names."""
         grid, patch = self.grid, self.patch
         if self.image_input == "uint8":
-            patches = image.reshape(-1, grid, patch, grid, patch, 3).permute(0, 1, 3, 2, 4, 5)
-            patches = (patches.reshape(-1, grid * grid, patch * patch * 3).to(self.weight.dtype) - 128.0) * (1 / 128)
+            # The cast comes first: TensorRT takes uint8 as the type of an input that is cast, and of nothing else.
+            pixels = (image.to(self.weight.dtype) - 128.0) * (1 / 128)
+            patches = pixels.reshape(-1, grid, patch, grid, patch, 3).permute(0, 1, 3, 2, 4, 5)
+            patches = patches.reshape(-1, grid * grid, patch * patch * 3)
         else:
             patches = image.to(self.weight.dtype).reshape(-1, 3, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1)
             patches = patches.reshape(-1, grid * grid, patch * patch * 3)

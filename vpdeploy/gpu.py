@@ -1,0 +1,66 @@
+"""The GPU of this machine, asked of the driver alone: no CUDA toolkit and no Python package is needed."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+
+_SM_MAJOR, _SM_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR (cuda.h)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """The first visible NVIDIA GPU; ``CUDA_VISIBLE_DEVICES`` chooses which that is.
+
+    Attributes:
+        name: As the driver calls it, e.g. ``NVIDIA L4``.
+        sm: Its architecture, e.g. ``sm_89``.
+        memory_bytes: All of its memory.
+        cuda_version: The newest CUDA that the driver supports, e.g. ``13.0``.
+    """
+
+    name: str
+    sm: str
+    memory_bytes: int
+    cuda_version: str
+
+
+def find_gpu() -> Gpu | None:
+    """Return the first visible GPU, or None if there is none that can be used."""
+    driver = _driver()
+    count, device = ctypes.c_int(0), ctypes.c_int(0)
+    if driver is None or driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or not count.value:
+        return None
+    major, minor, version = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t(0)
+    failed = (
+        driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetName(name, len(name), device)
+        or driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+        or driver.cuDeviceGetAttribute(ctypes.byref(major), _SM_MAJOR, device)
+        or driver.cuDeviceGetAttribute(ctypes.byref(minor), _SM_MINOR, device)
+        or driver.cuDriverGetVersion(ctypes.byref(version))
+    )
+    if failed:
+        return None
+    return Gpu(
+        name=name.value.decode(errors="replace"),
+        sm=f"sm_{major.value}{minor.value}",
+        memory_bytes=memory.value,
+        cuda_version=f"{version.value // 1000}.{version.value % 1000 // 10}",
+    )
+
+
+def gpu_obstacle() -> str | None:
+    """Return why no GPU can be used here, or None if one can."""
+    if _driver() is None:
+        return "no NVIDIA driver"
+    return None if find_gpu() else "no NVIDIA GPU is visible"
+
+
+def _driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
