@@ -9,7 +9,13 @@ from typing import Any, Final
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import Sequential
-from onnx_ir.passes.common import CheckerPass, ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import (
+    CheckerPass,
+    ClearMetadataAndDocStringPass,
+    CommonSubexpressionEliminationPass,
+    RemoveUnusedNodesPass,
+    ShapeInferencePass,
+)
 
 from vpdeploy import __version__
 from vpdeploy.errors import ExportError, SpecError
@@ -28,12 +34,24 @@ from vpdeploy.layout import (
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.table import Table
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
+from vpdeploy_export.passes import NameByModulePass
 
 OPSETS: Final = (20, 23)
 """20 has ``Gelu`` and one ``LayerNormalization``; 23 adds ``Attention``."""
 
 # Sizes that differ from each other and from every size of the graph's own, so that the tracer does not equate them.
 _EXAMPLE_SIZES: Final = {PREFIX_AXIS: 8, GENERATED_AXIS: 6, HIDDEN_AXIS: 7, CLASS_AXIS: 5}
+
+
+_PASSES: Final = Sequential(
+    CommonSubexpressionEliminationPass(),
+    RemoveUnusedNodesPass(),
+    NameByModulePass(),
+    ClearMetadataAndDocStringPass(),
+    ShapeInferencePass(),
+    CheckerPass(full_check=True),
+)
+"""What every graph goes through, in this order."""
 
 
 def check_opset(opset: int) -> None:
@@ -116,8 +134,7 @@ def trace_module(
         exporter_log.setLevel(level)
     if program is None:
         raise ExportError("the ONNX exporter returned nothing")
-    passes = Sequential(RemoveUnusedNodesPass(), ClearMetadataAndDocStringPass(), CheckerPass())
-    model = passes(program.model).model
+    model = _PASSES(program.model).model
     model.producer_name, model.producer_version = "vpdeploy", __version__
     model.metadata_props.clear()
     return model

@@ -1,0 +1,72 @@
+"""Names that say where in the model a node, a value or a weight belongs."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+_SCOPES = "pkg.torch.onnx.name_scopes"  # written by torch's exporter: the modules a node was traced in, outermost first
+_NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"  # what it writes for sizes of the graph's inputs
+_MACHINE_MADE = re.compile(r"val_\d+|.*/shape|scalar_tensor_default(_\d+)?|_tensor_constant\d+")
+
+
+class NameByModulePass(ir.passes.InPlacePass):
+    """Name nodes and values ``MODULE.OPERATOR``, numbered where a module has several; name unnamed weights alike.
+
+    ``blocks.3.mlp.fc1.Gemm`` is found again in a profile, in an engine's layers and in an error message; ``val_98``
+    is not. Graph inputs and outputs keep their names.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rename in place."""
+        graph = model.graph
+        taken = {value.name for value in (*graph.inputs, *graph.outputs, *graph.initializers.values())}
+        outputs = set(graph.outputs)
+        modified = False
+        for node in graph:
+            module = module_of(node)
+            name = _free(f"{module}.{node.op_type}" if module else node.op_type, taken)
+            modified |= node.name != name
+            node.name = name
+            for index, value in enumerate(node.outputs):
+                if value not in outputs:
+                    value.name = name if index == 0 else f"{name}.{index}"
+            for value in _unnamed_weights(node, graph):
+                fresh = _free(f"{module or name}.weight" if _is_weight(value) else f"{name}.constant", taken)
+                graph.initializers.pop(value.name or "")
+                value.name = fresh
+                graph.initializers[fresh] = value
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+def module_of(node: ir.Node) -> str:
+    """Return the dotted name of the innermost module that a node was traced in, empty for the model itself."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    name = str(scopes[-2]) if len(scopes) > 1 else ""
+    return "" if name == _NO_MODULE else name
+
+
+def _unnamed_weights(node: ir.Node, graph: ir.Graph) -> Iterator[ir.Value]:
+    for value in node.inputs:
+        if value is not None and value.name in graph.initializers and _MACHINE_MADE.fullmatch(value.name or ""):
+            yield value
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return (
+        value.dtype is not None and value.dtype.is_floating_point() and value.shape is not None and len(value.shape) > 1
+    )
+
+
+def _free(name: str, taken: set[str | None]) -> str:
+    """Return the name, numbered from 1 if it is taken, and take it."""
+    chosen, number = name, 0
+    while chosen in taken:
+        number += 1
+        chosen = f"{name}_{number}"
+    taken.add(chosen)
+    return chosen
