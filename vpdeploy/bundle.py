@@ -4,6 +4,7 @@
 
     zoo/  manifest.json                  the commit point: a change is real once this file is replaced
           model.onnx                     the switchable graph
+          model.DIGEST.data              its weights, where one file cannot hold them
           tasks/NAME/VERSION/            task.json + prompts.safetensors, never changed once published
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from vpdeploy.datafile import DataFile, move_data
 from vpdeploy.document import Document, to_json
 from vpdeploy.errors import (
     BundleCorruptError,
@@ -64,16 +66,18 @@ class Bundle:
         return tuple(self.manifest.tasks)
 
     def verified_graph(self) -> Path:
-        """Return the path of the graph after comparing its bytes with the manifest.
+        """Return the path of the graph after comparing its bytes, and those of its data file, with the manifest.
 
         Raises:
-            BundleCorruptError: The graph is missing or was changed.
+            BundleCorruptError: A file is missing or was changed.
         """
         path = self.path / self.manifest.graph_file
         if not path.is_file():
             raise BundleCorruptError(f"{path}: file is missing; restore it or export again")
         if sha256_of_file(path) != self.manifest.graph_sha256:
             raise BundleCorruptError(f"{path}: contents do not match the manifest's sha256; export again")
+        if self.manifest.graph_data is not None:
+            self.manifest.graph_data.verify(self.path)
         return path
 
     def read_task(self, task: str) -> CompiledPromptSet:
@@ -142,7 +146,14 @@ def is_bundle(path: Path) -> bool:
     return (path / MANIFEST_FILE).is_file()
 
 
-def write_bundle(path: Path, manifest: Manifest, prompt_sets: list[CompiledPromptSet], graph: Path) -> Bundle:
+def write_bundle(
+    path: Path,
+    manifest: Manifest,
+    prompt_sets: list[CompiledPromptSet],
+    graph: Path,
+    *,
+    data: DataFile | None = None,
+) -> Bundle:
     """Write a bundle folder, or replace the contents of an existing bundle; a crash leaves the old state.
 
     Args:
@@ -150,13 +161,14 @@ def write_bundle(path: Path, manifest: Manifest, prompt_sets: list[CompiledPromp
         manifest: Without tasks and with any graph digest; both are filled in.
         prompt_sets: The tasks' compiled prompt sets.
         graph: The ONNX file; it is moved.
+        data: Its data file, which lies beside it and is moved too.
 
     Raises:
         BundleError: ``path`` exists and is something else, or cannot be written.
         LayoutMismatchError: A prompt set does not fit.
     """
     check_replaceable(path)
-    manifest = replace(manifest, graph_sha256=sha256_of_file(graph), graph_file=GRAPH_FILE, tasks={})
+    manifest = replace(manifest, graph_sha256=sha256_of_file(graph), graph_file=GRAPH_FILE, graph_data=data, tasks={})
     for prompt_set in prompt_sets:
         Bundle(path, manifest).check_fit(prompt_set)
     if is_bundle(path):
@@ -164,6 +176,8 @@ def write_bundle(path: Path, manifest: Manifest, prompt_sets: list[CompiledPromp
             _replace_contents(old, manifest, prompt_sets, graph)
     else:
         with _storage_errors(path), creating_folder(path) as folder:
+            if data is not None:
+                shutil.move(graph.parent / data.name, folder / data.name)
             shutil.move(graph, folder / GRAPH_FILE)
             for prompt_set in prompt_sets:
                 manifest = _with_version(folder, manifest, prompt_set)
@@ -241,6 +255,8 @@ def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[Compile
         manifest = replace(manifest, graph_file=old.manifest.graph_file)
     elif (old.path / GRAPH_FILE).exists():
         manifest = replace(manifest, graph_file=f"model.{manifest.graph_sha256[:12]}.onnx")
+    if manifest.graph_data is not None:
+        move_data(manifest.graph_data, graph.parent, old.path)
     with replacing_file(old.path / manifest.graph_file) as temporary:
         shutil.move(graph, temporary)
     for prompt_set in prompt_sets:
@@ -248,12 +264,20 @@ def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[Compile
     _replace_manifest(old.path, manifest)
     if manifest.graph_file != old.manifest.graph_file:
         (old.path / old.manifest.graph_file).unlink(missing_ok=True)
+    _remove_unnamed_data(old.path, manifest)
     for task, entry in old.manifest.tasks.items():
         if task not in manifest.tasks:
             shutil.rmtree(old.path / "tasks" / task, ignore_errors=True)
             continue
         for version in entry.files.keys() - manifest.tasks[task].files.keys():
             shutil.rmtree(old.path / "tasks" / task / str(version), ignore_errors=True)
+
+
+def _remove_unnamed_data(path: Path, manifest: Manifest) -> None:
+    """Remove the data files of replaced graphs, and those that a killed export left."""
+    for file in path.glob(f"{Path(GRAPH_FILE).stem}.*.data"):
+        if manifest.graph_data is None or file.name != manifest.graph_data.name:
+            file.unlink(missing_ok=True)
 
 
 def _with_version(path: Path, manifest: Manifest, prompt_set: CompiledPromptSet) -> Manifest:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vpdeploy.bundle import Bundle, is_bundle
+from vpdeploy.datafile import DataFile
 from vpdeploy.errors import BundleError
 from vpdeploy.files import sha256_of_file
 from vpdeploy.folded import FoldedCard
@@ -42,7 +43,9 @@ class DeployedGraph:
 
     @classmethod
     def open(cls, path: Path) -> DeployedGraph:
-        """Read what a bundle folder or a folded ONNX file says of its graph; a bundle's graph is verified.
+        """Read what a bundle folder or a folded ONNX file says of its graph.
+
+        A bundle's graph is compared with its manifest, a data file with what the graph says of it.
 
         Raises:
             BundleError: The path is neither, or a file of it is damaged, foreign or of another version.
@@ -50,7 +53,11 @@ class DeployedGraph:
         if path.is_file():
             if path.suffix != ".onnx":
                 raise BundleError(f"{path}: not an .onnx file; expected one written by vpdeploy export")
-            return cls.of_folded(path, FoldedCard.from_metadata(read_metadata(path), source=str(path)))
+            metadata = read_metadata(path)
+            card = FoldedCard.from_metadata(metadata, source=str(path))
+            if (data := DataFile.from_metadata(metadata, source=str(path))) is not None:
+                data.verify(path.parent)
+            return cls.of_folded(path, card)
         if not is_bundle(path):
             state = "does not exist" if not path.exists() else "is neither"
             raise BundleError(f"{path}: {state}; expected a bundle folder or an .onnx file of vpdeploy export")
@@ -87,7 +94,7 @@ class DeployedGraph:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the ONNX file; what engines are bound to."""
+        """Of the ONNX file, which gives its data file's own: it stands for both. What engines are bound to."""
         return self.bundle.manifest.graph_sha256 if self.bundle is not None else sha256_of_file(self.path)
 
     @property

@@ -76,6 +76,33 @@ def creating_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder that takes the place of ``path`` when the block succeeds.
+
+    If the block raises, the sibling is deleted and ``path`` is as it was. A folder cannot be renamed over another one:
+    between two renames there is none for an instant, and a process killed just then leaves the old one hidden.
+    """
+    with creating_folder(path.with_name(f".{path.name}.new-{os.getpid()}")) as temporary:
+        yield temporary
+    new = path.with_name(f".{path.name}.new-{os.getpid()}")
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    try:
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def _flush(path: Path) -> None:
     """Flush a file's or a folder's data to the disk, where the platform lets a folder be opened."""
     flags = os.O_RDONLY

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from vpdeploy.datafile import DataFile
 from vpdeploy.document import Document
 from vpdeploy.errors import BundleCorruptError, SpecError, TaskNotFoundError
 from vpdeploy.layout import Layout
@@ -59,6 +60,7 @@ class Manifest:
         opset: ONNX opset of the graph.
         graph_sha256: Of the graph's file.
         graph_file: Its name in the bundle: ``model.onnx``, or another one where an export replaced a live graph.
+        graph_data: The file beside it that holds its weights, where one file cannot.
         graph_details: Free-form sections about the graph for people: its size and operations, its precision.
         tasks: By name, in the order in which they were added.
     """
@@ -70,6 +72,7 @@ class Manifest:
     opset: int
     graph_sha256: str
     graph_file: str = GRAPH_FILE
+    graph_data: DataFile | None = None
     graph_details: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
 
@@ -104,6 +107,7 @@ class Manifest:
                 "sha256": self.graph_sha256,
                 "precision": self.precision,
                 "opset": self.opset,
+                **({"data": self.graph_data.to_fields()} if self.graph_data is not None else {}),
                 **({"details": self.graph_details} if self.graph_details else {}),
             },
             "layout": self.layout.to_fields(),
@@ -139,6 +143,7 @@ class Manifest:
             opset=graph.take("opset", int),
             graph_sha256=graph.take("sha256", str),
             graph_file=graph_file,
+            graph_data=DataFile.from_document(graph.nested("data")) if "data" in graph.fields else None,
             graph_details=graph.take("details", dict) if "details" in graph.fields else {},
             tasks={_task_name(name, entries): _task_entry(entries.nested(name)) for name in entries.fields},
         )

@@ -27,7 +27,9 @@ def read_metadata(path: Path) -> dict[str, str]:
     """
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            entries = [data[start:end] for field, start, end in _fields(data, len(data)) if field == _METADATA_PROPS]
+            entries = [
+                data[start:end] for field, start, end in fields_of(data, 0, len(data)) if field == _METADATA_PROPS
+            ]
         return dict(_entry(entry) for entry in entries)
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: not an ONNX file, or truncated; expected one written by vpdeploy export") from error
@@ -36,37 +38,43 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _entry(data: bytes) -> tuple[str, str]:
-    texts = {field: data[start:end].decode() for field, start, end in _fields(data, len(data))}
+    texts = {field: data[start:end].decode() for field, start, end in fields_of(data, 0, len(data))}
     return texts.get(_KEY, ""), texts.get(_VALUE, "")
 
 
-def _fields(data: bytes | mmap.mmap, size: int) -> Iterator[tuple[int, int, int]]:
-    """Yield number, start and end of each field's bytes.
+def fields_of(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield number, start and end of each field's bytes of the protobuf message in ``data[start:end]``.
 
     Raises:
         ValueError: A field has an unknown wire type or reaches beyond the end.
         IndexError: The message ends within a tag.
     """
-    position = 0
-    while position < size:
-        tag, position = _varint(data, position)
+    position = start
+    while position < end:
+        tag, position = varint_at(data, position)
         kind = tag & 7
         if kind == _VARINT:
-            start = position
-            _, position = _varint(data, position)
+            begin = position
+            _, position = varint_at(data, position)
         elif kind == _LENGTH:
-            length, start = _varint(data, position)
-            position = start + length
+            length, begin = varint_at(data, position)
+            position = begin + length
         elif kind in (_FIXED64, _FIXED32):
-            start, position = position, position + (8 if kind == _FIXED64 else 4)
+            begin, position = position, position + (8 if kind == _FIXED64 else 4)
         else:
             raise ValueError(f"wire type {kind}")
-        if position > size or tag >> 3 == 0:
+        if position > end or tag >> 3 == 0:
             raise ValueError("a field reaches beyond the end")
-        yield tag >> 3, start, position
+        yield tag >> 3, begin, position
 
 
-def _varint(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
+def varint_at(data: bytes | mmap.mmap, position: int) -> tuple[int, int]:
+    """Return a number and the position behind it.
+
+    Raises:
+        ValueError: It has more than 64 bits.
+        IndexError: The data end within it.
+    """
     value = shift = 0
     while True:
         byte = data[position]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vpdeploy import files
-from vpdeploy.files import creating_folder, replacing_file, sha256_of_file, write_atomically
+from vpdeploy.files import creating_folder, replacing_file, replacing_folder, sha256_of_file, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -118,3 +118,41 @@ def test_results_are_readable_as_the_umask_says(tmp_path: Path):
         os.umask(previous)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path):
+    path = tmp_path / "new" / "folder"
+    for name in ("a", "b"):
+        with replacing_folder(path) as temporary:
+            (temporary / name).write_bytes(b"")
+    assert names(path) == ["b"]
+    assert names(path.parent) == ["folder"]
+
+
+@pytest.mark.parametrize("step", ["while writing", "rename"])
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_failure_leaves_the_old_folder_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, existing: bool
+):
+    path, rename = tmp_path / "folder", Path.rename
+    if existing:
+        path.mkdir()
+        (path / "old").write_bytes(b"old")
+
+    def fail_at_last(source: Path, target: Path) -> Path:
+        if target == path and "new" in source.name:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return rename(source, target)
+
+    def replace() -> None:
+        with replacing_folder(path) as temporary:
+            (temporary / "new").write_bytes(b"new")
+            if step == "while writing":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "rename", fail_at_last)
+    with pytest.raises(OSError, match="No space left" if step == "while writing" else "Permission denied"):
+        replace()
+    assert names(tmp_path) == (["folder"] if existing else [])
+    if existing:
+        assert (path / "old").read_bytes() == b"old"

@@ -14,8 +14,8 @@ import tiny_runs
 from onnx import TensorProto
 
 from vpdeploy.bundle import Bundle
-from vpdeploy.errors import ExportError, SpecError
-from vpdeploy_export import saving, writer
+from vpdeploy.errors import SpecError
+from vpdeploy_export import writer
 from vpdeploy_export.exporting import ExportReport
 
 MakePixels = Callable[..., np.ndarray]
