@@ -6,19 +6,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from vpdeploy.backends import open_backend
 from vpdeploy.bundle import Bundle, check_replaceable, publish_task, write_bundle
+from vpdeploy.datafile import graph_size_bytes
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import SpecError
-from vpdeploy.layout import Family
+from vpdeploy.layout import SLOT_AXIS, Family, Layout
 from vpdeploy.manifest import GRAPH_FILE, Manifest, Precision
 from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.session import Session
+from vpdeploy.table import common_sizes
 from vpdeploy_export.exporting import ExportReport
+from vpdeploy_export.facts import graph_details
 from vpdeploy_export.graph import SwitchableGraph
-from vpdeploy_export.loaded import DEFAULT_OPSET, GATE_RUNTIME, TORCH_DTYPES, LoadedRun
+from vpdeploy_export.loaded import DEFAULT_OPSET, TORCH_DTYPES, LoadedRun
 from vpdeploy_export.packing import check_switchable, choose_layout, pack, with_details
-from vpdeploy_export.parity import Expectation, ParityReport, compare, require_parity
+from vpdeploy_export.parity import Expectation, ParityReport, require_parity
+from vpdeploy_export.precision.advice import advise_addition, advise_export
+from vpdeploy_export.precision.gate import run_gate
+from vpdeploy_export.precision.islands import NO_ISLANDS
+from vpdeploy_export.precision.probing import probe_switchable
 from vpdeploy_export.saving import save_model
 from vpdeploy_export.writer import build_switchable, check_opset
 from vpdeploy_train.methods import method_named
@@ -40,7 +45,7 @@ def export_bundle(
     Args:
         paths: The run folders; one backbone, image size and normalisation, different task names.
         out: The folder; an existing bundle there keeps its state until the new one is complete.
-        precision: ``fp16`` writes a float16 graph from a float16 model.
+        precision: ``fp16`` and ``bf16`` write a graph of that type; what would overflow it stays float32.
         opset: One of ``OPSETS``.
         family: Kinds of prompts the graph has place for; None takes what the runs need.
         images: A folder of images for the parity gate; None takes each run's validation images.
@@ -63,10 +68,27 @@ def export_bundle(
         check_switchable(each.prompts, each.card)
     compiled = {each.card.name: each.prompts for each in loaded}
     identity = runs[0].card.backbone
-    layout = choose_layout(compiled, identity, backbone.trunk, precision=precision, family=family)
-    prompt_sets = [pack(each.prompts, each.model.head, each.card, layout, backbone.trunk) for each in loaded]
-    graph = SwitchableGraph(backbone.trunk, preprocessing, layout, dtype=TORCH_DTYPES[precision], opset=opset)
+    expectations = [each.expectation for each in loaded]
+
+    def pack_all(precision: Precision) -> tuple[Layout, list[CompiledPromptSet]]:
+        layout = choose_layout(compiled, identity, backbone.trunk, precision=precision, family=family)
+        return layout, [pack(each.prompts, each.model.head, each.card, layout, backbone.trunk) for each in loaded]
+
+    probe, table_precision = None, precision
+    if precision != "fp32":
+        probe = probe_switchable(backbone.trunk, preprocessing, *pack_all("fp32"), expectations, precision=precision)
+        table_precision = "fp32" if probe.islands.widen_prompts else precision
+    layout, prompt_sets = pack_all(table_precision)
+    graph = SwitchableGraph(
+        backbone.trunk,
+        preprocessing,
+        layout,
+        dtype=TORCH_DTYPES[precision],
+        opset=opset,
+        islands=NO_ISLANDS if probe is None else probe.islands,
+    )
     onnx_model = build_switchable(graph, preprocessing, layout, opset=opset)
+    sizes = common_sizes([prompt_set.sizes() for prompt_set in prompt_sets])
     manifest = Manifest(
         backbone=identity,
         preprocessing=preprocessing,
@@ -74,20 +96,23 @@ def export_bundle(
         precision=precision,
         opset=opset,
         graph_sha256="",
+        graph_details=graph_details(onnx_model, {**sizes, SLOT_AXIS: len(prompt_sets)}, probe),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the bundle, so that publishing is a rename on one file system.
     with TemporaryDirectory(prefix=f".{out.name}.", suffix=".partial", dir=out.parent) as folder:
         staged = Path(folder) / GRAPH_FILE
-        save_model(onnx_model, staged, {})
-        size_bytes = staged.stat().st_size
-        reports = _compare_bundle(staged, manifest, prompt_sets, [each.expectation for each in loaded])
-        require_parity(reports)
+        data = save_model(onnx_model, staged, {})
+        size_bytes = graph_size_bytes(staged)
+        reports = _compare_bundle(staged, manifest, prompt_sets, expectations)
+        if not all(report.passed for report in reports):
+            deployed = _deployed(staged, manifest)
+            require_parity(reports, advice=advise_export(deployed, expectations, prompt_sets=prompt_sets))
         prompt_sets = [
             with_details(prompt_set, parity=report.to_fields())
             for prompt_set, report in zip(prompt_sets, reports, strict=True)
         ]
-        write_bundle(out, manifest, prompt_sets, staged)
+        write_bundle(out, manifest, prompt_sets, staged, data=data)
     return ExportReport(
         path=out,
         precision=precision,
@@ -95,6 +120,7 @@ def export_bundle(
         size_bytes=size_bytes,
         parity=tuple(reports),
         prompt_bytes={prompt_set.card.name: prompt_set.size_bytes for prompt_set in prompt_sets},
+        probe=probe,
     )
 
 
@@ -120,7 +146,7 @@ def add_to_bundle(
     prompt_set = pack(loaded.prompts, loaded.model.head, loaded.card, bundle.manifest.layout, backbone.trunk)
     bundle.check_fit(prompt_set)
     (report,) = _compare_bundle(bundle.verified_graph(), bundle.manifest, [prompt_set], [loaded.expectation])
-    require_parity([report])
+    require_parity([report], advice=advise_addition(bundle.manifest.precision))
     version = publish_task(bundle_path, with_details(prompt_set, parity=report.to_fields()))
     return version, report
 
@@ -129,20 +155,18 @@ def _compare_bundle(
     graph: Path, manifest: Manifest, prompt_sets: Sequence[CompiledPromptSet], expectations: Sequence[Expectation]
 ) -> list[ParityReport]:
     """Run the graph with all prompt sets in one table, their images mixed."""
-    deployed = DeployedGraph(
+    return run_gate(_deployed(graph, manifest), expectations, prompt_sets=prompt_sets)
+
+
+def _deployed(graph: Path, manifest: Manifest) -> DeployedGraph:
+    """Return a graph that may not be published yet."""
+    return DeployedGraph(
         artifact=graph,
         path=graph,
         precision=manifest.precision,
         preprocessing=manifest.preprocessing,
         layout=manifest.layout,
     )
-    with Session(
-        open_backend(deployed, runtime=GATE_RUNTIME),
-        preprocessing=manifest.preprocessing,
-        precision=manifest.precision,
-        tasks=[(prompt_set, None) for prompt_set in prompt_sets],
-    ) as session:
-        return compare(session, expectations, precision=manifest.precision)
 
 
 def _require_compatible(runs: Sequence[Run]) -> None:

@@ -8,18 +8,22 @@ from typing import Any
 
 from torch import nn
 
-from vpdeploy.backends import open_backend
+from vpdeploy.datafile import graph_size_bytes
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BundleError
-from vpdeploy.files import replacing_file
 from vpdeploy.folded import FoldedCard
 from vpdeploy.manifest import Precision
-from vpdeploy.session import Session
 from vpdeploy_export.compilation import CompiledPrompts, deployed_trunk
+from vpdeploy_export.facts import graph_details
 from vpdeploy_export.graph import FoldedGraph, ImageInput
-from vpdeploy_export.loaded import DEFAULT_OPSET, GATE_RUNTIME, TORCH_DTYPES, LoadedRun
-from vpdeploy_export.parity import ParityReport, compare, require_parity
-from vpdeploy_export.saving import save_model
+from vpdeploy_export.loaded import DEFAULT_OPSET, TORCH_DTYPES, LoadedRun
+from vpdeploy_export.parity import ParityReport, require_parity
+from vpdeploy_export.precision.advice import advise_export
+from vpdeploy_export.precision.decision import PrecisionReport
+from vpdeploy_export.precision.gate import run_gate
+from vpdeploy_export.precision.islands import NO_ISLANDS
+from vpdeploy_export.precision.probing import probe_folded
+from vpdeploy_export.saving import publishing_model, save_model
 from vpdeploy_export.writer import build_folded, check_opset
 from vpdeploy_train.run import Run
 
@@ -30,11 +34,12 @@ class ExportReport:
 
     Attributes:
         path: The file or folder.
-        precision: ``fp32`` or ``fp16``.
+        precision: Of the graph's weights and matrix products.
         opset: ONNX opset.
         size_bytes: Of the graph's file.
         parity: One report for each task.
         prompt_bytes: Compiled bytes by task.
+        probe: Of a float16 or bfloat16 graph: the activations found, and what stays float32.
     """
 
     path: Path
@@ -43,6 +48,7 @@ class ExportReport:
     size_bytes: int
     parity: tuple[ParityReport, ...]
     prompt_bytes: dict[str, int]
+    probe: PrecisionReport | None = None
 
     def to_fields(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -53,6 +59,7 @@ class ExportReport:
             "size_bytes": self.size_bytes,
             "prompt_bytes": self.prompt_bytes,
             "parity": {report.task: report.to_fields() for report in self.parity},
+            "probe": None if self.probe is None else self.probe.to_fields(),
         }
 
 
@@ -71,7 +78,7 @@ def export_folded(
     Args:
         path: The run folder.
         out: The file; it appears only if the graph reproduces the trained model.
-        precision: ``fp16`` writes a float16 graph from a float16 model.
+        precision: ``fp16`` and ``bf16`` write a graph of that type; what would overflow it stays float32.
         opset: One of ``OPSETS``.
         image_input: Form of the graph's ``image`` input.
         images: A folder of images for the parity gate; None takes the run's validation images.
@@ -89,37 +96,40 @@ def export_folded(
     run = Run.read(path)
     loaded = LoadedRun.load(run, run.load_backbone(weights=weights), images=images)
     prompts, head = loaded.prompts.merged(), loaded.model.head
+    trunk = deployed_trunk(loaded.model)
+    probe = None
+    if precision != "fp32":
+        probe = probe_folded(trunk, run.card.preprocessing, prompts, head, loaded.expectation, precision=precision)
     graph = FoldedGraph(
-        deployed_trunk(loaded.model),
+        trunk,
         run.card.preprocessing,
         prompts,
         head,
         dtype=TORCH_DTYPES[precision],
         image_input=image_input,
         opset=opset,
+        islands=NO_ISLANDS if probe is None else probe.islands,
     )
     onnx_model = build_folded(graph, run.card.preprocessing, opset=opset)
-    with replacing_file(out) as temporary:
+    with publishing_model(out) as temporary:
         save_model(onnx_model, temporary, {})
         unproven = FoldedCard(task=run.card, precision=precision, opset=opset)
-        with Session(
-            open_backend(DeployedGraph.of_folded(temporary, unproven), runtime=GATE_RUNTIME),
-            preprocessing=run.card.preprocessing,
-            precision=precision,
-            folded=run.card,
-        ) as session:
-            (report,) = compare(session, [loaded.expectation], precision=precision)
-        require_parity([report])
+        deployed = DeployedGraph.of_folded(temporary, unproven)
+        (report,) = run_gate(deployed, [loaded.expectation])
+        if not report.passed:
+            require_parity([report], advice=advise_export(deployed, [loaded.expectation]))
         card = replace(loaded.card, details={**loaded.card.details, "parity": report.to_fields()})
-        folded = FoldedCard(task=card, precision=precision, opset=opset)
+        details = graph_details(onnx_model, {}, probe)
+        folded = FoldedCard(task=card, precision=precision, opset=opset, graph_details=details)
         save_model(onnx_model, temporary, folded.to_metadata())
     return ExportReport(
         path=out,
         precision=precision,
         opset=opset,
-        size_bytes=out.stat().st_size,
+        size_bytes=graph_size_bytes(out),
         parity=(report,),
         prompt_bytes={run.card.name: _folded_bytes(prompts, head, precision)},
+        probe=probe,
     )
 
 
@@ -131,4 +141,4 @@ def _folded_bytes(prompts: CompiledPrompts, head: nn.Linear, precision: Precisio
         numbers += block.key.size + block.value.size
         if made is not None:
             numbers += sum(array.size for array in (made.mix, made.scale, made.shift, made.down, made.up))
-    return numbers * (2 if precision == "fp16" else 4) + sum(each.numel() * 4 for each in head.parameters())
+    return numbers * (4 if precision == "fp32" else 2) + sum(each.numel() * 4 for each in head.parameters())

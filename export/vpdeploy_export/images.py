@@ -45,9 +45,9 @@ def gate_images(run: Run, folder: Path | None) -> GateImages:
     """
     preprocessing = run.card.preprocessing
     if folder is not None:
-        return _folder_images(folder, preprocessing)
+        return folder_images(folder, preprocessing)
     if run.data is None:
-        return _synthetic_images(preprocessing, "the run was imported and has no data of its own")
+        return synthetic_images(preprocessing, "the run was imported and has no data of its own")
     try:
         labels = run.card.labels
         data = resolve_data(run.data, seed=run.data_seed, val_fraction=run.val_fraction, labels=labels)
@@ -58,10 +58,28 @@ def gate_images(run: Run, folder: Path | None) -> GateImages:
     except VpdeployError as error:
         # The report travels with the artifact: the folder's name may, its place on this machine may not.
         reason = str(error).replace(run.data, Path(run.data).name).partition(";")[0]
-        return _synthetic_images(preprocessing, f"the run's own are not available: {reason}")
+        return synthetic_images(preprocessing, f"the run's own are not available: {reason}")
 
 
-def _folder_images(folder: Path, preprocessing: Preprocessing) -> GateImages:
+def images_without_run(preprocessing: Preprocessing, folder: Path | None) -> GateImages:
+    """Return images where there is no run to take them from: of a folder, else synthetic ones.
+
+    Raises:
+        SpecError: ``folder`` holds no images.
+        InputError: An image of ``folder`` cannot be decoded.
+    """
+    if folder is not None:
+        return folder_images(folder, preprocessing)
+    return synthetic_images(preprocessing, "none were given")
+
+
+def folder_images(folder: Path, preprocessing: Preprocessing) -> GateImages:
+    """Return images of a folder, evenly spread over its files.
+
+    Raises:
+        SpecError: The folder holds no images.
+        InputError: One cannot be decoded.
+    """
     files = sorted(file for file in folder.rglob("*") if is_image(file))
     if not files:
         raise SpecError(f"--images {folder}: no image files found")
@@ -73,7 +91,7 @@ def _folder_images(folder: Path, preprocessing: Preprocessing) -> GateImages:
     return GateImages(pixels=pixels, source=f"{len(pixels)} images of {folder.name}")
 
 
-def _synthetic_images(preprocessing: Preprocessing, reason: str) -> GateImages:
+def synthetic_images(preprocessing: Preprocessing, reason: str) -> GateImages:
     """Return smooth random images: noise alone would be unlike anything a backbone has seen."""
     rng = np.random.default_rng(0)
     size = preprocessing.image_size

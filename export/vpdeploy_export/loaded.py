@@ -19,8 +19,11 @@ from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
 
 DEFAULT_OPSET: Final = 20
-GATE_RUNTIME: Final = "onnxruntime-cpu"
-TORCH_DTYPES: Final[dict[Precision, torch.dtype]] = {"fp32": torch.float32, "fp16": torch.float16}
+TORCH_DTYPES: Final[dict[Precision, torch.dtype]] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import CompiledBlock, CompiledGenerator, CompiledPrompts
 from vpdeploy_train.trunks import Trunk
 
-NUMPY_DTYPES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16"}
+NUMPY_DTYPES: dict[Precision, str] = {"fp32": "float32", "fp16": "float16", "bf16": "float32"}
+"""Of a table's tensors. NumPy has no bfloat16: the graph narrows a batch's rows itself."""
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -189,5 +190,7 @@ def _narrow(array: npt.NDArray[np.generic], dtype: str, task: str) -> npt.NDArra
         narrowed = np.ascontiguousarray(array.astype(dtype))
     if not np.isfinite(narrowed).all():
         largest = np.abs(array.astype(np.float64)).max()
-        raise ExportError(f"task '{task}': a value of {largest:.3g} does not fit {dtype}; export without --fp16")
+        raise ExportError(
+            f"task '{task}': a value of {largest:.3g} does not fit {dtype}; export with --bf16, or without --fp16"
+        )
     return narrowed

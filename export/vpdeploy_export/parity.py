@@ -17,8 +17,11 @@ from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.session import Session
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels
 
-TOLERANCES: dict[Precision, float] = {"fp32": 2e-4, "fp16": 2e-2}
+TOLERANCES: dict[Precision, float] = {"fp32": 2e-4, "fp16": 2e-2, "bf16": 8e-2}
 """Largest |Δ logit| allowed, as a share of the largest |logit| (or of 1, if that is larger)."""
+
+CHECK_WEIGHTS = "nothing was written; check that the run's backbone weights are the original ones"
+"""What to do where not the precision can be the cause."""
 
 _BATCH = 16
 
@@ -55,14 +58,23 @@ class ParityReport:
             return False
         return self.max_abs_difference <= self.allowed_difference and agreeing >= self.images - self.undecided
 
+    @property
+    def difference(self) -> str:
+        """The largest difference and what is allowed, in words."""
+        found = f"up to {self.max_abs_difference:.3g} logits"
+        return (
+            f"{found if math.isfinite(self.max_abs_difference) else 'values that are not finite'} "
+            f"(allowed {self.allowed_difference:.3g})"
+        )
+
     def to_fields(self) -> dict[str, Any]:
-        """Return the JSON form."""
+        """Return the JSON form; a number that is not finite is null."""
         return {
             "images": self.images,
             "source": self.source,
             "runtime": self.runtime,
-            "max_abs_difference": self.max_abs_difference,
-            "allowed_difference": self.allowed_difference,
+            "max_abs_difference": _finite(self.max_abs_difference),
+            "allowed_difference": _finite(self.allowed_difference),
             "top1_agreement": self.top1_agreement,
             "undecided": self.undecided,
         }
@@ -130,8 +142,12 @@ def compare(session: Session, expectations: Sequence[Expectation], *, precision:
     ]
 
 
-def require_parity(reports: Sequence[ParityReport]) -> None:
+def require_parity(reports: Sequence[ParityReport], *, advice: str = CHECK_WEIGHTS) -> None:
     """Raise unless every report passed.
+
+    Args:
+        reports: One for each task.
+        advice: What became of the export and what to do, for the message.
 
     Raises:
         ParityError: Names the first task that did not, with both figures and what to do.
@@ -139,11 +155,13 @@ def require_parity(reports: Sequence[ParityReport]) -> None:
     for report in reports:
         if not report.passed:
             raise ParityError(
-                f"task '{report.task}': the exported graph differs from the trained model by up to "
-                f"{report.max_abs_difference:.3g} logits (allowed {report.allowed_difference:.3g}), top-1 agreement "
-                f"{report.top1_agreement:.1%} on {report.source}; nothing was written; export without --fp16 "
-                "or check that the run's backbone weights are the original ones"
+                f"task '{report.task}': the exported graph differs from the trained model by {report.difference}, "
+                f"top-1 agreement {report.top1_agreement:.1%} on {report.source}; {advice}"
             )
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _report(each: Expectation, found: npt.NDArray[np.float32], runtime: str, tolerance: float) -> ParityReport:

@@ -93,7 +93,7 @@ def test_small_logits_are_allowed_an_absolute_difference():
     assert report_on(np.zeros((3, 2)), np.zeros((3, 2))).allowed_difference == TOLERANCES["fp32"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_difference_beyond_the_tolerance_fails(precision: str):
     expected = np.array([[4.0, -8.0]])
     allowed = 8 * TOLERANCES[precision]  # type: ignore[index]
@@ -131,7 +131,14 @@ def test_the_error_names_the_first_failing_task_and_both_figures():
     failing = replace(REPORT, task="birds", max_abs_difference=0.5)
     with pytest.raises(ParityError, match=r"'birds'.*up to 0\.5 logits \(allowed 0\.01\), top-1 agreement 100\.0%"):
         require_parity([REPORT, failing])
+    with pytest.raises(ParityError, match=r"on 10 images; the bundle is as it was$"):
+        require_parity([failing], advice="the bundle is as it was")
     require_parity([REPORT])
+
+
+def test_a_narrower_type_is_allowed_more():
+    # float16 has 11 significant bits and bfloat16 8: a step of bfloat16 is 8 of float16's.
+    assert TOLERANCES["fp32"] < TOLERANCES["fp16"] < TOLERANCES["bf16"] <= 8 * TOLERANCES["fp16"]
 
 
 # --- the gate in every export ---

@@ -16,7 +16,10 @@ from vpdeploy.manifest import Precision
 def export(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     out: Annotated[Path, typer.Option(help="task.onnx folds one run; any other name writes a bundle folder.")],
-    fp16: Annotated[bool, typer.Option("--fp16", help="Write a float16 graph.")] = False,
+    fp16: Annotated[
+        bool, typer.Option("--fp16", help="Write a float16 graph; what would overflow stays float32.")
+    ] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Write a bfloat16 graph; no CPU runs it.")] = False,
     layout: Annotated[
         str | None, typer.Option(help="Bundle: prefix, adaptive or superset; default: what the runs need.")
     ] = None,
@@ -35,6 +38,8 @@ def export(
         raise SpecError(f"--input '{image_input}': choose one of uint8, float")
     if layout is not None and layout not in get_args(Family):
         raise SpecError(f"--layout '{layout}': choose one of {', '.join(get_args(Family))}")
+    if fp16 and bf16:
+        raise SpecError("--fp16 and --bf16: a graph has one precision; give one of them")
     folded = out.suffix == ".onnx"
     if folded and layout is not None:
         raise SpecError("--layout is for bundles; a folded model holds what its one task needs")
@@ -46,7 +51,7 @@ def export(
     from vpdeploy_export.bundling import export_bundle
     from vpdeploy_export.exporting import export_folded
 
-    precision: Precision = "fp16" if fp16 else "fp32"
+    precision: Precision = "fp16" if fp16 else "bf16" if bf16 else "fp32"
     if folded:
         report = export_folded(
             runs[0],
@@ -71,10 +76,15 @@ def export(
         typer.echo(json.dumps(report.to_fields(), indent=2, ensure_ascii=False))
         return
     typer.echo(f"{out}: {report.size_bytes / 1e6:.1f} MB, {precision}, opset {opset}")
+    if report.probe is not None and report.probe.islands:
+        typer.echo(f"  stays float32, or it could overflow: {report.probe.islands.describe()}")
     for parity in report.parity:
         typer.echo(
             f"  {parity.task}: {report.prompt_bytes[parity.task] / 1000:.0f} kB, "
             f"max |Δ logit| {parity.max_abs_difference:.2g} (allowed {parity.allowed_difference:.2g}), "
             f"top-1 agreement {parity.top1_agreement:.1%} on {parity.source}"
         )
-    typer.echo(f"next: vpdeploy {'predict' if folded else 'serve'} {out}{' IMAGE' if folded else ''}")
+    if bf16:  # which no CPU runs
+        typer.echo(f"next: vpdeploy build {out}")
+    else:
+        typer.echo(f"next: vpdeploy {'predict' if folded else 'serve'} {out}{' IMAGE' if folded else ''}")

@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
+from vpdeploy_export.graph.casting import cast
 from vpdeploy_export.graph.columns import Columns, GeneratorColumns
 from vpdeploy_export.graph.folding import linear, without_affine
+from vpdeploy_export.graph.place import Place
+from vpdeploy_export.precision.islands import PARTS, Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,32 @@ class RowGraphBlock(nn.Module):
         self.query_norm, self.key_norm, self.mixed_norm = parts.query_norm, parts.key_norm, parts.mixed_norm
         self.projection, self.attention_scale = parts.projection, parts.attention_scale
         self.mlp_norm, self.mlp, self.mlp_scale = parts.mlp_norm, parts.mlp, parts.mlp_scale
+        self.logits, self.generated, self.generator_hidden = Place(), Place(), Place()
+        self.set_precision(torch.float32, frozenset())
+
+    def set_precision(self, dtype: torch.dtype, wide: frozenset[Part]) -> None:
+        """Give every part its type; a norm runs in the wider one of what it reads and of what reads it.
+
+        Args:
+            dtype: Of the parts that are not ``wide``.
+            wide: The parts that are float32.
+        """
+        attention, mlp, tokens = (torch.float32 if part in wide else dtype for part in PARTS)
+        self.attention_type, self.mlp_type, self.token_type = attention, mlp, tokens
+        # TensorRT-RTX has no float32 kernel for the fused operator.
+        self.writes_fused = self.fused and "attention" not in wide
+        self.norm_type = torch.promote_types(attention, tokens)
+        self.mlp_norm_type = torch.promote_types(mlp, tokens)
+        for module in (self.query, self.key, self.value, self.query_norm, self.key_norm, self.mixed_norm):
+            module.to(attention)
+        self.projection.to(attention)
+        self.attention_scale.to(attention)
+        self.mlp.to(mlp)
+        self.mlp_scale.to(mlp)
+        self.norm.to(self.norm_type)
+        self.mlp_norm.to(self.mlp_norm_type)
+        if self.rotation is not None:
+            self.rotation = self.rotation.to(attention)
 
     def forward(self, tokens: Tensor, columns: Columns) -> Tensor:
         """Run the block.
@@ -96,29 +125,39 @@ class RowGraphBlock(nn.Module):
         Returns:
             [B, N, D], or [B, 1, D] if ``first_row_only``.
         """
-        normalised = self.norm(tokens)
-        rows = tokens[:, :1] if self.first_row_only else tokens
-        query_rows = normalised[:, :1] if self.first_row_only else normalised
-        query = self.query_norm(self._heads(self.query(query_rows)))
+        count = tokens.shape[1]
+        # One row of a matrix for each token: a linear layer is then one Gemm, which adds its bias itself.
+        tokens = cast(tokens, self.token_type)
+        rows = tokens.flatten(0, 1)
+        normalised = cast(self.norm(cast(rows, self.norm_type)), self.attention_type)
+        whole = normalised.unflatten(0, (-1, count))
+        query_rows = whole[:, 0] if self.first_row_only else normalised
+        rows = tokens[:, 0] if self.first_row_only else rows
+        query = self.query_norm(self._heads(self.query(query_rows), 1 if self.first_row_only else count))
         if not self.first_row_only:  # row 0 alone is the class token, which is at no place
             query = self._rotate(query)
         keys, values, biases = [], [], []
         if columns.key is not None and columns.value is not None:
-            keys.append(_repeat(columns.key, tokens))
-            values.append(_repeat(columns.value, tokens))
+            keys.append(_repeat(cast(columns.key, self.attention_type), tokens))
+            values.append(_repeat(cast(columns.value, self.attention_type), tokens))
             biases.append((columns.bias, columns.key.shape[2]))
+        attended, before = normalised, 0
         if columns.generator is not None:
-            prompts = self.norm(self._generate(columns.generator, tokens, normalised))
-            keys.append(self.key_norm(self._heads(self.key(prompts))))
-            values.append(self._heads(self.value(prompts)))
-            biases.append((columns.generator.bias, columns.generator.mix.shape[1]))
-        keys.append(self._rotate(self.key_norm(self._heads(self.key(normalised)))))
-        values.append(self._heads(self.value(normalised)))
+            prompts = cast(self._generate(columns.generator, tokens, whole), self.norm_type)
+            prompts = cast(self.norm(prompts), self.attention_type)
+            before = prompts.shape[1]
+            biases.append((columns.generator.bias, before))
+            # One product for both: the prompts alone would be a matrix of few rows, and their keys a copy more.
+            attended = torch.cat([prompts, whole], dim=1).flatten(0, 1)
+        keys.append(self._rotate(self.key_norm(self._heads(self.key(attended), before + count)), before))
+        values.append(self._heads(self.value(attended), before + count))
         key, value = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) for parts in (keys, values))
         mixed = self._attend(query, key, value, _join_biases(biases, tokens))
-        mixed = self.mixed_norm(mixed.transpose(1, 2).flatten(2))
-        rows = rows + self.attention_scale(self.projection(mixed))
-        output: Tensor = rows + self.mlp_scale(self.mlp(self.mlp_norm(rows)))
+        mixed = self.mixed_norm(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
+        rows = rows + cast(self.attention_scale(self.projection(mixed)), self.token_type)
+        normalised = cast(self.mlp_norm(cast(rows, self.mlp_norm_type)), self.mlp_type)
+        rows = rows + cast(self.mlp_scale(self.mlp(normalised)), self.token_type)
+        output: Tensor = rows.unflatten(0, (-1, 1 if self.first_row_only else count))
         return output
 
     def _generate(self, generator: GeneratorColumns, tokens: Tensor, normalised: Tensor) -> Tensor:
@@ -128,38 +167,44 @@ class RowGraphBlock(nn.Module):
             patches = normalised[:, self.first_patch : end]
         else:
             patches = F.layer_norm(tokens[:, self.first_patch : end], tokens.shape[-1:], eps=generator.eps)
-        made = generator.scale * (generator.mix @ patches) + generator.shift
-        hidden = F.relu(made @ generator.down.transpose(1, 2))
-        prompts: Tensor = made + hidden @ generator.up.transpose(1, 2)
+        patches = cast(patches, self.attention_type)
+        mix, scale, shift, down, up = (
+            cast(part, self.attention_type)
+            for part in (generator.mix, generator.scale, generator.shift, generator.down, generator.up)
+        )
+        made = self.generated(scale * (mix @ patches) + shift)
+        hidden = self.generator_hidden(F.relu(made @ down.transpose(1, 2)))
+        prompts: Tensor = self.generated(made + hidden @ up.transpose(1, 2))
         return prompts
 
-    def _heads(self, projected: Tensor) -> Tensor:
-        """Split [B, rows, D] into [B, H, rows, d]."""
-        split: Tensor = projected.unflatten(-1, (self.heads, self.head_width))
+    def _heads(self, projected: Tensor, count: int) -> Tensor:
+        """Split [B * rows, D] or [B, rows, D] into [B, H, rows, d]."""
+        split = projected.reshape(-1, count, self.heads, self.head_width)
         return split.transpose(1, 2)
 
-    def _rotate(self, rows: Tensor) -> Tensor:
-        """Rotate the patches among rows [B, H, N, d]; class token, registers and rows behind the patches stay."""
+    def _rotate(self, rows: Tensor, before: int = 0) -> Tensor:
+        """Rotate the patches among rows [B, H, before + N, d]; prompts, class token and registers stay."""
         if self.rotation is None:
             return rows
-        first, end = self.first_patch, self.first_patch + self.patch_count
+        first = before + self.first_patch
+        end = first + self.patch_count
         turned = apply_rot_embed_cat(rows[:, :, first:end], self.rotation, half=self.rotates_halves)
         return torch.cat([rows[:, :, :first], turned, rows[:, :, end:]], dim=2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         """Return softmax(q kᵀ + bias) v, [B, H, M, d]."""
         mask = None if bias is None else bias[:, None, None, :]
-        if self.fused:
+        if self.writes_fused:
             if mask is not None:
                 # ONNX Runtime's CPU kernel wants the mask's query axis at full length.
                 mask = mask.to(query.dtype).expand(query.shape[0], 1, query.shape[2], key.shape[2])
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=self.scale)
         if self.scale != 1.0:
             query = query * self.scale
-        logits = (query @ key.transpose(-2, -1)).float()
+        logits = cast(self.logits(query @ key.transpose(-2, -1)), torch.float32)
         if mask is not None:
             logits = logits + mask
-        return logits.softmax(-1).to(value.dtype) @ value
+        return cast(logits.softmax(-1), value.dtype) @ value
 
 
 def _join_biases(biases: list[tuple[Tensor | None, int]], tokens: Tensor) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -10,9 +12,11 @@ from torch import Tensor, nn
 from vpdeploy.layout import Layout
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_export.compilation import CompiledBlock, CompiledPrompts
+from vpdeploy_export.graph.casting import cast
 from vpdeploy_export.graph.columns import NO_COLUMNS, Columns, GeneratorColumns
 from vpdeploy_export.graph.parts import graph_parts
 from vpdeploy_export.graph.patch_embedding import ImageInput
+from vpdeploy_export.precision.islands import NO_ISLANDS, Islands
 from vpdeploy_train.trunks import Trunk
 
 FUSED_ATTENTION_OPSET = 23
@@ -28,6 +32,7 @@ class _Graph(nn.Module):
         dtype: Of weights and matrix products.
         image_input: Form of the ``image`` input.
         opset: From ``FUSED_ATTENTION_OPSET`` on, attention is one operator.
+        islands: What stays float32 in a narrower graph.
     """
 
     def __init__(
@@ -38,15 +43,27 @@ class _Graph(nn.Module):
         dtype: torch.dtype,
         image_input: ImageInput,
         opset: int,
+        islands: Islands = NO_ISLANDS,
     ) -> None:
         super().__init__()
         self.image_input = image_input
         parts = graph_parts(trunk, preprocessing, image_input=image_input, fused=opset >= FUSED_ATTENTION_OPSET)
         self.embedding = parts.embedding
         self.blocks = nn.ModuleList(parts.blocks)
+        blocks: list[Any] = parts.blocks  # every family's have the method
+        for index, block in enumerate(blocks):
+            block.set_precision(dtype, islands.of(index))
         self.final = parts.final
         self.dtype = dtype
-        self.requires_grad_(False).eval().to(dtype)
+        self.islands = islands
+        self.final_type = torch.float32 if islands.final else dtype
+        self.embedding.to(torch.float32 if islands.embedding else dtype)
+        self.final.to(self.final_type)
+        self.requires_grad_(False).eval()
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        """Return the pooled feature, float32 [B, D]."""
+        return cast(self.final(cast(tokens, self.final_type)), torch.float32)
 
     def _classify(self, feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return logits, float32 [B, C].
@@ -73,6 +90,7 @@ class FoldedGraph(_Graph):
         dtype: Of weights and matrix products.
         image_input: Form of the ``image`` input.
         opset: ONNX opset that will be written.
+        islands: What stays float32 in a narrower graph.
     """
 
     inserted: Tensor | None
@@ -90,13 +108,15 @@ class FoldedGraph(_Graph):
         dtype: torch.dtype,
         image_input: ImageInput,
         opset: int,
+        islands: Islands = NO_ISLANDS,
     ) -> None:
-        super().__init__(trunk, preprocessing, dtype=dtype, image_input=image_input, opset=opset)
+        super().__init__(trunk, preprocessing, dtype=dtype, image_input=image_input, opset=opset, islands=islands)
         for index, block in enumerate(prompts.blocks):
             self._fold(index, block)
         self.generator_eps = [_own_eps(block, trunk, index) for index, block in enumerate(prompts.blocks)]
-        self._constant("inserted", None if prompts.inserted is None else prompts.inserted[None])
-        self._constant("pooled", None if prompts.pooled is None else prompts.pooled[None])
+        rows_type = torch.float32 if any("residual" in islands.of(index) for index in islands.blocks) else dtype
+        self._constant("inserted", None if prompts.inserted is None else prompts.inserted[None], rows_type)
+        self._constant("pooled", None if prompts.pooled is None else prompts.pooled[None], rows_type)
         self.pools_inserted = prompts.pools_inserted
         self.register_buffer("head_weight", head.weight.detach().float().T.contiguous())
         self.register_buffer("head_bias", head.bias.detach().float())
@@ -113,18 +133,19 @@ class FoldedGraph(_Graph):
             tokens = block(tokens, self._columns(index))
         if self.inserted is not None and not self.pools_inserted:
             tokens = tokens[:, :own_rows]
-        return self._classify(self.final(tokens).float(), self.head_weight, self.head_bias)
+        return self._classify(self._pool(tokens), self.head_weight, self.head_bias)
 
     def _fold(self, index: int, block: CompiledBlock) -> None:
         """Register a block's constants, None where there are none."""
         live = block.key.shape[1] > 0
-        self._constant(f"prefix_key_{index}", block.key[None] if live else None)
-        self._constant(f"prefix_value_{index}", block.value[None] if live else None)
+        dtype = torch.float32 if "attention" in self.islands.of(index) else self.dtype
+        self._constant(f"prefix_key_{index}", block.key[None] if live else None, dtype)
+        self._constant(f"prefix_value_{index}", block.value[None] if live else None, dtype)
         self._constant(f"prefix_bias_{index}", block.bias[None] if live and block.bias.any() else None, torch.float32)
         made = block.generator
         for name in ("mix", "shift", "down", "up"):
-            self._constant(f"generator_{name}_{index}", None if made is None else getattr(made, name)[None])
-        self._constant(f"generator_scale_{index}", None if made is None else made.scale[None, None])
+            self._constant(f"generator_{name}_{index}", None if made is None else getattr(made, name)[None], dtype)
+        self._constant(f"generator_scale_{index}", None if made is None else made.scale[None, None], dtype)
 
     def _columns(self, index: int) -> Columns:
         generator = None
@@ -145,16 +166,18 @@ class FoldedGraph(_Graph):
             generator=generator,
         )
 
-    def _constant(self, name: str, value: npt.NDArray[np.float64] | None, dtype: torch.dtype | None = None) -> None:
+    def _constant(self, name: str, value: npt.NDArray[np.float64] | None, dtype: torch.dtype) -> None:
         if value is None:
             # Of a buffer that is None torch.export's fast path makes an IndexError, and its slow path takes over.
             setattr(self, name, None)
         else:
-            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(value)).to(dtype or self.dtype))
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(value)).to(dtype))
 
     @staticmethod
     def _append(tokens: Tensor, rows: Tensor | None) -> Tensor:
-        return tokens if rows is None else torch.cat([tokens, rows.expand(tokens.shape[0], -1, -1)], dim=1)
+        if rows is None:
+            return tokens
+        return torch.cat([tokens, cast(rows, tokens.dtype).expand(tokens.shape[0], -1, -1)], dim=1)
 
 
 class SwitchableGraph(_Graph):
@@ -166,12 +189,20 @@ class SwitchableGraph(_Graph):
         layout: Of the table.
         dtype: Of weights and matrix products.
         opset: ONNX opset that will be written.
+        islands: What stays float32 in a narrower graph.
     """
 
     def __init__(
-        self, trunk: Trunk, preprocessing: Preprocessing, layout: Layout, *, dtype: torch.dtype, opset: int
+        self,
+        trunk: Trunk,
+        preprocessing: Preprocessing,
+        layout: Layout,
+        *,
+        dtype: torch.dtype,
+        opset: int,
+        islands: Islands = NO_ISLANDS,
     ) -> None:
-        super().__init__(trunk, preprocessing, dtype=dtype, image_input="uint8", opset=opset)
+        super().__init__(trunk, preprocessing, dtype=dtype, image_input="uint8", opset=opset, islands=islands)
         self.layout = layout
         self.stage_depths = [stage.depth for stage in trunk.stages]
 
@@ -189,11 +220,14 @@ class SwitchableGraph(_Graph):
         rows = {
             spec.name: tensor.index_select(0, slot) for spec, tensor in zip(self.layout.tensors, table, strict=True)
         }
+        # NumPy has no bfloat16: such a graph's table is float32, and only a batch's rows of it are narrowed. Where some
+        # block attends in float32, every block takes the rows in its own type.
+        if not self.islands.widen_prompts:
+            rows = {name: value if _stays_float32(name) else cast(value, self.dtype) for name, value in rows.items()}
         tokens = self.embedding(image)
         for block, columns in zip(self.blocks, self._columns(rows), strict=True):
             tokens = block(tokens, columns)
-        feature = self.final(tokens).float()
-        return self._classify(feature, rows["head_weight"], rows["head_bias"])
+        return self._classify(self._pool(tokens), rows["head_weight"], rows["head_bias"])
 
     def _columns(self, rows: dict[str, Tensor]) -> list[Columns]:
         """Return each block's share of a batch's rows of the table."""
@@ -223,6 +257,11 @@ class SwitchableGraph(_Graph):
         first, *others = columns
         joined = zip(others, generators, strict=True)
         return [first, *(Columns(key=c.key, value=c.value, bias=c.bias, generator=g) for c, g in joined)]
+
+
+def _stays_float32(name: str) -> bool:
+    """Tell whether a tensor of a layout is float32 in every graph: biases of logits, and heads."""
+    return name.startswith("head_") or "_bias" in name
 
 
 def _own_eps(block: CompiledBlock, trunk: Trunk, index: int) -> float | None:

@@ -15,9 +15,12 @@ from timm.models.swin_transformer import window_partition
 from torch import Tensor, nn
 
 from vpdeploy.preprocessing import Preprocessing
+from vpdeploy_export.graph.casting import cast
 from vpdeploy_export.graph.columns import Columns
 from vpdeploy_export.graph.folding import linear, without_affine
 from vpdeploy_export.graph.patch_embedding import ImageInput, PatchEmbedding
+from vpdeploy_export.graph.place import Place
+from vpdeploy_export.precision.islands import PARTS, Part
 from vpdeploy_train.trunks.swin import SwinTrunk, window_bias
 
 
@@ -78,6 +81,27 @@ class SwinGraphBlock(nn.Module):
             self.register_buffer("bias", window_bias(block).transpose(0, 1)[None].float())
         self.register_buffer("windows", windows)
         self.register_buffer("places", places)
+        self.logits, self.prefix_logits = Place(), Place()
+        self.set_precision(torch.float32, frozenset())
+
+    def set_precision(self, dtype: torch.dtype, wide: frozenset[Part]) -> None:
+        """Give every part its type; a norm runs in the wider one of what it reads and of what reads it.
+
+        Args:
+            dtype: Of the parts that are not ``wide``.
+            wide: The parts that are float32. What is added to the logits always is.
+        """
+        attention, mlp, tokens = (torch.float32 if part in wide else dtype for part in PARTS)
+        self.attention_type, self.mlp_type, self.token_type = attention, mlp, tokens
+        self.norm_type = torch.promote_types(attention, tokens)
+        self.mlp_norm_type = torch.promote_types(mlp, tokens)
+        for module in (self.query, self.key, self.value, self.projection):
+            module.to(attention)
+        self.mlp.to(mlp)
+        self.norm.to(self.norm_type)
+        self.mlp_norm.to(self.mlp_norm_type)
+        if self.merging is not None:
+            self.merging.to(tokens)
 
     def forward(self, tokens: Tensor, columns: Columns) -> Tensor:
         """Run patch merging and block.
@@ -89,30 +113,32 @@ class SwinGraphBlock(nn.Module):
         Returns:
             [B, N, D], or [B, ⌈side/2⌉², 2D] behind a patch merging.
         """
+        tokens = cast(tokens, self.token_type)
         if self.merging is not None:
             tokens = self.merging(tokens.unflatten(1, (self.side, self.side))).flatten(1, 2)
-        rows = self.norm(tokens)
+        rows = cast(self.norm(cast(tokens, self.norm_type)), self.attention_type)
         if self.pads:
             rows = torch.nn.functional.pad(rows, (0, 0, 0, 1))
         rows = rows.index_select(1, self.windows)
         query, key, value = (self._heads(part(rows)) for part in (self.query, self.key, self.value))
         own_key, own_value = (self._windows(part) for part in (key, value))
-        logits = (self._windows(query) @ own_key.transpose(-2, -1)).float() + self.bias
+        logits = cast(self.logits(self._windows(query) @ own_key.transpose(-2, -1)), torch.float32) + self.bias
         if columns.key is not None and columns.value is not None:
             # One softmax over both parts; the prefix is multiplied once for all windows, and copied for none.
-            prefix = (query @ columns.key.transpose(-2, -1)).float()
+            prefix_key, prefix_value = (cast(part, self.attention_type) for part in (columns.key, columns.value))
+            prefix = cast(self.prefix_logits(query @ prefix_key.transpose(-2, -1)), torch.float32)
             if columns.bias is not None:
                 prefix = prefix + columns.bias[:, None, None, :]
             length = columns.key.shape[2]
-            weights = torch.cat([self._windows(prefix), logits], dim=-1).softmax(-1).to(value.dtype)
+            weights = cast(torch.cat([self._windows(prefix), logits], dim=-1).softmax(-1), value.dtype)
             mixed = (weights[..., length:] @ own_value).flatten(2, 3)
-            mixed = mixed + weights[..., :length].flatten(2, 3) @ columns.value
+            mixed = mixed + weights[..., :length].flatten(2, 3) @ prefix_value
         else:
-            mixed = (logits.softmax(-1).to(value.dtype) @ own_value).flatten(2, 3)
+            mixed = (cast(logits.softmax(-1), value.dtype) @ own_value).flatten(2, 3)
         mixed = self.projection(mixed.transpose(1, 2).flatten(2)).index_select(1, self.places)
-        tokens = tokens + mixed
-        output: Tensor = tokens + self.mlp(self.mlp_norm(tokens))
-        return output
+        tokens = tokens + cast(mixed, self.token_type)
+        normalised = cast(self.mlp_norm(cast(tokens, self.mlp_norm_type)), self.mlp_type)
+        return tokens + cast(self.mlp(normalised), self.token_type)
 
     def _heads(self, projected: Tensor) -> Tensor:
         """Split [B, W·A, D] into heads, [B, H, W·A, d]."""

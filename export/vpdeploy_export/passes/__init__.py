@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from vpdeploy_export.passes.naming import NameByModulePass
+from vpdeploy_export.passes.reshapes import DropIdentityReshapePass
 
-__all__ = ["NameByModulePass"]
+__all__ = ["DropIdentityReshapePass", "NameByModulePass"]

@@ -1,0 +1,215 @@
+"""Where a narrow graph first leaves tolerance: every value against the same graph with its arithmetic in float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from vpdeploy.backends.ort import CPU_PROVIDER
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.errors import BackendError
+from vpdeploy.layout import IMAGE, SLOT
+from vpdeploy.picture import normalise
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.table import Table, common_sizes
+from vpdeploy_export.parity import TOLERANCES, Expectation
+from vpdeploy_export.precision.locating import Location, locate
+from vpdeploy_export.precision.narrow import moves_only
+from vpdeploy_export.precision.twins import rounded_twin, wide_twin
+from vpdeploy_export.saving import save_model
+
+_IMAGES: Final = 32
+_BATCH: Final = 2  # every value of the graph is kept at once
+
+_Feed = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """How far one value is from float32.
+
+    Attributes:
+        location: Which value.
+        relative_error: Largest difference as a share of the largest float32 magnitude; infinite where the value is not
+            finite and float32's is.
+        largest: Largest float32 magnitude.
+    """
+
+    location: Location
+    relative_error: float
+    largest: float
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the JSON form; what is not finite is null."""
+        return {
+            "value": self.location.name,
+            "block": self.location.block,
+            "part": self.location.part,
+            "relative_error": self.relative_error if math.isfinite(self.relative_error) else None,
+            "largest": self.largest if math.isfinite(self.largest) else None,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bisection:
+    """Every value's deviation, in the order in which the graph computes them.
+
+    Attributes:
+        deviations: One for each computed value.
+        tolerance: The precision's, as a share of the largest magnitude.
+        images: How many images were run.
+    """
+
+    deviations: tuple[Deviation, ...]
+    tolerance: float
+    images: int
+
+    @property
+    def first(self) -> Deviation | None:
+        """The first value out of tolerance."""
+        return next((each for each in self.deviations if not each.relative_error <= self.tolerance), None)
+
+    def worst_by_part(self) -> list[Deviation]:
+        """Return the worst value of each part of each block, in order."""
+        worst: dict[tuple[int | None, str], Deviation] = {}
+        for each in self.deviations:
+            key = each.location.block, each.location.part
+            if key not in worst or each.relative_error > worst[key].relative_error:
+                worst[key] = each
+        return list(worst.values())
+
+    def describe(self) -> str:
+        """Return in one clause where tolerance is left."""
+        first = self.first
+        if first is None:
+            return f"no value of the graph is further than {self.tolerance:.0e} of its largest from float32"
+        what = (
+            f"differs from float32 by {first.relative_error:.2g} of its largest value (allowed {self.tolerance:.0e})"
+            if math.isfinite(first.relative_error)
+            else f"is not finite where float32 reaches {first.largest:.3g}"
+        )
+        return f"{first.location.describe()} is the first value out of tolerance: it {what}"
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "tolerance": self.tolerance,
+            "images": self.images,
+            "first": None if self.first is None else self.first.to_fields(),
+            "values": [each.to_fields() for each in self.deviations],
+        }
+
+
+def bisect(
+    graph: DeployedGraph, expectations: Sequence[Expectation], *, prompt_sets: Sequence[CompiledPromptSet] = ()
+) -> Bisection:
+    """Run a graph rounded after every operation and in float32, and compare all values on the way.
+
+    Args:
+        graph: As written; float32 graphs have nothing to find.
+        expectations: Give the images; their answers are not used.
+        prompt_sets: Of a bundle's graph: one for each expectation.
+
+    Raises:
+        BackendError: ONNX Runtime cannot run the graph.
+        ExportError: The type of a value is unknown.
+    """
+    rounded, wide = rounded_twin(graph.path, graph.precision), wide_twin(graph.path)
+    locations = _watched(ir.load(graph.path))
+    errors, largest = dict.fromkeys(locations, 0.0), dict.fromkeys(locations, 0.0)
+    images = 0
+    with TemporaryDirectory(prefix="vpdeploy-bisect-") as folder:
+        narrow_run = _open(rounded, list(locations), Path(folder) / "rounded.onnx")
+        wide_run = _open(wide, list(locations), Path(folder) / "wide.onnx")
+        for feed in _feeds(graph, expectations, prompt_sets, float_input=_takes_float(rounded)):
+            images += len(feed[IMAGE])
+            found, reference = (run.run(list(locations), feed) for run in (narrow_run, wide_run))
+            for name, one, other in zip(locations, found, reference, strict=True):
+                errors[name] = max(errors[name], _largest_difference(one, other))
+                largest[name] = max(largest[name], float(np.abs(other).max(initial=0.0)))
+    return Bisection(
+        deviations=tuple(
+            Deviation(
+                location=location,
+                relative_error=errors[name] / largest[name] if largest[name] > 0 else errors[name],
+                largest=largest[name],
+            )
+            for name, location in locations.items()
+        ),
+        tolerance=TOLERANCES[graph.precision],
+        images=images,
+    )
+
+
+def _watched(model: ir.Model) -> dict[str, Location]:
+    """Return the places of all floating-point values that an operation computes, by name, in the graph's order."""
+    return {
+        value.name or "": locate(node, value)
+        for node in model.graph
+        if not moves_only(node) and node.op_type != "Cast"
+        for value in node.outputs
+        if value.dtype is not None and value.dtype.is_floating_point()
+    }
+
+
+def _takes_float(model: ir.Model) -> bool:
+    return any(value.name == IMAGE and value.dtype == ir.DataType.FLOAT for value in model.graph.inputs)
+
+
+def _open(model: ir.Model, names: Sequence[str], path: Path) -> Any:
+    """Load a graph that also gives the named values."""
+    import onnxruntime
+
+    given = {value.name for value in model.graph.outputs}
+    wanted = set(names) - given
+    model.graph.outputs.extend(value for node in model.graph for value in node.outputs if value.name in wanted)
+    save_model(model, path, {})
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
+    except Exception as error:  # ONNX Runtime raises a class of its own per status code
+        raise BackendError(f"ONNX Runtime cannot load the graph: {' '.join(str(error).split())[:300]}") from error
+
+
+def _feeds(
+    graph: DeployedGraph,
+    expectations: Sequence[Expectation],
+    prompt_sets: Sequence[CompiledPromptSet],
+    *,
+    float_input: bool,
+) -> list[_Feed]:
+    """Return small batches of the images, evenly from all tasks."""
+    arrays: _Feed = {}
+    if prompt_sets:
+        table = Table(prompt_sets[0].layout, common_sizes([each.sizes() for each in prompt_sets]), len(prompt_sets))
+        for slot, prompt_set in enumerate(prompt_sets):
+            table.write(slot, prompt_set)
+        arrays = dict(table.arrays)
+    count = max(1, _IMAGES // len(expectations))
+    feeds = []
+    for slot, expectation in enumerate(expectations):
+        pixels = expectation.pixels[:: max(1, len(expectation.pixels) // count)][:count]
+        for start in range(0, len(pixels), _BATCH):
+            batch = np.ascontiguousarray(pixels[start : start + _BATCH])
+            image = normalise(batch, graph.preprocessing) if float_input else batch
+            feed: _Feed = {IMAGE: image, **arrays}
+            if prompt_sets:
+                feed[SLOT] = np.full(len(batch), slot, dtype=np.int32)
+            feeds.append(feed)
+    return feeds
+
+
+def _largest_difference(found: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]) -> float:
+    """Return the largest difference; infinite where only ``found`` is not finite."""
+    if not np.isfinite(found).all():
+        return math.inf
+    return float(np.abs(found - reference).max(initial=0.0))

@@ -1,0 +1,67 @@
+"""The parity gate of an exported graph, in its own precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from vpdeploy.backends import Backend, open_backend
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.manifest import Precision
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.session import Session
+from vpdeploy_export.parity import Expectation, ParityReport, compare
+from vpdeploy_export.precision.twins import CPU_RUNTIME, open_rounded
+
+_Open = Callable[[DeployedGraph, Path], Backend]
+
+
+def _open_file(graph: DeployedGraph, folder: Path) -> Backend:
+    return open_backend(graph, runtime=CPU_RUNTIME)
+
+
+def _open_rounded(graph: DeployedGraph, folder: Path) -> Backend:
+    return open_rounded(graph.path, graph.precision, folder)
+
+
+_RUNS: Final[dict[Precision, tuple[_Open, ...]]] = {
+    "fp32": (_open_file,),
+    # The CPU provider runs the file in float32 and would not see an overflow.
+    "fp16": (_open_file, _open_rounded),
+    "bf16": (_open_rounded,),
+}
+
+
+def run_gate(
+    graph: DeployedGraph, expectations: Sequence[Expectation], *, prompt_sets: Sequence[CompiledPromptSet] = ()
+) -> list[ParityReport]:
+    """Compare a graph with the trained models on the CPU, the tasks mixed in every batch.
+
+    Args:
+        graph: As written.
+        expectations: What each task should answer.
+        prompt_sets: Of a bundle's graph: one for each expectation.
+
+    Returns:
+        For each task the worse of its comparisons: of the file, and rounded after every operation.
+    """
+    found: list[list[ParityReport]] = []
+    with TemporaryDirectory(prefix="vpdeploy-gate-") as folder:
+        for open_run in _RUNS[graph.precision]:
+            with Session(
+                open_run(graph, Path(folder)),
+                preprocessing=graph.preprocessing,
+                precision=graph.precision,
+                tasks=[(prompt_set, None) for prompt_set in prompt_sets],
+                folded=None if graph.folded is None else graph.folded.task,
+            ) as session:
+                found.append(compare(session, expectations, precision=graph.precision))
+    return [max(reports, key=_badness) for reports in zip(*found, strict=True)]
+
+
+def _badness(report: ParityReport) -> tuple[bool, float]:
+    difference = report.max_abs_difference
+    return not report.passed, difference if math.isfinite(difference) else math.inf

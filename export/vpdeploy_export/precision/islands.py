@@ -1,0 +1,70 @@
+"""The parts of a narrow graph that are float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+Part = Literal["attention", "mlp", "residual"]
+"""Of a block. ``attention``: projections, prompts, logits, output projection; ``mlp``: its products and activation;
+``residual``: the tokens between them."""
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Islands:
+    """Which parts of a float16 or bfloat16 graph are float32.
+
+    Attributes:
+        blocks: Parts by block, 0 to L - 1; blocks without any are absent.
+        embedding: The patch embedding.
+        final: The final norm and pooling.
+    """
+
+    blocks: Mapping[int, frozenset[Part]] = field(default_factory=dict)
+    embedding: bool = False
+    final: bool = False
+
+    def __bool__(self) -> bool:
+        return self.embedding or self.final or any(self.blocks.values())
+
+    @property
+    def widen_prompts(self) -> bool:
+        """Whether some block attends in float32: a table of narrow prompts would not reach it."""
+        return any("attention" in parts for parts in self.blocks.values())
+
+    def of(self, block: int) -> frozenset[Part]:
+        """Return the float32 parts of one block."""
+        return self.blocks.get(block, frozenset())
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the JSON form: parts by place, ``embedding``, ``blocks.0``, ..., ``final``."""
+        fields: dict[str, Any] = {"embedding": ["weights"]} if self.embedding else {}
+        for index in sorted(self.blocks):
+            if parts := [part for part in PARTS if part in self.blocks[index]]:
+                fields[f"blocks.{index}"] = parts
+        return {**fields, "final": ["norm"]} if self.final else fields
+
+    def describe(self) -> str:
+        """Return them in words, e.g. ``block 3 mlp, blocks 3-11 residual``."""
+        words = ["patch embedding"] if self.embedding else []
+        for part in PARTS:
+            for first, last in _ranges([index for index in sorted(self.blocks) if part in self.blocks[index]]):
+                words.append(f"block {first} {part}" if first == last else f"blocks {first}-{last} {part}")
+        return ", ".join([*words, "final norm"] if self.final else words)
+
+
+NO_ISLANDS = Islands()
+
+
+def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
+    """Return runs of consecutive numbers, first and last of each."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs

@@ -1,0 +1,163 @@
+"""The largest |activation| of every place in a graph, with every task's real prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from vpdeploy_export.graph.columns import Columns
+from vpdeploy_export.graph.place import Place
+from vpdeploy_export.precision.islands import Part
+
+EMBEDDING: Final = "embedding"
+FINAL: Final = "final"
+
+TOKENS: Final = "tokens"
+"""The residual stream: a block's input, the rows between attention and MLP, and its output."""
+
+MIXED: Final = "mixed"
+"""The heads' outputs before the output projection."""
+
+HIDDEN: Final = "mlp.hidden"
+"""What enters any layer inside the MLP."""
+
+WEIGHTS: Final = "weights"
+"""Constants of a part, the prompts among those of the attention; they are the same for every image."""
+
+
+@dataclass(kw_only=True)
+class Maxima:
+    """Largest absolute values by block, or ``EMBEDDING`` and ``FINAL``, and by place; grows while a graph runs.
+
+    The places of a block are the dotted names of its layers, for what they give, and the names above.
+    """
+
+    found: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def note(self, where: str, place: str, value: Tensor) -> None:
+        """Take a value into account; a NaN or an infinity counts as infinity."""
+        if not value.is_floating_point() or value.numel() == 0:
+            return
+        low, high = torch.aminmax(value.detach())
+        largest = max(-low.item(), high.item())
+        largest = largest if math.isfinite(largest) else math.inf
+        places = self.found.setdefault(where, {})
+        places[place] = max(places.get(place, 0.0), largest)
+
+    def of(self, block: int) -> dict[str, float]:
+        """Return the maxima of a block by place."""
+        return self.found.get(block_key(block), {})
+
+    def to_fields(self) -> dict[str, dict[str, float | str]]:
+        """Return the JSON form, three digits each."""
+        return {
+            where: {place: float(f"{value:.3g}") if math.isfinite(value) else "inf" for place, value in places.items()}
+            for where, places in self.found.items()
+        }
+
+
+def block_key(block: int) -> str:
+    """Return the key of a block's maxima."""
+    return f"blocks.{block}"
+
+
+def part_of(place: str) -> Part:
+    """Return the part of a block that a place belongs to."""
+    if place == TOKENS or place.startswith("merging"):
+        return "residual"
+    return "mlp" if place.startswith("mlp") else "attention"
+
+
+@contextmanager
+def watching(graph: Any) -> Iterator[Maxima]:
+    """Note the largest absolute values while a graph runs.
+
+    Args:
+        graph: A float32 ``FoldedGraph`` or ``SwitchableGraph``, its attention written as its parts.
+
+    Yields:
+        What was found so far.
+    """
+    maxima = Maxima()
+    handles: list[Any] = []
+    try:
+        handles += _watch_leaves(graph.embedding, lambda _, value: maxima.note(EMBEDDING, "output", value))
+        handles.append(
+            graph.embedding.register_forward_hook(lambda _m, _a, output: maxima.note(EMBEDDING, "output", output))
+        )
+        _note_weights(maxima, EMBEDDING, graph.embedding)
+        for index, block in enumerate(graph.blocks):
+            handles += _watch_block(maxima, block_key(index), block)
+            _note_weights(maxima, block_key(index), block)
+        handles += _watch_leaves(graph.final, lambda _, value: maxima.note(FINAL, "output", value))
+        handles.append(graph.final.register_forward_hook(lambda _m, _a, output: maxima.note(FINAL, "output", output)))
+        _note_weights(maxima, FINAL, graph.final)
+        yield maxima
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch_block(maxima: Maxima, where: str, block: nn.Module) -> list[Any]:
+    def note_inputs(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        maxima.note(where, TOKENS, inputs[0])
+        for each in inputs[1:]:
+            if isinstance(each, Columns):
+                for value in _column_tensors(each):
+                    maxima.note(where, f"attention.{WEIGHTS}", value)
+
+    def note_first_input(place: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _module, inputs: maxima.note(where, place, inputs[0])
+
+    handles = [block.register_forward_pre_hook(note_inputs)]
+    handles.append(block.register_forward_hook(lambda _m, _a, output: maxima.note(where, TOKENS, output)))
+    handles += _watch_leaves(block, lambda place, value: maxima.note(where, place, value))
+    for name, module in block.named_modules():
+        if name == "mlp_norm":
+            handles.append(module.register_forward_pre_hook(note_first_input(TOKENS)))
+        elif name == "projection":
+            handles.append(module.register_forward_pre_hook(note_first_input(MIXED)))
+        elif name.startswith("mlp.") and _is_leaf(module):
+            handles.append(module.register_forward_pre_hook(note_first_input(HIDDEN)))
+    return handles
+
+
+def _watch_leaves(parent: nn.Module, note: Callable[[str, Tensor], None]) -> list[Any]:
+    """Note what every layer of ``parent`` gives, under its dotted name."""
+
+    def hook(place: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _module, _inputs, output: note(place, output)
+
+    return [
+        module.register_forward_hook(hook(name)) for name, module in parent.named_modules() if name and _is_leaf(module)
+    ]
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    if isinstance(module, Place):
+        return True
+    return not isinstance(module, (nn.Identity, nn.Dropout)) and next(module.children(), None) is None
+
+
+def _note_weights(maxima: Maxima, where: str, module: nn.Module) -> None:
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        place = WEIGHTS if where in (EMBEDDING, FINAL) else f"{part_of(name)}.{WEIGHTS}"
+        maxima.note(where, place, tensor)
+
+
+def _column_tensors(columns: Columns) -> Iterator[Tensor]:
+    """Yield the tensors that have the graph's type; biases are float32 in every graph."""
+    for value in (columns.key, columns.value):
+        if value is not None:
+            yield value
+    if columns.generator is not None:
+        for each in fields(columns.generator):
+            value = getattr(columns.generator, each.name)
+            if each.name != "bias" and isinstance(value, Tensor):
+                yield value

@@ -1,0 +1,88 @@
+"""Running the probe: every task's real prompts, the parity gate's images, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vpdeploy.layout import Layout
+from vpdeploy.manifest import Precision
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.table import Table, common_sizes
+from vpdeploy_export.compilation import CompiledPrompts
+from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
+from vpdeploy_export.parity import Expectation
+from vpdeploy_export.precision.decision import PrecisionReport, choose_islands
+from vpdeploy_export.precision.probe import Maxima, watching
+from vpdeploy_train.trunks import Trunk
+
+_BATCH = 16
+_OPSET = 20  # attention in parts: its logits can be seen
+
+
+def probe_folded(
+    trunk: Trunk,
+    preprocessing: Preprocessing,
+    prompts: CompiledPrompts,
+    head: nn.Linear,
+    expectation: Expectation,
+    *,
+    precision: Precision,
+) -> PrecisionReport:
+    """Probe one task's graph and decide what of it stays float32.
+
+    The deployed form of the trained model is run, in float32: the same function, and what the graph will round.
+    """
+    graph = FoldedGraph(trunk, preprocessing, prompts, head, dtype=torch.float32, image_input="uint8", opset=_OPSET)
+    maxima = _run(graph, ((pixels,) for pixels in _batches(expectation)))
+    return _report(maxima, precision, [expectation], depth=len(graph.blocks))
+
+
+def probe_switchable(
+    trunk: Trunk,
+    preprocessing: Preprocessing,
+    layout: Layout,
+    prompt_sets: Sequence[CompiledPromptSet],
+    expectations: Sequence[Expectation],
+    *,
+    precision: Precision,
+) -> PrecisionReport:
+    """Probe the shared graph with all its tasks and decide what of it stays float32."""
+    graph = SwitchableGraph(trunk, preprocessing, layout, dtype=torch.float32, opset=_OPSET)
+    table = Table(layout, common_sizes([each.sizes() for each in prompt_sets]), len(prompt_sets))
+    for slot, prompt_set in enumerate(prompt_sets):
+        table.write(slot, prompt_set)
+    arrays = [torch.from_numpy(table.arrays[spec.name]) for spec in layout.tensors]
+    feeds = (
+        (pixels, torch.full((len(pixels),), slot, dtype=torch.int32), *arrays)
+        for slot, expectation in enumerate(expectations)
+        for pixels in _batches(expectation)
+    )
+    return _report(_run(graph, feeds), precision, expectations, depth=len(graph.blocks))
+
+
+def _run(graph: nn.Module, feeds: Iterable[tuple[Tensor, ...]]) -> Maxima:
+    with torch.no_grad(), watching(graph) as maxima:
+        for feed in feeds:
+            graph(*feed)
+    return maxima
+
+
+def _batches(expectation: Expectation) -> Iterator[Tensor]:
+    for start in range(0, len(expectation.pixels), _BATCH):
+        yield torch.from_numpy(np.ascontiguousarray(expectation.pixels[start : start + _BATCH]))
+
+
+def _report(
+    maxima: Maxima, precision: Precision, expectations: Sequence[Expectation], *, depth: int
+) -> PrecisionReport:
+    return PrecisionReport(
+        precision=precision,
+        islands=choose_islands(maxima, precision, depth=depth),
+        maxima=maxima,
+        images={each.task: each.source for each in expectations},
+    )

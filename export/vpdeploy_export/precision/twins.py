@@ -1,0 +1,75 @@
+"""What a CPU runs in a narrow graph's place: rounded after every operation, or float32 throughout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import onnx_ir as ir
+
+from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
+from vpdeploy.manifest import Precision
+from vpdeploy_export.precision.narrow import TITLES, TYPES, narrow_results
+from vpdeploy_export.precision.rounding import RoundPass
+from vpdeploy_export.precision.widening import WidenPass
+from vpdeploy_export.saving import save_model
+
+CPU_RUNTIME: Final = "onnxruntime-cpu"
+
+
+def rounded_twin(path: Path, precision: Precision) -> ir.Model:
+    """Return a graph in float32 whose values are rounded to ``precision`` wherever the written graph has that type.
+
+    Raises:
+        ExportError: The type of a value is unknown.
+    """
+    model = ir.load(path)
+    dtype = TYPES.get(precision)
+    if dtype is None:
+        return model
+    names = narrow_results(model, dtype)
+    return RoundPass(names, dtype)(WidenPass()(model).model).model
+
+
+def wide_twin(path: Path) -> ir.Model:
+    """Return a graph with the same weights and all arithmetic in float32."""
+    return WidenPass()(ir.load(path)).model
+
+
+class TwinBackend(OrtBackend):
+    """ONNX Runtime on a twin of a graph; reports say so.
+
+    Args:
+        twin: The graph to run.
+        path: A file to write it to; it may be deleted once the backend is open.
+        title: What reports call it.
+        threads: CPU threads; None leaves it to ONNX Runtime.
+    """
+
+    def __init__(self, twin: ir.Model, path: Path, *, title: str, threads: int | None = None) -> None:
+        save_model(twin, path, {})
+        super().__init__(path, provider=CPU_PROVIDER, threads=threads, reason="stands in for the graph's own precision")
+        self._title = title
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return self._title
+
+
+def open_rounded(path: Path, precision: Precision, folder: Path, *, threads: int | None = None) -> TwinBackend:
+    """Run a graph on the CPU, rounded after every operation.
+
+    Args:
+        path: The ONNX file.
+        precision: Its precision.
+        folder: For the twin's file, while it is opened.
+        threads: CPU threads; None leaves it to ONNX Runtime.
+    """
+    title = f"{CPU_RUNTIME}, {TITLES[precision]} emulated"
+    return TwinBackend(rounded_twin(path, precision), folder / "rounded.onnx", title=title, threads=threads)
+
+
+def open_wide(path: Path, folder: Path, *, threads: int | None = None) -> TwinBackend:
+    """Run a graph on the CPU with all arithmetic in float32; the arguments are ``open_rounded``'s."""
+    return TwinBackend(wide_twin(path), folder / "wide.onnx", title=f"{CPU_RUNTIME}, float32", threads=threads)

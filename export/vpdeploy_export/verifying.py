@@ -1,0 +1,225 @@
+"""The parity gate once more: any images, any runtimes, against trained models or against the graph's own float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+
+from vpdeploy.backends import AUTO, Backend, open_backend
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.errors import BackendError, LayoutMismatchError, ParityError, SpecError
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.session import Session
+from vpdeploy.task import TaskCard
+from vpdeploy_export.images import GateImages, folder_images, gate_images, synthetic_images
+from vpdeploy_export.parity import Expectation, ParityReport, compare, expected_logits
+from vpdeploy_export.precision.bisection import Bisection, bisect
+from vpdeploy_export.precision.twins import open_rounded, open_wide
+from vpdeploy_train.run import Run
+
+EMULATED: Final = "emulated"
+"""Stands for a runtime: ONNX Runtime on the CPU, every value rounded to the graph's precision."""
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        path: The bundle or the folded file.
+        reference: What the answers were compared with.
+        parity: One report for each runtime and task.
+        bisection: Where the precision leaves tolerance, if that was asked.
+    """
+
+    path: Path
+    reference: str
+    parity: tuple[ParityReport, ...]
+    bisection: Bisection | None = None
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "path": str(self.path),
+            "reference": self.reference,
+            "parity": [{"task": report.task, **report.to_fields(), "passed": report.passed} for report in self.parity],
+            "bisection": None if self.bisection is None else self.bisection.to_fields(),
+        }
+
+    def require(self) -> None:
+        """Raise unless every comparison passed.
+
+        Raises:
+            ParityError: Names the first that did not, and what to do.
+        """
+        for report in self.parity:
+            if not report.passed:
+                advice = (
+                    f"find the layer with vpdeploy verify {self.path} --bisect"
+                    if self.bisection is None
+                    else self.bisection.describe()
+                )
+                raise ParityError(
+                    f"task '{report.task}' on {report.runtime} differs from {self.reference} by {report.difference}, "
+                    f"top-1 agreement {report.top1_agreement:.1%} on {report.source}; {advice}"
+                )
+
+
+def verify(
+    path: Path,
+    *,
+    runs: Sequence[Path] = (),
+    images: Path | None = None,
+    weights: Path | None = None,
+    runtimes: Sequence[str] = (),
+    bisects: bool = False,
+) -> VerifyReport:
+    """Compare what an artifact answers with what it should, the tasks mixed in every batch.
+
+    Args:
+        path: A bundle folder or a folded ONNX file.
+        runs: Trained models to compare with; without any, the graph's own arithmetic in float32 is the reference.
+        images: A folder of images; None takes the runs' validation images, else synthetic ones.
+        weights: Where the runs' backbone weights lie now.
+        runtimes: Names in ``vpdeploy.backends.RUNTIMES``, ``auto`` or ``emulated``; empty is ``auto``.
+        bisects: Also find the first value that leaves the tolerance.
+
+    Returns:
+        The comparisons, passed or not.
+
+    Raises:
+        BundleError: The artifact or a run cannot be read.
+        SpecError: A runtime or a run does not belong to the artifact, or the images cannot be used.
+        LayoutMismatchError: A run has another backbone, preprocessing or other labels than the artifact's task.
+        BackendError: A runtime that was asked for does not work here.
+    """
+    graph = DeployedGraph.open(path)
+    prompt_sets = _prompt_sets(graph)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="vpdeploy-verify-")))
+        # Opened before anything is computed: a runtime that does not work here is told at once.
+        backends = [_open(graph, name, folder, stack) for name in dict.fromkeys(runtimes or (AUTO,))]
+        if runs:
+            reference = "the trained model"
+            expectations = _trained(graph, [Run.read(each) for each in runs], images=images, weights=weights)
+            prompt_sets = [each for each in prompt_sets if each.card.name in {e.task for e in expectations}]
+            prompt_sets.sort(key=lambda each: [e.task for e in expectations].index(each.card.name))
+        else:
+            reference = "its own arithmetic in float32"
+            expectations = _own(graph, prompt_sets, images=images, folder=folder)
+        reports: list[ParityReport] = []
+        for backend in backends:
+            reports += compare(_session(graph, backend, prompt_sets), expectations, precision=graph.precision)
+        found = bisect(graph, expectations, prompt_sets=prompt_sets) if bisects else None
+    return VerifyReport(path=path, reference=reference, parity=tuple(reports), bisection=found)
+
+
+def _prompt_sets(graph: DeployedGraph) -> list[CompiledPromptSet]:
+    if graph.bundle is None:
+        return []
+    prompt_sets = [graph.bundle.read_task(name) for name in graph.bundle.manifest.tasks]
+    if not prompt_sets:
+        raise SpecError(f"{graph.artifact}: holds no task to verify; add one with vpdeploy task add")
+    return prompt_sets
+
+
+def _open(graph: DeployedGraph, runtime: str, folder: Path, stack: ExitStack) -> Backend:
+    if runtime != EMULATED:
+        try:
+            backend = open_backend(graph, runtime=runtime)
+        except BackendError as error:
+            if runtime != AUTO or graph.precision == "fp32":
+                raise
+            raise BackendError(f"{error}; compare on the CPU with --runtime {EMULATED}") from error
+    elif graph.precision == "fp32":
+        raise SpecError(f"--runtime {EMULATED}: {graph.artifact} is float32, which nothing has to stand in for")
+    else:
+        backend = open_rounded(graph.path, graph.precision, folder)
+    stack.callback(backend.close)
+    return backend
+
+
+def _session(graph: DeployedGraph, backend: Backend, prompt_sets: Sequence[CompiledPromptSet]) -> Session:
+    return Session(
+        backend,
+        preprocessing=graph.preprocessing,
+        precision=graph.precision,
+        tasks=[(prompt_set, None) for prompt_set in prompt_sets],
+        folded=None if graph.folded is None else graph.folded.task,
+    )
+
+
+def _cards(graph: DeployedGraph, prompt_sets: Sequence[CompiledPromptSet]) -> dict[str, TaskCard]:
+    if graph.folded is not None:
+        return {graph.folded.task.name: graph.folded.task}
+    return {prompt_set.card.name: prompt_set.card for prompt_set in prompt_sets}
+
+
+def _trained(
+    graph: DeployedGraph, runs: Sequence[Run], *, images: Path | None, weights: Path | None
+) -> list[Expectation]:
+    """Return what trained models answer."""
+    cards = _cards(graph, _prompt_sets(graph))
+    expectations: list[Expectation] = []
+    for run in runs:
+        name = run.card.name
+        if name not in cards:
+            raise SpecError(f"{run.path}: task '{name}' is not in {graph.artifact}; it holds: {', '.join(cards)}")
+        if name in {each.task for each in expectations}:
+            raise SpecError(f"{run.path}: a run of task '{name}' was given already; name each task once")
+        _require_same(run, cards[name], graph)
+        model = run.load_model(run.load_backbone(weights=weights))
+        chosen = gate_images(run, images)
+        logits = expected_logits(model, chosen.pixels, run.card.preprocessing)
+        expectations.append(Expectation(task=name, pixels=chosen.pixels, logits=logits, source=chosen.source))
+    return expectations
+
+
+def _require_same(run: Run, card: TaskCard, graph: DeployedGraph) -> None:
+    """Refuse a run that cannot be the one the artifact's task was made from."""
+    if run.card.backbone.sha256 != card.backbone.sha256:
+        raise LayoutMismatchError(
+            f"{run.path}: has backbone {run.card.backbone.name} ({run.card.backbone.sha256[:12]}), {graph.artifact} "
+            f"{card.backbone.name} ({card.backbone.sha256[:12]}); give the run that was exported"
+        )
+    if difference := run.card.preprocessing.difference(graph.preprocessing):
+        raise LayoutMismatchError(
+            f"{run.path}: preprocesses unlike {graph.artifact}: {difference}; give the run that was exported"
+        )
+    if run.card.labels != card.labels:
+        raise LayoutMismatchError(
+            f"{run.path}: task '{card.name}' has {len(run.card.labels)} labels that are not the {len(card.labels)} of "
+            f"{graph.artifact}; give the run that was exported"
+        )
+
+
+def _own(
+    graph: DeployedGraph, prompt_sets: Sequence[CompiledPromptSet], *, images: Path | None, folder: Path
+) -> list[Expectation]:
+    """Return what the graph answers with its arithmetic in float32."""
+    cards = _cards(graph, prompt_sets)
+    chosen: GateImages
+    if images is None:
+        chosen = synthetic_images(graph.preprocessing, "give real ones with --images or --run")
+    else:
+        chosen = folder_images(images, graph.preprocessing)
+    expectations = []
+    with _session(graph, open_wide(graph.path, folder), prompt_sets) as session:
+        for name, card in cards.items():
+            with session.lease(name) as lease:
+                slots = np.full(len(chosen.pixels), lease.slot, dtype=np.int32)
+                parts = [
+                    session.run(chosen.pixels[start : start + _BATCH], slots[start : start + _BATCH])
+                    for start in range(0, len(slots), _BATCH)
+                ]
+            logits = np.concatenate(parts)[:, : len(card.labels)]
+            expectations.append(Expectation(task=name, pixels=chosen.pixels, logits=logits, source=chosen.source))
+    return expectations
