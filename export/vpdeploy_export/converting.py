@@ -1,0 +1,193 @@
+"""From a bundle to another target's files: write aside, compare, and only then put in place."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from vpdeploy.backends import open_backend
+from vpdeploy.bundle import Bundle, is_bundle
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.document import Document, to_json
+from vpdeploy.errors import BundleError, SpecError
+from vpdeploy.files import replacing_folder, sha256_of_file
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.session import Session
+from vpdeploy_export.images import GateImages, images_without_run
+from vpdeploy_export.precision.twins import CPU_RUNTIME, open_wide
+from vpdeploy_export.targets import TARGETS
+from vpdeploy_export.targets.comparison import Deviation, require_closeness
+from vpdeploy_export.targets.target import Conversion, TargetOptions, Written
+
+CARD_FILE = "tasks.json"
+FORMAT = "vpdeploy.conversion"
+FORMAT_VERSION = 1
+IMAGES_PER_TASK = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionReport:
+    """What a conversion wrote.
+
+    Attributes:
+        path: The folder.
+        target: The target's name.
+        size_bytes: Of all files.
+        deviations: How far each task is from the bundle.
+        source: Where the compared images come from.
+        next_step: A command or a file to read, for people.
+    """
+
+    path: Path
+    target: str
+    size_bytes: int
+    deviations: tuple[Deviation, ...]
+    source: str
+    next_step: str
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "path": str(self.path),
+            "target": self.target,
+            "size_bytes": self.size_bytes,
+            "parity": {each.task: {**each.to_fields(), "source": self.source} for each in self.deviations},
+        }
+
+
+def convert_bundle(
+    path: Path, out: Path, *, target: str, options: TargetOptions, images: Path | None = None
+) -> ConversionReport:
+    """Write a bundle in a target's form.
+
+    Args:
+        path: The bundle.
+        out: The folder; for ``triton`` the model repository. What an earlier conversion wrote there is replaced.
+        target: A name in ``TARGETS``.
+        options: Of single targets.
+        images: A folder of images to compare on; None takes synthetic ones.
+
+    Raises:
+        SpecError: There is no such target, or an option does not fit.
+        BundleError: The bundle cannot be read, or ``out`` holds something else.
+        BackendError: The target cannot be made here.
+        ParityError: The result does not answer as the bundle does; nothing is written.
+    """
+    chosen = TARGETS.get(target)
+    if chosen is None:
+        raise SpecError(f"--to '{target}': choose one of {', '.join(TARGETS)}")
+    if superfluous := [name for name in options.given if name not in chosen.takes]:
+        takes = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(chosen.takes)) or "none of its kind"
+        raise SpecError(f"--{superfluous[0].replace('_', '-')} means nothing to {target}; it takes {takes}")
+    if path.is_file():
+        raise BundleError(f"{path}: a file, expected a bundle folder; a folded model runs in any ONNX runtime as it is")
+    bundle = Bundle.open(path)
+    chosen.check(bundle, options)
+    destination = chosen.destination(path, out, options)
+    _require_replaceable(destination, target)
+    if not bundle.tasks:
+        raise SpecError(f"{path}: holds no task; add one with vpdeploy task add")
+    compared = _compared_images(bundle, images)
+    prompt_sets = tuple(bundle.read_task(task) for task in bundle.tasks)
+    with TemporaryDirectory(prefix="vpdeploy-convert-") as scratch, _reference(bundle, prompt_sets, scratch) as session:
+        conversion = Conversion(
+            bundle=bundle,
+            prompt_sets=prompt_sets,
+            session=session,
+            images=compared,
+            options=options,
+            scratch=Path(scratch),
+        )
+        try:
+            with replacing_folder(destination.resolve()) as folder:
+                written = chosen.write(conversion, folder)
+                require_closeness(written.deviations, target, compared.source)
+                card = _card(bundle, target, written, compared.source, _files(folder))
+                (folder / CARD_FILE).write_text(to_json(card), encoding="utf-8")
+        except OSError as error:
+            reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise BundleError(f"{destination}: cannot be written, {reason}; it is as it was before") from error
+    return ConversionReport(
+        path=destination,
+        target=target,
+        size_bytes=sum(file.stat().st_size for file in destination.rglob("*") if file.is_file()),
+        deviations=written.deviations,
+        source=compared.source,
+        next_step=written.next_step.format(out=out, path=destination),
+    )
+
+
+def _reference(bundle: Bundle, prompt_sets: Sequence[CompiledPromptSet], scratch: str) -> Session:
+    """Open the bundle on the CPU; a bfloat16 graph, for which the CPU has no kernels, as float32."""
+    graph = DeployedGraph.of_bundle(bundle)
+    narrow = graph.precision == "bf16"
+    backend = open_wide(graph.path, Path(scratch)) if narrow else open_backend(graph, runtime=CPU_RUNTIME)
+    return Session(
+        backend,
+        preprocessing=graph.preprocessing,
+        precision=graph.precision,
+        tasks=[(prompt_set, None) for prompt_set in prompt_sets],
+    )
+
+
+def _compared_images(bundle: Bundle, folder: Path | None) -> GateImages:
+    """Return the images that every task is compared on, spread over those there are."""
+    found = images_without_run(bundle.manifest.preprocessing, folder)
+    step = max(1, len(found.pixels) // IMAGES_PER_TASK)
+    pixels = found.pixels[::step][:IMAGES_PER_TASK]
+    return GateImages(pixels=pixels, source=f"{len(pixels)} of {found.source}")
+
+
+def _card(bundle: Bundle, target: str, written: Written, source: str, files: dict[str, Path]) -> dict[str, Any]:
+    """Return ``tasks.json``: what a client has to know, and the sha256 of every other file."""
+    manifest = bundle.manifest
+    parity = {each.task: {**each.to_fields(), "source": source} for each in written.deviations}
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "target": target,
+        "graph": {
+            **written.graph,
+            "precision": manifest.precision,
+            "opset": manifest.opset,
+            "converted_from_sha256": manifest.graph_sha256,
+        },
+        "preprocessing": manifest.preprocessing.to_fields(),
+        "tasks": {name: {**facts, "parity": parity[name]} for name, facts in written.tasks.items()},
+        "files": {name: sha256_of_file(file) for name, file in files.items()},
+    }
+
+
+def _require_replaceable(path: Path, target: str) -> None:
+    """Refuse to write over anything but an earlier conversion to the same target.
+
+    Raises:
+        BundleError: ``path`` is a file, another folder, or holds files that no conversion wrote.
+    """
+    advice = "give another --out or remove it"
+    if path.is_file():
+        raise BundleError(f"{path}: is a file, expected the name of a folder; {advice}")
+    if not path.is_dir():
+        return
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise BundleError(f"{path}: holds the current folder, which cannot be replaced; give another --out")
+    if not any(path.iterdir()):
+        return
+    if is_bundle(path) or not (path / CARD_FILE).is_file():
+        raise BundleError(f"{path}: exists and was not written by vpdeploy convert; {advice}")
+    card = Document.read(path / CARD_FILE)
+    card.expect_format(FORMAT, FORMAT_VERSION)
+    if (found := card.take("target", str)) != target:
+        raise BundleError(f"{path}: holds a conversion to {found}, not to {target}; {advice}")
+    known = {CARD_FILE, *card.take("files", dict)}
+    if foreign := sorted(set(_files(path)) - known):
+        raise BundleError(f"{path}: holds {foreign[0]}, which vpdeploy convert did not write; {advice}")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return all files below a folder by their relative names."""
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}

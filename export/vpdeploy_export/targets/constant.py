@@ -1,0 +1,35 @@
+"""The switchable graph with its table inside: inputs ``image`` and ``slot`` alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from vpdeploy.layout import CLASS_AXIS
+from vpdeploy.table import Table, common_sizes
+from vpdeploy_export.targets.rewriting import TableConstants
+from vpdeploy_export.targets.target import Conversion
+
+
+def constant_table(conversion: Conversion) -> tuple[ir.Model, Table]:
+    """Return the graph with the table of all tasks as initializers, and the table; slots are in the bundle's order."""
+    prompt_sets = conversion.prompt_sets
+    sizes = common_sizes([prompt_set.sizes() for prompt_set in prompt_sets])
+    table = Table(conversion.bundle.manifest.layout, sizes, len(prompt_sets))
+    for slot, prompt_set in enumerate(prompt_sets):
+        table.write(slot, prompt_set)
+    return TableConstants(table.arrays, sizes[CLASS_AXIS])(conversion.graph()).model, table
+
+
+def task_facts(conversion: Conversion) -> dict[str, dict[str, Any]]:
+    """Return what a client has to know of each task: its slot, labels and number of classes."""
+    return {
+        prompt_set.card.name: {
+            "slot": slot,
+            "version": conversion.bundle.manifest.entry(prompt_set.card.name).version,
+            "classes": len(prompt_set.card.labels),
+            "labels": list(prompt_set.card.labels),
+        }
+        for slot, prompt_set in enumerate(conversion.prompt_sets)
+    }

@@ -1,0 +1,157 @@
+"""``ep-context``: an ONNX model that ONNX Runtime's TensorRT or TensorRT-RTX provider has compiled ahead of time.
+
+The compiled graph is one ``EPContext`` node, written by ``onnxruntime.ModelCompiler``
+(https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html). Profiles are explicit: without them these
+providers build again for every new shape (``trt_profile_min_shapes`` in
+https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html, ``nv_profile_min_shapes`` in
+https://onnxruntime.ai/docs/execution-providers/TensorRTRTX-ExecutionProvider.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from vpdeploy.backends.providers import (
+    PROVIDERS,
+    RTX_PROVIDER,
+    TENSORRT_PROVIDER,
+    one_line,
+    onnxruntime,
+    plugin_devices,
+)
+from vpdeploy.bundle import Bundle
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.errors import BackendError, BuildError, SpecError
+from vpdeploy.layout import IMAGE, SLOT
+from vpdeploy.manifest import GRAPH_FILE
+from vpdeploy_export.saving import save_model
+from vpdeploy_export.targets.comparison import CLOSE_ON_GPU, compare
+from vpdeploy_export.targets.constant import constant_table, task_facts
+from vpdeploy_export.targets.runtime import PlainSession
+from vpdeploy_export.targets.target import Conversion, Target, TargetOptions, Written
+
+DEFAULT_MAX_BATCH: Final = 32
+
+
+PROFILE_PREFIXES: Final = {TENSORRT_PROVIDER: "trt_profile", RTX_PROVIDER: "nv_profile"}
+"""How the options of the providers that write EPContext models begin; the CPU and CUDA providers compile nothing."""
+
+
+def profile_options(provider: str, *, image_size: int, max_batch: int) -> dict[str, str]:
+    """Return the options for one profile: batches from 1 to ``max_batch``, which is also the optimum."""
+    prefix = PROFILE_PREFIXES[provider]
+
+    def shapes(batch: int) -> str:
+        return f"{IMAGE}:{batch}x{image_size}x{image_size}x3,{SLOT}:{batch}"
+
+    return {
+        f"{prefix}_min_shapes": shapes(1),
+        f"{prefix}_opt_shapes": shapes(max_batch),
+        f"{prefix}_max_shapes": shapes(max_batch),
+    }
+
+
+def session_options(provider: str, options: dict[str, str]) -> Any:
+    """Return ONNX Runtime's session options with the provider: built in, or through its plug-in's devices.
+
+    Raises:
+        BackendError: The provider cannot be started.
+    """
+    module = onnxruntime()
+    settings = module.SessionOptions()
+    plugin = PROVIDERS[provider].plugin
+    try:
+        if plugin is not None and provider not in module.get_available_providers():
+            settings.add_provider_for_devices(plugin_devices(plugin), options)
+        else:
+            settings.add_provider(provider, options)
+    except BackendError:
+        raise
+    except Exception as error:  # ONNX Runtime raises a class of its own per status code
+        raise BackendError(f"{provider} cannot be started: {one_line(error)}; nothing was written") from error
+    return settings
+
+
+def compile_model(source: Path, out: Path, settings: Any) -> None:
+    """Write the EPContext model of ``source``; its engine lies beside ``out``.
+
+    Raises:
+        BuildError: The provider could not compile the graph, or left it to others.
+    """
+    module = onnxruntime()
+    flags = module.OrtCompileApiFlags.ERROR_IF_NO_NODES_COMPILED
+    try:
+        compiler = module.ModelCompiler(settings, str(source), embed_compiled_data_into_model=False, flags=flags)
+        compiler.compile_to_file(str(out))
+    except Exception as error:  # ONNX Runtime raises a class of its own per status code
+        raise BuildError(f"the graph cannot be compiled: {one_line(error)}; nothing was written") from error
+    others = {node.op_type for node in ir.load(out).graph if node.op_type != "EPContext"}
+    if others:
+        raise BuildError(
+            f"the provider left operators to others ({', '.join(sorted(others))}), expected one EPContext node; "
+            "nothing was written; export with --opset 20, or use vpdeploy build"
+        )
+
+
+def _provider(options: TargetOptions) -> str:
+    return TENSORRT_PROVIDER if options.provider is None else options.provider
+
+
+def _check(bundle: Bundle, options: TargetOptions) -> None:
+    """Refuse what cannot be compiled here, before anything is read.
+
+    Raises:
+        SpecError: The provider has no EPContext models, or the batch is impossible.
+        BackendError: There is no GPU to compile for, or the provider is not installed.
+    """
+    provider = _provider(options)
+    if provider not in PROFILE_PREFIXES:
+        raise SpecError(
+            f"--provider '{provider}': it has no EPContext models; choose one of {', '.join(PROFILE_PREFIXES)}"
+        )
+    if options.max_batch is not None and options.max_batch < 1:
+        raise SpecError(f"--max-batch {options.max_batch}: should be at least 1")
+    if (obstacle := PROVIDERS[provider].obstacle(DeployedGraph.of_bundle(bundle))) is not None:
+        raise BackendError(f"{provider} compiles for the GPU that is here, and does not work here: {obstacle}")
+
+
+def _write(conversion: Conversion, folder: Path) -> Written:
+    """Compile the graph with its table inside, and compare it on the GPU with all tasks mixed."""
+    provider = _provider(conversion.options)
+    manifest = conversion.bundle.manifest
+    max_batch = DEFAULT_MAX_BATCH if conversion.options.max_batch is None else conversion.options.max_batch
+    options = profile_options(provider, image_size=manifest.preprocessing.image_size, max_batch=max_batch)
+    model, _ = constant_table(conversion)
+    with TemporaryDirectory(prefix=".source.", dir=folder) as hidden:
+        source = Path(hidden) / GRAPH_FILE
+        save_model(model, source, {})
+        compile_model(source, folder / GRAPH_FILE, session_options(provider, options))
+    tasks = task_facts(conversion)
+    session = PlainSession(folder / GRAPH_FILE, session_options(provider, {}))
+
+    def answer(pixels: npt.NDArray[np.uint8], names: Sequence[str]) -> npt.NDArray[np.float32]:
+        slots = np.array([tasks[each]["slot"] for each in names], np.int32)
+        parts = [
+            session.run(pixels[start : start + max_batch], **{SLOT: slots[start : start + max_batch]})
+            for start in range(0, len(pixels), max_batch)
+        ]
+        return np.concatenate(parts)
+
+    return Written(
+        graph={"file": GRAPH_FILE, "provider": provider, "provider_options": options},
+        tasks=tasks,
+        deviations=compare(
+            conversion.session, conversion.images.pixels, answer, tolerance=CLOSE_ON_GPU[manifest.precision], mixed=True
+        ),
+        next_step=f"onnxruntime.InferenceSession('{GRAPH_FILE}', providers=['{provider}'])",
+    )
+
+
+EP_CONTEXT = Target(takes=frozenset({"max_batch", "provider"}), check=_check, write=_write)

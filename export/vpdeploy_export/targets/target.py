@@ -1,0 +1,122 @@
+"""What a target is given, and what it has to give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from vpdeploy.bundle import Bundle
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.session import Session
+from vpdeploy.tensorfile import Tensors
+from vpdeploy_export.images import GateImages
+from vpdeploy_export.precision.twins import wide_twin
+from vpdeploy_export.saving import save_model
+from vpdeploy_export.targets.comparison import Deviation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """Options of single targets; None is the target's default.
+
+    Attributes:
+        name: Of the model, where a target names it.
+        max_batch: Images in one run at most.
+        queue_delay_ms: How long a server waits for a batch to fill.
+        device: ``auto``, ``cpu`` or ``gpu``.
+        provider: ONNX Runtime's execution provider.
+    """
+
+    name: str | None = None
+    max_batch: int | None = None
+    queue_delay_ms: float | None = None
+    device: str | None = None
+    provider: str | None = None
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the options that were given."""
+        return tuple(name for name, value in vars(self).items() if value is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """A bundle to convert.
+
+    Attributes:
+        bundle: The bundle.
+        prompt_sets: Its tasks, in its order.
+        session: The bundle on the CPU: what the result has to reproduce; bfloat16 runs as float32.
+        images: What both are compared on.
+        options: What was asked for.
+        scratch: A folder for files that are not published.
+    """
+
+    bundle: Bundle
+    prompt_sets: tuple[CompiledPromptSet, ...]
+    session: Session
+    images: GateImages
+    options: TargetOptions
+    scratch: Path
+
+    def graph(self) -> ir.Model:
+        """Read the bundle's graph; every call gives a model of its own."""
+        return ir.load(self.bundle.path / self.bundle.manifest.graph_file)
+
+    def cpu_graph(self, path: Path) -> Path:
+        """Return a written graph as the CPU provider can run it: itself, or a bfloat16 graph's float32 twin."""
+        if self.bundle.manifest.precision != "bf16":
+            return path
+        twin = self.scratch / "twin.onnx"
+        save_model(wide_twin(path), twin, {})
+        return twin
+
+    def tensors(self, prompt_set: CompiledPromptSet) -> Tensors:
+        """Return a task's tensors for a table of one slot, not padded; a size of 0 becomes one masked column."""
+        arrays = {}
+        for spec in prompt_set.layout.tensors:
+            array = prompt_set.tensors[spec.name]
+            shape = tuple(max(1, size) for size in array.shape)
+            row = np.full((1, *shape), spec.padding, dtype=spec.dtype)
+            row[0][tuple(map(slice, array.shape))] = array
+            arrays[spec.name] = row
+        return arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What a target wrote.
+
+    Attributes:
+        graph: Facts of the graph: its file and whatever its user has to know.
+        tasks: Facts of each task, by name.
+        deviations: How far the result is from the bundle, for each task.
+        next_step: A command or a file to read, for people.
+    """
+
+    graph: Mapping[str, Any]
+    tasks: Mapping[str, Mapping[str, Any]]
+    deviations: tuple[Deviation, ...]
+    next_step: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A form that a bundle converts to.
+
+    Attributes:
+        takes: Names of the ``TargetOptions`` that mean something to it.
+        destination: Returns the folder to write, from the bundle's path, ``--out`` and the options.
+        check: Raises where a bundle cannot be converted here, before anything is read or written.
+        write: Writes all files but ``tasks.json`` into an empty folder.
+    """
+
+    takes: frozenset[str] = frozenset()
+    destination: Callable[[Path, Path, TargetOptions], Path] = field(default=lambda bundle, out, options: out)
+    check: Callable[[Bundle, TargetOptions], None] = field(default=lambda bundle, options: None)
+    write: Callable[[Conversion, Path], Written]
