@@ -220,7 +220,7 @@ def test_inspect_is_not_confused_by_free_form_details(invoke: Invoke, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none", "none: does not exist; expected a run folder, a bundle folder or an .onnx file"),
+        ("none", "none: does not exist; expected a run folder, a bundle folder, an .onnx file of vpdeploy export"),
         ("text.onnx", "text.onnx: not an ONNX file, or truncated"),
         ("empty", "empty: is none of these"),
         ("foreign", "task.json: unknown format 'other'"),
@@ -250,7 +250,7 @@ def test_version_is_printed(run_main: Callable[..., Captured]):
 def test_help_lists_the_verbs(run_main: Callable[..., Captured]):
     code, out, err = run_main("--help")
     assert (code, err) == (0, "")
-    verbs = ("train", "eval", "import", "export", "predict", "serve", "inspect", "task")
+    verbs = ("train", "eval", "import", "export", "predict", "bench", "serve", "inspect", "task")
     assert all(f"\n  {verb}" in out for verb in verbs)
 
 
@@ -332,7 +332,7 @@ def test_an_operating_system_error_is_one_line(
     def fail(*_: object) -> None:
         raise PermissionError(13, "Permission denied", str(toy_zoo / "manifest.json"))
 
-    monkeypatch.setattr("vpdeploy.inspection.is_bundle", fail)
+    monkeypatch.setattr("vpdeploy.inspection.report.is_bundle", fail)
     assert_one_line_error(run_main("inspect", toy_zoo), 1, "manifest.json: Permission denied")
 
 
@@ -342,5 +342,5 @@ def test_an_error_of_several_lines_is_joined(
     def fail(*_: object) -> None:
         raise SpecError("first\n  second")
 
-    monkeypatch.setattr("vpdeploy.inspection.is_bundle", fail)
+    monkeypatch.setattr("vpdeploy.inspection.report.is_bundle", fail)
     assert_one_line_error(run_main("inspect", toy_zoo), 1, "error: first second\n")

@@ -1,4 +1,4 @@
-"""``vpdeploy inspect``: say what a run, a bundle or an exported ONNX file is."""
+"""``vpdeploy inspect``: say what a run, a bundle, an exported ONNX file or an engine is."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import typer
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A run, a bundle or an .onnx file.", show_default=False)],
+    path: Annotated[Path, typer.Argument(help="A run, a bundle, an .onnx or an .engine file.", show_default=False)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Explain a run, a bundle or an exported ONNX file."""
-    from vpdeploy.inspection import inspect_path, render_text
+    """Explain a run, a bundle, an exported ONNX file or an engine, and what can run it here."""
+    from vpdeploy.inspection.rendering import render_text
+    from vpdeploy.inspection.report import inspect_path
 
     report = inspect_path(path)
     typer.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else render_text(report))

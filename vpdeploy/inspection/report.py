@@ -1,4 +1,4 @@
-"""What a path holds, as a report for people and scripts."""
+"""What a path holds, as a report in JSON's types."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vpdeploy.bundle import Bundle, is_bundle
+from vpdeploy.bundle import is_bundle
+from vpdeploy.deployed import DeployedGraph
 from vpdeploy.document import Document
 from vpdeploy.errors import BundleError
-from vpdeploy.folded import FoldedCard
-from vpdeploy.onnxfile import read_metadata
+from vpdeploy.inspection.engines import describe_engine, describe_engines, read_engine_card
+from vpdeploy.inspection.graph import describe_graph, describe_input
+from vpdeploy.inspection.machine import describe_machine
+from vpdeploy.inspection.runtimes import describe_runtimes
 from vpdeploy.promptset import FORMAT as PROMPT_SET_FORMAT
 from vpdeploy.task import RUN_FORMAT, TaskCard
 
+Report = dict[str, Any]
 
-def inspect_path(path: Path) -> dict[str, Any]:
-    """Return what a run, a bundle, a compiled prompt set or a folded ONNX file says of itself.
+
+def inspect_path(path: Path) -> Report:
+    """Return what a run, a bundle, a compiled prompt set, a folded ONNX file or an engine is, and what runs it here.
 
     Raises:
         BundleError: The path is none of these, or is damaged.
@@ -27,30 +32,20 @@ def inspect_path(path: Path) -> dict[str, Any]:
         return _inspect_card(path)
     if path.is_file() and path.suffix == ".onnx":
         return _inspect_folded(path)
+    if path.is_file() and path.suffix == ".engine":
+        return _inspect_engine(path)
     state = "does not exist" if not path.exists() else "is none of these"
-    raise BundleError(f"{path}: {state}; expected a run folder, a bundle folder or an .onnx file of vpdeploy export")
+    raise BundleError(
+        f"{path}: {state}; expected a run folder, a bundle folder, an .onnx file of vpdeploy export or an .engine file "
+        "of vpdeploy build"
+    )
 
 
-def render_text(report: dict[str, Any], indent: str = "") -> str:
-    """Render a report as indented lines; long lists are cut."""
-    lines = []
-    for key, value in report.items():
-        title = key.replace("_", " ")
-        if isinstance(value, dict) and value:
-            lines += [f"{indent}{title}:", render_text(value, indent + "  ")]
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            lines.append(f"{indent}{title}:")
-            for item in value:
-                lines.append(f"{indent}  - " + ", ".join(f"{name} {_short(each)}" for name, each in item.items()))
-        else:
-            lines.append(f"{indent}{title}: {_short(value)}")
-    return "\n".join(lines)
-
-
-def _inspect_bundle(path: Path) -> dict[str, Any]:
-    bundle = Bundle.open(path)
+def _inspect_bundle(path: Path) -> Report:
+    graph = DeployedGraph.open(path)
+    bundle = graph.bundle
+    assert bundle is not None  # of a bundle's folder
     manifest = bundle.manifest
-    graph = bundle.verified_graph()
     tasks = []
     for name, entry in manifest.tasks.items():
         prompt_set = bundle.read_task(name)
@@ -71,13 +66,7 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "path": str(path),
-        "graph": {
-            "file": graph.name,
-            "size_bytes": graph.stat().st_size,
-            "precision": manifest.precision,
-            "opset": manifest.opset,
-            "sha256": manifest.graph_sha256,
-        },
+        "graph": describe_graph(graph),
         "backbone": manifest.backbone.to_fields(),
         "preprocessing": manifest.preprocessing.to_fields(),
         "layout": {
@@ -86,10 +75,24 @@ def _inspect_bundle(path: Path) -> dict[str, Any]:
             "tensors": {spec.name: f"{spec.dtype} {list(spec.shape)}" for spec in manifest.layout.tensors},
         },
         "tasks": tasks,
+        **_place(graph),
     }
 
 
-def _inspect_card(path: Path) -> dict[str, Any]:
+def _inspect_folded(path: Path) -> Report:
+    graph = DeployedGraph.open(path)
+    assert graph.folded is not None  # of a file
+    return {
+        "kind": "folded model",
+        "path": str(path),
+        "input": describe_input(path),
+        "graph": describe_graph(graph),
+        **_card_fields(graph.folded.task),
+        **_place(graph),
+    }
+
+
+def _inspect_card(path: Path) -> Report:
     """Report a run, or a compiled prompt set inside a bundle; both describe a task."""
     document = Document.read(path / "task.json")
     kind = document.take("format", str)
@@ -106,25 +109,37 @@ def _inspect_card(path: Path) -> dict[str, Any]:
     }
 
 
-def _inspect_folded(path: Path) -> dict[str, Any]:
-    from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
-
-    card = FoldedCard.from_metadata(read_metadata(path), source=str(path))
-    backend = OrtBackend(path, provider=CPU_PROVIDER, threads=1, reason="inspection")
-    input_dtype = str(backend.input_dtype)
-    backend.close()
+def _inspect_engine(path: Path) -> Report:
+    card = read_engine_card(path)
+    bindings = {"inputs": card.inputs, "outputs": card.outputs}
     return {
-        "kind": "folded model",
+        "kind": "engine",
         "path": str(path),
-        "size_bytes": path.stat().st_size,
-        "precision": card.precision,
-        "opset": card.opset,
-        "input": "image uint8 [B, H, W, 3]" if input_dtype == "uint8" else "image float32 [B, 3, H, W], normalised",
-        **_card_fields(card.task),
+        **describe_engine(path, card),
+        "platform": card.platform,
+        "options": card.options.to_fields(),
+        **{
+            title: {name: f"{each.dtype} {list(each.shape)}" for name, each in named.items()}
+            for title, named in bindings.items()
+        },
+        "graph_sha256": card.graph_sha256,
+        "layout_digest": card.layout_digest,
+        "sha256": card.sha256,
+        "build_seconds": card.build_seconds,
+        "machine": describe_machine(),
     }
 
 
-def _card_fields(card: TaskCard) -> dict[str, Any]:
+def _place(graph: DeployedGraph) -> Report:
+    """Return what there is here to run a graph: engines, runtimes, the machine."""
+    return {
+        "engines": describe_engines(graph),
+        "runtimes": describe_runtimes(graph),
+        "machine": describe_machine(),
+    }
+
+
+def _card_fields(card: TaskCard) -> Report:
     details = {name: value for name, value in card.details.items() if name != "pruning"}
     if pruning := _section(card.details, "pruning"):
         details["pruning"] = {"chosen": pruning.get("chosen"), "candidates": pruning.get("candidates")}
@@ -138,17 +153,7 @@ def _card_fields(card: TaskCard) -> dict[str, Any]:
     }
 
 
-def _section(details: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _section(details: Mapping[str, Any], name: str) -> Report:
     """Return a section of a card's free-form details, empty where there is none."""
     section = details.get(name)
     return section if isinstance(section, dict) else {}
-
-
-def _short(value: Any) -> str:
-    """Return a value as text of bounded length."""
-    if isinstance(value, list):
-        shown = ", ".join(_short(item) for item in value[:12])
-        return f"[{shown}{f', ... {len(value)} in all' if len(value) > 12 else ''}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{name}: {_short(each)}" for name, each in value.items()) + "}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

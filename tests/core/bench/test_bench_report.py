@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vpdeploy.bench.benchmark import Settings, cells_of, names_of
+from vpdeploy.bench.opening import Choice
+from vpdeploy.bench.rendering import render_benchmark
+from vpdeploy.bench.report import describe_benchmark
+from vpdeploy.bench.rounds import Contest
+from vpdeploy.bench.subject import Cell, Run, Split
+from vpdeploy.errors import SpecError
+
+
+class FakeSubject:
+    def __init__(self, name: str, *, tasks: int = 1, fixed_batch: int | None = None) -> None:
+        self.name = name
+        self.tasks = tasks
+        self.fixed_batch = fixed_batch
+
+    def prepare(self, cell: Cell, seed: int) -> Run:
+        return lambda: None
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "kind": "bundle" if self.tasks > 1 else "ONNX file",
+            "path": f"/models/{self.name}",
+            "opset": None,
+            "graph_bytes": 172_000_000,
+            "input": "uint8",
+            "tasks": self.tasks,
+            "copied_tasks": self.tasks - 3 if self.tasks > 3 else 0,
+            "runtime": "onnxruntime-cpu",
+            "runtime_version": "1.31.1",
+            "reason": "tensorrt: no NVIDIA driver; fastest that works here" if self.tasks > 1 else "asked for",
+            "threads": None,
+            "precision": None,
+            "image_size": [224, 112],
+            "table_bytes": 1500,
+        }
+
+    def close(self) -> None:
+        pass
+
+
+def measured(*rounds: tuple[float, ...], batch: int = 8, splits: list[Any] | None = None) -> Contest:
+    contest = Contest(cell=Cell(batch=batch, mix="uniform"), runs=[])
+    for index, times in enumerate(rounds):
+        contest.add_round(times, splits[index] if splits else (None,) * len(times))
+    return contest
+
+
+def report(*contests: Contest, tasks: int = 64, interrupted: bool = False) -> dict[str, Any]:
+    subjects = [FakeSubject("zoo", tasks=tasks), FakeSubject("plain.onnx")]
+    settings = {"duration_s": 5.0, "count": None, "warm_up": 3, "seed": 0, "tasks": None}
+    return describe_benchmark(subjects, contests, settings, interrupted=interrupted)
+
+
+ROUNDS = ((0.01, 0.02), (0.03, 0.04), (0.02, 0.02))
+
+
+def test_results_are_of_each_cell_and_subject():
+    found = report(measured(*ROUNDS, batch=1), measured(*ROUNDS, batch=8))["results"]
+    assert [(each["batch"], each["subject"], each["rounds"]) for each in found] == [
+        (1, "zoo", 3),
+        (1, "plain.onnx", 3),
+        (8, "zoo", 3),
+        (8, "plain.onnx", 3),
+    ]
+    assert found[2]["latency_ms"]["mean"] == pytest.approx(20.0)
+    assert found[2]["images_per_s"] == pytest.approx(24 / 0.06)
+    # Ratios of the rounds: 0.5, 0.75, 1.
+    assert found[2]["ratio"] == {"median": 0.75, "q1": 0.625, "q3": 0.875}
+    assert found[3]["ratio"] is None
+
+
+def test_cells_without_a_complete_round_are_left_out():
+    found = report(measured(*ROUNDS, batch=1), measured(batch=8), interrupted=True)
+    assert [each["batch"] for each in found["results"]] == [1, 1]
+    assert "stopped before the end" in render_benchmark(found)
+
+
+def test_a_report_is_json():
+    found = report(measured(*ROUNDS))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_split_is_the_mean_of_what_the_runtime_told():
+    splits = [(Split(host_s=0.001, device_s=0.003), None), (Split(host_s=0.003, device_s=0.005), None)]
+    first, second = report(measured(*ROUNDS[:2], splits=splits))["results"]
+    assert first["split_ms"] == {"host": pytest.approx(2.0), "device": pytest.approx(4.0)}
+    assert second["split_ms"] is None
+
+
+def test_a_split_that_was_told_sometimes_is_unknown():
+    splits = [(Split(host_s=0.001, device_s=0.003), None), (None, None)]
+    assert report(measured(*ROUNDS[:2], splits=splits))["results"][0]["split_ms"] is None
+
+
+def test_text_says_what_was_measured_and_what_is_not_known():
+    text = render_benchmark(report(measured(*ROUNDS)))
+    first, second, why, place, memory, empty, header, *rows = text.splitlines()
+    assert first == (
+        "zoo: bundle, onnxruntime-cpu 1.31.1, threads as the runtime chooses, precision unknown, opset unknown, "
+        "graph 172 MB, image uint8 224x112, 64 tasks, 61 of them copies, in a table of 1.5 kB"
+    )
+    assert "tasks" not in second
+    assert why == "why onnxruntime-cpu: tensorrt: no NVIDIA driver; fastest that works here"
+    assert "cores" in place
+    assert memory.endswith("split between host and device: unknown")
+    assert empty == ""
+    assert header.split()[:9] == ["batch", "mix", "model", "rounds", "mean", "ms", "p50", "p90", "p99"]
+    assert header.endswith("time ratio to plain.onnx (quartiles)")
+    assert rows[0].split() == ["8", "uniform", "zoo", "3", "20", "20", "28", "29.8", "400", "0.750", "(0.625-0.875)"]
+    assert rows[1].split()[-1] == "300"
+
+
+def test_text_has_columns_for_a_known_split():
+    splits = [(Split(host_s=0.001, device_s=0.003), None)]
+    text = render_benchmark(report(measured(ROUNDS[0], splits=splits)))
+    header, first, second = text.splitlines()[-3:]
+    assert "host ms  device ms" in header
+    assert first.split()[9:11] == ["1", "3"]
+    assert second.split()[9:11] == ["unknown", "unknown"]
+
+
+# --- cells ---
+
+
+def cells(*subjects: FakeSubject, **settings: Any) -> list[tuple[int, str]]:
+    return [(cell.batch, cell.mix) for cell in cells_of(list(subjects), Settings(**settings))]
+
+
+def test_every_batch_size_meets_every_mix_once():
+    found = cells(FakeSubject("zoo", tasks=9), batch_sizes=(1, 8, 1), mixes=("one", "zipf", "one"))
+    assert found == [(1, "one"), (1, "zipf"), (8, "one"), (8, "zipf")]
+
+
+def test_rows_are_mixed_by_default_where_there_are_tasks_to_mix():
+    assert cells(FakeSubject("zoo", tasks=2)) == [(1, "uniform"), (8, "uniform"), (32, "uniform")]
+    assert cells(FakeSubject("x.onnx")) == [(1, "one"), (8, "one"), (32, "one")]
+    assert cells(FakeSubject("x.onnx"), FakeSubject("zoo", tasks=2), batch_sizes=(4,)) == [(4, "uniform")]
+
+
+def test_a_fixed_batch_is_the_default():
+    assert cells(FakeSubject("zoo", tasks=2), FakeSubject("x.onnx", fixed_batch=4)) == [(4, "uniform")]
+
+
+def test_another_batch_than_the_fixed_one_is_refused():
+    with pytest.raises(SpecError, match="x.onnx: its batch size is fixed to 4, found 8; give --batch-sizes 4"):  # noqa: RUF043
+        cells(FakeSubject("x.onnx", fixed_batch=4), batch_sizes=(4, 8))
+
+
+def test_one_task_cannot_be_mixed():
+    with pytest.raises(SpecError, match="--mix zipf: there is one task in a and in b; give --mix one"):
+        cells(FakeSubject("a"), FakeSubject("b"), mixes=("one", "zipf"))
+
+
+def test_a_number_of_tasks_needs_a_table():
+    with pytest.raises(SpecError, match="--tasks 64: only a bundle's table can be filled up"):
+        cells(FakeSubject("a"), tasks=64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_sizes": (1, 0)}, "batch size 0: expected 1 or more"),
+        ({"mixes": ("one", "none")}, "unknown mix 'none'; choose from: one, uniform, zipf, distinct"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str):
+    with pytest.raises(SpecError, match=message):
+        Settings(**settings).check()
+
+
+def test_names_tell_the_subjects_apart():
+    def names(*choices: tuple[str, str]) -> list[str]:
+        return names_of(tuple(Choice(path=Path(path), runtime=runtime) for path, runtime in choices))
+
+    assert names(("a/zoo", "auto")) == ["zoo"]
+    assert names(("a/zoo", "auto"), ("b/x.onnx", "auto")) == ["zoo", "x.onnx"]
+    assert names(("zoo", "auto"), ("zoo", "tensorrt")) == ["zoo (auto)", "zoo (tensorrt)"]
+    assert names(("zoo", "auto"), ("zoo", "auto")) == ["zoo A", "zoo B"]
+    assert names(("a/x.onnx", "auto"), ("b/x.onnx", "tensorrt")) == ["a/x.onnx", "b/x.onnx"]

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from core import toy
+
+from vpdeploy.bench.opening import Choice, open_subject
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.engines.card import Binding, EngineCard
+from vpdeploy.engines.profile import Range
+from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, SpecError
+from vpdeploy.gpu import Gpu
+from vpdeploy.inspection import engines
+from vpdeploy.inspection.engines import describe_engines, graph_of_engine, read_engine_card
+from vpdeploy.inspection.report import inspect_path
+
+L4 = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 << 30, cuda_version="13.0")
+CONTENT = b"an engine"
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> DeployedGraph:
+    return DeployedGraph.open(toy.write(tmp_path / "zoo").path)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """An L4 with TensorRT-RTX 1.7.1 installed."""
+    monkeypatch.setattr(engines, "find_gpu", lambda: L4)
+    monkeypatch.setattr(engines, "is_installed", lambda name: True)
+    monkeypatch.setattr(engines, "load_toolkit", lambda name: SimpleNamespace(version="1.7.1"))
+    return L4
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "find_gpu", lambda: None)
+    monkeypatch.setattr(engines, "gpu_obstacle", lambda: "no NVIDIA driver")
+    monkeypatch.setattr(engines, "is_installed", lambda name: True)
+
+
+def write_engine(graph: DeployedGraph, **changes: object) -> Path:
+    card = EngineCard(
+        runtime="tensorrt-rtx",
+        runtime_version="1.7.1",
+        targets=("sm_86", "sm_89"),
+        gpu_name=None,
+        platform=None,
+        precision="fp32",
+        profile={"batch": Range(1, 8, 32)},
+        graph_sha256=graph.sha256,
+        layout_digest=None,
+        inputs={"image": Binding(dtype="uint8", shape=("batch", 8, 8, 3))},
+        outputs={"logits": Binding(dtype="float32", shape=("batch", 4))},
+        size_bytes=len(CONTENT),
+        sha256="",
+        build_seconds=0.5,
+    )
+    card = replace(card, **changes)  # type: ignore[arg-type]
+    graph.engines_folder.mkdir(exist_ok=True)
+    path = graph.engines_folder / f"{card.key}.engine"
+    path.write_bytes(CONTENT)
+    path.with_suffix(".json").write_text(json.dumps(card.to_fields()))
+    return path
+
+
+def test_a_graph_without_engines_has_none(graph: DeployedGraph):
+    assert describe_engines(graph) == []
+
+
+def test_an_engine_for_this_gpu_fits(graph: DeployedGraph, gpu: Gpu):
+    path = write_engine(graph)
+    (found,) = describe_engines(graph)
+    assert (found["file"], found["fits"], found["reason"]) == (path.name, True, None)
+    assert (found["runtime"], found["targets"], found["precision"]) == ("tensorrt-rtx", ["sm_86", "sm_89"], "fp32")
+    assert (found["profile"], found["size_bytes"]) == ({"batch": "1:8:32"}, len(CONTENT))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"targets": ("sm_86",)}, "here is NVIDIA L4 (sm_89)"),
+        ({"runtime_version": "1.6.0"}, "it needs tensorrt-rtx 1.6.0, here is 1.7.1"),
+    ],
+)
+def test_an_engine_for_something_else_says_why_not(
+    graph: DeployedGraph, gpu: Gpu, changes: dict[str, object], reason: str
+):
+    write_engine(graph, **changes)
+    (found,) = describe_engines(graph)
+    assert found["fits"] is False
+    assert reason in found["reason"]
+
+
+def test_without_a_gpu_the_obstacle_is_the_reason(graph: DeployedGraph, no_gpu: None):
+    write_engine(graph)
+    assert [(each["fits"], each["reason"]) for each in describe_engines(graph)] == [(False, "no NVIDIA driver")]
+
+
+def test_without_the_runtime_its_extra_is_the_reason(graph: DeployedGraph, gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engines, "is_installed", lambda name: False)
+    write_engine(graph)
+    assert "pip install 'vpdeploy[rtx]'" in describe_engines(graph)[0]["reason"]
+
+
+def test_damaged_engines_are_listed_and_those_of_other_graphs_are_not(graph: DeployedGraph, gpu: Gpu):
+    write_engine(graph, graph_sha256="00" * 32)
+    assert describe_engines(graph) == []
+    write_engine(graph).with_suffix(".json").unlink()
+    (found,) = describe_engines(graph)
+    assert found["fits"] is False
+    assert "its sidecar" in found["reason"]
+
+
+def test_an_engine_file_is_explained(graph: DeployedGraph, gpu: Gpu):
+    path = write_engine(graph)
+    report = inspect_path(path)
+    assert (report["kind"], report["fits"], report["build_seconds"]) == ("engine", True, 0.5)
+    assert report["inputs"] == {"image": "uint8 ['batch', 8, 8, 3]"}
+    assert report["graph_sha256"] == graph.sha256
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(b"an"), "should have 9 bytes, found 2; build it again"),
+        (lambda path: path.with_suffix(".json").unlink(), "file is missing"),
+        (lambda path: path.with_suffix(".json").write_text("{"), "not valid JSON"),
+    ],
+)
+def test_a_damaged_engine_is_refused(graph: DeployedGraph, damage: object, message: str):
+    path = write_engine(graph)
+    damage(path)  # type: ignore[operator]
+    with pytest.raises(BundleCorruptError, match=message):
+        read_engine_card(path)
+
+
+def test_a_missing_engine_is_refused(graph: DeployedGraph):
+    with pytest.raises(BundleError, match="does not exist; vpdeploy build writes engines"):
+        read_engine_card(graph.engines_folder / "x.engine")
+
+
+def test_the_graph_of_an_engine_is_the_bundle_around_it(graph: DeployedGraph):
+    path = write_engine(graph)
+    assert graph_of_engine(path, read_engine_card(path)).path == graph.path
+
+
+def test_the_graph_of_an_engine_is_the_file_with_its_hash(folded_flowers: Path, tmp_path: Path):
+    (tmp_path / "a.onnx").write_bytes(b"another")
+    copied = tmp_path / "flowers.onnx"
+    copied.write_bytes(folded_flowers.read_bytes())
+    path = write_engine(DeployedGraph.open(copied))
+    assert graph_of_engine(path, read_engine_card(path)).path == copied
+    copied.unlink()
+    with pytest.raises(EngineIncompatibleError, match="is the graph it was built from; put it back or build again"):
+        graph_of_engine(path, read_engine_card(path))
+
+
+def test_an_engine_of_a_replaced_graph_names_the_command(graph: DeployedGraph):
+    path = write_engine(graph, graph_sha256="00" * 32)
+    with pytest.raises(EngineIncompatibleError, match=r"was built from another graph .* run: vpdeploy build"):
+        graph_of_engine(path, read_engine_card(path))
+
+
+def test_an_engine_that_does_not_fit_is_not_measured(graph: DeployedGraph, no_gpu: None):
+    choice = Choice(path=write_engine(graph))
+    with pytest.raises(EngineIncompatibleError, match="does not fit this machine: no NVIDIA driver"):
+        open_subject(choice, name="x", threads=None, tasks=None)
+
+
+def test_an_engine_is_not_run_by_another_runtime(graph: DeployedGraph, gpu: Gpu):
+    choice = Choice(path=write_engine(graph), runtime="onnxruntime-cpu")
+    with pytest.raises(SpecError, match="was built for runtime 'tensorrt-rtx', not 'onnxruntime-cpu'"):
+        open_subject(choice, name="x", threads=None, tasks=None)

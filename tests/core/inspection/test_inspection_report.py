@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from core import toy
+
+from vpdeploy.backends import RUNTIMES, Runtime
+from vpdeploy.errors import MissingExtraError
+from vpdeploy.gpu import Gpu
+from vpdeploy.inspection import machine, runtimes
+from vpdeploy.inspection.rendering import blocks_text, render_text
+from vpdeploy.inspection.report import inspect_path
+from vpdeploy.inspection.units import bytes_text, count_text
+
+FACTS = {
+    "nodes": 421,
+    "parameters": 85_800_000,
+    "initializer_bytes": 171_600_000,
+    "macs_per_image": 17_560_000_000,
+    "operators": {"Gemm": 49, "Softmax": 12, "MatMul": 49},
+    "blocks": [
+        {"name": "blocks.0", "matmul": "float16", "norm": "float16", "softmax": "float32"},
+        {"name": "blocks.1", "matmul": "float16", "norm": "float16", "softmax": "float32"},
+        {"name": "blocks.2", "matmul": "float32", "norm": "float16", "softmax": "float32"},
+    ],
+}
+PRECISION = {
+    "type": "fp16",
+    "float32": {"blocks.2": ["mlp"]},
+    "probe": {"largest": 65504.0, "maxima": {"blocks.1": {"mlp": 12.0, "norm": 7.5}, "blocks.2": {"mlp": "inf"}}},
+}
+
+
+def write_zoo(path: Path, details: dict[str, Any], *, precision: str = "fp16") -> Path:
+    """A toy bundle whose manifest records facts of its graph."""
+    toy.write(path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["graph"] |= {"details": details, "precision": precision}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_what_the_export_recorded_is_reported(tmp_path: Path):
+    graph = inspect_path(write_zoo(tmp_path / "zoo", {"graph": FACTS, "precision": PRECISION}))["graph"]
+    assert {name: graph[name] for name in FACTS} == FACTS
+    assert graph["float32_parts"] == {"blocks.2": ["mlp"]}
+    assert graph["probe"] == PRECISION["probe"]
+    assert graph["external_data"] is None
+
+
+def test_what_an_older_export_did_not_record_is_said(tmp_path: Path):
+    graph = inspect_path(write_zoo(tmp_path / "zoo", {"graph": {"nodes": 421}}))["graph"]
+    assert graph["nodes"] == 421
+    missing = ("parameters", "initializer_bytes", "macs_per_image", "operators", "blocks", "float32_parts")
+    assert {graph[name] for name in missing} == {"not recorded"}
+    assert "float32_parts" not in inspect_path(write_zoo(tmp_path / "plain", {}, precision="fp32"))["graph"]
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"graph": None, "precision": 3},
+        {"graph": {"blocks": "x", "operators": [1], "parameters": "many"}},
+        {"graph": {"blocks": [1], "operators": {"Gemm": "x"}}, "precision": {"probe": {"maxima": {"a": 3}}}},
+        {"graph": {"blocks": [{}], "operators": {}}, "notes": {"by": ["hand"]}},
+    ],
+    ids=str,
+)
+def test_text_is_not_confused_by_facts_of_another_shape(tmp_path: Path, details: dict[str, Any]):
+    assert "kind: bundle" in render_text(inspect_path(write_zoo(tmp_path / "zoo", details)))
+
+
+def test_text_draws_equal_blocks_and_big_numbers_together(tmp_path: Path):
+    text = render_text(inspect_path(write_zoo(tmp_path / "zoo", {"graph": FACTS, "precision": PRECISION})))
+    for line in (
+        "  parameters: 85.8 M",
+        "  weights: 172 MB",
+        "  multiply-accumulates per image: 17.6 G",
+        "  operators: Gemm 49, MatMul 49, Softmax 12",
+        "  blocks: blocks.0 to blocks.1: matmul float16, norm float16, softmax float32; "
+        "blocks.2: matmul float32, norm float16, softmax float32",
+        "    maxima: blocks.1 12, blocks.2 inf",
+        "    blocks.2: [mlp]",
+        "  external data: none",
+        "engines: none",
+    ):
+        assert line in text.splitlines()
+
+
+def test_prompt_bytes_are_reported_for_each_task(tmp_path: Path):
+    path = toy.write(tmp_path / "zoo").path
+    sizes = {task["name"]: task["size_bytes"] for task in inspect_path(path)["tasks"]}
+    assert sizes == {
+        "flowers": toy.prompt_set(prefix=3).size_bytes,
+        "birds": toy.prompt_set(prefix=5, classes=2).size_bytes,
+    }
+
+
+def test_blocks_that_differ_stay_apart():
+    blocks = [{"name": f"blocks.{index}", "matmul": kind} for index, kind in enumerate("aab")]
+    assert blocks_text(blocks) == "blocks.0 to blocks.1: matmul a; blocks.2: matmul b"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (6600, "6.6 kB"), (343_000_000, "343 MB"), (999_900, "1000 kB")],
+)
+def test_sizes_have_three_digits_and_a_decimal_unit(size: int, text: str):
+    assert bytes_text(size) == text
+
+
+def test_counts_have_a_unit_without_a_name():
+    assert (count_text(12), count_text(17_560_000_000)) == ("12", "17.6 G")
+
+
+def test_every_runtime_says_whether_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def missing(graph: object) -> str | None:
+        raise MissingExtraError("onnxruntime", "all")
+
+    def unopened(*_: object) -> Any:
+        raise AssertionError("a report loads no graph")
+
+    table = {
+        "fast": Runtime(obstacle=lambda graph: "no GPU", open=unopened),
+        "broken": Runtime(obstacle=missing, open=unopened),
+        "slow": Runtime(obstacle=lambda graph: None, open=unopened),
+    }
+    monkeypatch.setattr(runtimes, "RUNTIMES", table)
+    assert inspect_path(toy.write(tmp_path / "zoo").path)["runtimes"] == {
+        "fast": "no GPU",
+        "broken": "'onnxruntime' is not installed: pip install 'vpdeploy[all]'",
+        "slow": "works",
+    }
+
+
+def test_the_real_runtimes_are_all_reported(folded_flowers: Path):
+    found = inspect_path(folded_flowers)["runtimes"]
+    assert set(found) == set(RUNTIMES)
+    assert found["onnxruntime-cpu"] == "works"
+
+
+def test_the_input_of_a_folded_model_is_read_from_its_file(tiny_run_paths: dict[str, Path], tmp_path: Path):
+    from vpdeploy_export.exporting import export_folded
+
+    path = export_folded(tiny_run_paths["probe"], tmp_path / "probe.onnx", image_input="float").path
+    assert inspect_path(path)["input"] == "image float32 [B, 3, H, W], normalised"
+
+
+def test_the_machine_is_described_with_its_gpu(monkeypatch: pytest.MonkeyPatch):
+    gpu = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 << 30, cuda_version="13.0")
+    monkeypatch.setattr(machine, "find_gpu", lambda: gpu)
+    found = machine.describe_machine()
+    assert found["gpu"] == {"name": "NVIDIA L4", "sm": "sm_89", "memory_bytes": 24 << 30, "cuda_version": "13.0"}
+    assert found["gpu_obstacle"] is None
+
+
+def test_the_machine_is_described_without_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "find_gpu", lambda: None)
+    monkeypatch.setattr(machine, "gpu_obstacle", lambda: "no NVIDIA driver")
+    found = machine.describe_machine()
+    assert (found["gpu"], found["gpu_obstacle"]) == (None, "no NVIDIA driver")
+    assert found["cores"] >= 1
+
+
+def test_the_processor_is_named_as_the_system_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    facts = tmp_path / "cpuinfo"
+    facts.write_text("processor\t: 0\nmodel name\t: Some  Processor @ 2 GHz\nmodel name\t: Other\n")
+    monkeypatch.setattr(machine, "_CPU_FACTS", facts)
+    assert machine.cpu_name() == "Some Processor @ 2 GHz"
+    facts.unlink()
+    assert machine.cpu_name()
+
+
+def test_peak_memory_is_in_bytes():
+    peak = machine.peak_memory_bytes()
+    assert peak is None or 10_000_000 < peak < 10**12

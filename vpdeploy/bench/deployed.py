@@ -1,0 +1,131 @@
+"""A bundle or a folded model as a subject: what a server would run."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.backends import Backend, open_backend
+from vpdeploy.bench.mixes import ONE, check_mix, draw_tasks
+from vpdeploy.bench.subject import Cell, Run, Split
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.errors import SpecError
+from vpdeploy.inspection.graph import graph_bytes
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.session import Session
+
+DRAWS = 16
+"""Batches of task numbers that are drawn beforehand and used by turns."""
+
+
+class DeployedSubject:
+    """A bundle or a folded model, run through ``Session.run``.
+
+    Args:
+        graph: What to load.
+        name: What reports call it.
+        runtime: A name in ``vpdeploy.backends.RUNTIMES``, or ``auto``.
+        threads: CPU threads inside one run; None leaves it to the runtime.
+        tasks: Slots to fill: the bundle's tasks, and copies of them under other names; None: its tasks.
+
+    Raises:
+        SpecError: A folded model is to have several tasks, or there is no runtime of that name.
+        BackendError: The runtime does not work here, or cannot load the graph.
+        BundleError: A prompt set is damaged.
+    """
+
+    fixed_batch = None
+
+    def __init__(
+        self, graph: DeployedGraph, *, name: str, runtime: str, threads: int | None, tasks: int | None
+    ) -> None:
+        self.name = name
+        self._graph = graph
+        prompt_sets = [] if graph.bundle is None else [graph.bundle.read_task(task) for task in graph.bundle.tasks]
+        if graph.bundle is not None and not prompt_sets:
+            raise SpecError(f"{graph.artifact}: holds no task; add one with vpdeploy task add")
+        self._own_tasks = max(1, len(prompt_sets))
+        filled = fill_up(prompt_sets, self._own_tasks if tasks is None else tasks) if prompt_sets else []
+        self.tasks = max(1, len(filled))
+        self._backend: Backend = open_backend(graph, runtime=runtime, threads=threads)
+        self._session = Session(
+            self._backend,
+            preprocessing=graph.preprocessing,
+            precision=graph.precision,
+            bundle=graph.bundle,
+            tasks=[(prompt_set, None) for prompt_set in filled],
+            folded=None if graph.folded is None else graph.folded.task,
+        )
+        # A slot may be used while its lease is held; nothing is ever removed here, so they are never released.
+        self._slots = np.array([self._session.lease(task).slot for task in self._session.tasks], dtype=np.int32)
+
+    def prepare(self, cell: Cell, seed: int) -> Run:
+        """See ``Subject.prepare``; a model of one task runs every mix alike."""
+        mix = cell.mix if self._graph.bundle is not None else ONE
+        check_mix(mix, batch=cell.batch, tasks=self.tasks, name=self.name)
+        rng = np.random.default_rng(seed)
+        size = self._graph.preprocessing.image_size
+        drawn = [self._slots[draw_tasks(mix, batch=cell.batch, tasks=self.tasks, rng=rng)] for _ in range(DRAWS)]
+        turns = itertools.cycle(drawn)
+        if self._backend.input_dtype == np.uint8:
+            pixels = rng.integers(0, 256, (cell.batch, size, size, 3), dtype=np.uint8)
+            return lambda: self._run_pixels(pixels, next(turns))
+        normalised = rng.standard_normal((cell.batch, 3, size, size), dtype=np.float32)
+        return lambda: self._run_normalised(normalised)
+
+    def facts(self) -> dict[str, Any]:
+        """See ``Subject.facts``."""
+        graph, folded = self._graph, self._graph.folded
+        opset = (
+            graph.bundle.manifest.opset if graph.bundle is not None else folded.opset if folded is not None else None
+        )
+        return {
+            "kind": "bundle" if graph.bundle is not None else "folded model",
+            "path": str(graph.artifact),
+            "opset": opset,
+            "graph_bytes": graph_bytes(graph),
+            "input": str(self._backend.input_dtype),
+            "tasks": self.tasks,
+            "copied_tasks": max(0, self.tasks - self._own_tasks),
+            **self._session.describe(),
+        }
+
+    def close(self) -> None:
+        """See ``Subject.close``."""
+        self._session.close()
+
+    def _run_pixels(self, pixels: npt.NDArray[np.uint8], slots: npt.NDArray[np.int32]) -> Split | None:
+        self._session.run(pixels, slots)
+        return read_split(self._backend)
+
+    def _run_normalised(self, images: npt.NDArray[np.float32]) -> Split | None:
+        # A pipeline that exports with --input float normalises by itself: that is no part of the graph's time.
+        self._backend.run(images, None)
+        return read_split(self._backend)
+
+
+def fill_up(prompt_sets: list[CompiledPromptSet], count: int) -> list[CompiledPromptSet]:
+    """Return so many prompt sets: the given ones, then copies of them by turns under names of their own.
+
+    Copies share the tensors' memory; a table holds each in a slot of its own.
+    """
+    filled = list(prompt_sets[:count])
+    taken = {prompt_set.card.name for prompt_set in prompt_sets}
+    numbers = itertools.count(1)
+    while len(filled) < count:
+        original = prompt_sets[len(filled) % len(prompt_sets)]
+        name = next(name for number in numbers if (name := f"copy-{number}") not in taken)
+        filled.append(replace(original, card=replace(original.card, name=name)))
+    return filled
+
+
+def read_split(backend: Backend) -> Split | None:
+    """Return where the time of the last run went, or None where the runtime does not measure it."""
+    timing = getattr(backend, "last_timing", None)
+    if timing is None:
+        return None
+    return Split(host_s=float(timing.host_s), device_s=float(timing.device_s))

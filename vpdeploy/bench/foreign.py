@@ -1,0 +1,177 @@
+"""Any ONNX file with one image input as a subject, such as a model that another tool exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.backends import AUTO
+from vpdeploy.backends.providers import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    QUIET,
+    one_line,
+    onnxruntime,
+)
+from vpdeploy.bench.subject import Cell, Run
+from vpdeploy.bundle import is_bundle
+from vpdeploy.errors import BackendError, SpecError
+from vpdeploy.gpu import gpu_obstacle
+from vpdeploy.inspection.onnxgraph import read_onnx_graph, weights_bytes
+
+_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
+_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_CHANNELS = 3
+
+
+class ForeignSubject:
+    """An ONNX file in ONNX Runtime, run as ``vpdeploy.backends.ort`` runs ours, so that the two compare.
+
+    Args:
+        path: The file.
+        name: What reports call it.
+        runtime: ``onnxruntime-cpu``, ``onnxruntime-cuda`` or ``auto``.
+        threads: CPU threads inside one run; None leaves it to ONNX Runtime.
+
+    Raises:
+        BundleError: The file is no ONNX file.
+        SpecError: It has several inputs, or one that is no image of a fixed size; or another runtime was asked for.
+        BackendError: ONNX Runtime cannot load it, or the provider does not work here.
+    """
+
+    tasks = 1
+
+    def __init__(self, path: Path, *, name: str, runtime: str, threads: int | None) -> None:
+        self.name = name
+        self._path = path
+        self._onnx = read_onnx_graph(path)
+        self._threads = threads
+        self._runtime, self._reason = _choose_runtime(path, runtime)
+        provider = CUDA_PROVIDER if self._runtime == "onnxruntime-cuda" else CPU_PROVIDER
+        self._session, self._version = _load(path, provider, threads)
+        self._input = _sole_input(path, self._session.get_inputs())
+        self._shape = _image_shape(path, self._input)
+        self._dtype = _DTYPES[self._input.type]
+        batch = self._input.shape[0]
+        self.fixed_batch: int | None = batch if isinstance(batch, int) else None
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._binding = self._session.io_binding()
+
+    def prepare(self, cell: Cell, seed: int) -> Run:
+        """See ``Subject.prepare``; every mix runs alike."""
+        rng = np.random.default_rng(seed)
+        shape = (cell.batch, *self._shape)
+        images: npt.NDArray[np.generic]
+        if self._dtype is np.uint8:
+            images = rng.integers(0, 256, shape, dtype=np.uint8)
+        else:
+            images = rng.standard_normal(shape, dtype=np.float32).astype(self._dtype)
+        return lambda: self._run(images)
+
+    def facts(self) -> dict[str, Any]:
+        """See ``Subject.facts``."""
+        weight_type = self._onnx.weight_type
+        return {
+            "kind": "ONNX file",
+            "path": str(self._path),
+            "opset": self._onnx.opset,
+            "graph_bytes": sum(weights_bytes(self._path, self._onnx)),
+            "input": str(np.dtype(self._dtype)),
+            "tasks": self.tasks,
+            "copied_tasks": 0,
+            "runtime": self._runtime,
+            "runtime_version": self._version,
+            "reason": self._reason,
+            "threads": self._threads,
+            "precision": None if weight_type is None else _PRECISIONS.get(weight_type, weight_type),
+            "image_size": self._image_size,
+            "table_bytes": 0,
+        }
+
+    def close(self) -> None:
+        """See ``Subject.close``."""
+        self._binding = self._session = None
+
+    @property
+    def _image_size(self) -> int | list[int]:
+        channels_first = self._shape[0] == _CHANNELS
+        height, width = self._shape[1:] if channels_first else self._shape[:2]
+        return height if height == width else [height, width]
+
+    def _run(self, images: npt.NDArray[np.generic]) -> None:
+        try:
+            self._binding.bind_cpu_input(self._input.name, images)
+            for name in self._outputs:
+                self._binding.bind_output(name, "cpu")
+            self._session.run_with_iobinding(self._binding)
+            self._binding.copy_outputs_to_cpu()
+        except Exception as error:  # ONNX Runtime raises a class of its own per status code
+            raise BackendError(
+                f"{self._path}: ONNX Runtime failed on a batch of {len(images)}: {one_line(error)}"
+            ) from error
+
+
+def _choose_runtime(path: Path, runtime: str) -> tuple[str, str]:
+    """Return a runtime's name and why it was chosen."""
+    if runtime not in (AUTO, "onnxruntime-cpu", "onnxruntime-cuda"):
+        raise SpecError(
+            f"{path}: was not written by vpdeploy export, so runtime '{runtime}' cannot run it; "
+            "choose onnxruntime-cpu, onnxruntime-cuda or auto"
+        )
+    if runtime == "onnxruntime-cpu":
+        return runtime, "asked for"
+    available = CUDA_PROVIDER in onnxruntime().get_available_providers()
+    obstacle = gpu_obstacle() if available else "the installed onnxruntime has no CUDA provider"
+    if runtime == AUTO:
+        chosen = "onnxruntime-cuda" if obstacle is None else "onnxruntime-cpu"
+        reasons = [] if obstacle is None else [f"onnxruntime-cuda: {obstacle}"]
+        return chosen, "; ".join([*reasons, "fastest that works here"])
+    if obstacle is not None:
+        raise BackendError(f"runtime '{runtime}' does not work here: {obstacle}")
+    return runtime, "asked for"
+
+
+def _load(path: Path, provider: str, threads: int | None) -> tuple[Any, str]:
+    """Return an ONNX Runtime session whose threads rest between runs, and the version."""
+    ort = onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = QUIET
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    providers = [provider] if provider == CPU_PROVIDER else [provider, CPU_PROVIDER]
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        raise BackendError(f"{path}: ONNX Runtime cannot load it: {one_line(error)}") from error
+    if session.get_providers()[0] != provider:
+        raise BackendError(f"{provider} could not be started; choose onnxruntime-cpu to run without it")
+    return session, str(ort.__version__)
+
+
+def _sole_input(path: Path, inputs: list[Any]) -> Any:
+    if len(inputs) == 1:
+        return inputs[0]
+    names = ", ".join(node.name for node in inputs) or "none"
+    advice = "give the bundle's folder" if is_bundle(path.parent) else "give one with a single image input, or a bundle"
+    raise SpecError(f"{path}: has {len(inputs)} inputs ({names}), bench makes images only; {advice}")
+
+
+def _image_shape(path: Path, node: Any) -> tuple[int, ...]:
+    """Return the shape of one image: [3, H, W] or [H, W, 3]."""
+    shape = tuple(node.shape)
+    sizes = shape[1:]
+    fits = len(shape) == 4 and all(isinstance(size, int) for size in sizes)
+    if not fits or _CHANNELS not in (sizes[0], sizes[-1]) or node.type not in _DTYPES:
+        raise SpecError(
+            f"{path}: input '{node.name}' is {node.type} {list(shape)}; expected one image input of fixed size, "
+            "float32, float16 or uint8 [B, 3, H, W] or [B, H, W, 3]; export it with a fixed height and width"
+        )
+    return sizes

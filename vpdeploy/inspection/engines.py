@@ -1,0 +1,98 @@
+"""The engines of a graph, and whether each fits this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vpdeploy.bundle import is_bundle
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.document import Document
+from vpdeploy.engines.card import EngineCard
+from vpdeploy.engines.store import CARD_SUFFIX, fits, list_engines
+from vpdeploy.engines.toolkit import TOOLKITS, is_installed, load_toolkit
+from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, MissingExtraError, VpdeployError
+from vpdeploy.files import sha256_of_file
+from vpdeploy.gpu import find_gpu, gpu_obstacle
+
+
+def describe_engines(graph: DeployedGraph) -> list[dict[str, Any]]:
+    """Return one report for each engine beside a graph; engines of other graphs in the folder are left out."""
+    reports = []
+    for path, card in list_engines(graph):
+        if isinstance(card, str):
+            reports.append({"file": path.name, "fits": False, "reason": card})
+        elif card.graph_sha256 == graph.sha256:
+            reports.append(describe_engine(path, card))
+    return reports
+
+
+def describe_engine(path: Path, card: EngineCard) -> dict[str, Any]:
+    """Return what an engine is, and whether it loads here."""
+    misfit = engine_misfit(card)
+    return {
+        "file": path.name,
+        "runtime": card.runtime,
+        "runtime_version": card.runtime_version,
+        "targets": list(card.targets),
+        "gpu_name": card.gpu_name,
+        "precision": card.precision,
+        "profile": {axis: str(each) for axis, each in card.profile.items()},
+        "size_bytes": card.size_bytes,
+        "fits": misfit is None,
+        "reason": misfit,
+    }
+
+
+def engine_misfit(card: EngineCard) -> str | None:
+    """Return why an engine does not load on this machine, or None if it does."""
+    if card.runtime not in TOOLKITS:
+        return f"unknown runtime '{card.runtime}'"
+    spec = TOOLKITS[card.runtime]
+    if not is_installed(card.runtime):
+        return str(MissingExtraError(spec.module, spec.extra))
+    gpu = find_gpu()
+    if gpu is None:
+        return gpu_obstacle() or "no NVIDIA GPU is visible"
+    try:
+        return fits(card, gpu, load_toolkit(card.runtime).version)
+    except VpdeployError as error:
+        return str(error)
+
+
+def read_engine_card(path: Path) -> EngineCard:
+    """Read the sidecar of an engine file.
+
+    Raises:
+        BundleError: The engine does not exist.
+        BundleCorruptError: Its sidecar is missing or damaged, or of another engine.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path}: does not exist; vpdeploy build writes engines")
+    card = EngineCard.from_document(Document.read(path.with_suffix(CARD_SUFFIX)))
+    if (found := path.stat().st_size) != card.size_bytes:
+        raise BundleCorruptError(f"{path}: should have {card.size_bytes} bytes, found {found}; build it again")
+    return card
+
+
+def graph_of_engine(path: Path, card: EngineCard) -> DeployedGraph:
+    """Return the graph that an engine was built from: the bundle, or the ONNX file, that its folder lies beside.
+
+    Raises:
+        EngineIncompatibleError: It is not there any more.
+    """
+    home = path.absolute().parent.parent
+    if is_bundle(home):
+        graph = DeployedGraph.open(home)
+        if graph.sha256 == card.graph_sha256:
+            return graph
+        raise EngineIncompatibleError(
+            f"{path}: was built from another graph than {home} holds now; run: vpdeploy build {home} --runtime "
+            f"{card.runtime}"
+        )
+    for candidate in sorted(home.glob("*.onnx")):
+        if sha256_of_file(candidate) == card.graph_sha256:
+            return DeployedGraph.open(candidate)
+    raise EngineIncompatibleError(
+        f"{path}: none of the .onnx files in {home} is the graph it was built from; put it back or build again"
+    )
