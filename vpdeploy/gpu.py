@@ -7,6 +7,14 @@ import sys
 from dataclasses import dataclass
 
 _SM_MAJOR, _SM_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR (cuda.h)
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+
+# What CUresult's other codes of a failing cuInit ask for (cuda.h).
+_REMEDIES = {
+    802: "the GPU's services are not running yet; start nvidia-fabricmanager, or wait",
+    803: "driver and kernel module are of different versions; reboot, or install the driver again",
+    804: "the driver is too old for the CUDA compatibility libraries that are installed; update it",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +62,13 @@ def find_gpu() -> Gpu | None:
 
 def gpu_obstacle() -> str | None:
     """Return why no GPU can be used here, or None if one can."""
-    if _driver() is None:
+    driver = _driver()
+    if driver is None:
         return "no NVIDIA driver"
-    return None if find_gpu() else "no NVIDIA GPU is visible"
+    code = driver.cuInit(0)
+    if code not in (0, _NO_DEVICE):
+        return f"the NVIDIA driver does not start (error {code}): {_REMEDIES.get(code, 'check nvidia-smi')}"
+    return None if find_gpu() else "no NVIDIA GPU is visible (check nvidia-smi and CUDA_VISIBLE_DEVICES)"
 
 
 def _driver() -> ctypes.CDLL | None:

@@ -14,7 +14,8 @@ import pytest
 from core import toy
 
 import vpdeploy
-from vpdeploy.backends import open_backend, ort
+from vpdeploy.backends import open_backend, ort, providers
+from vpdeploy.backends.native import opening
 from vpdeploy.bundle import Bundle, publish_task, withdraw_task
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.directory import TaskDirectory
@@ -27,6 +28,7 @@ from vpdeploy.errors import (
     SpecError,
     TaskNotFoundError,
 )
+from vpdeploy.gpu import gpu_obstacle
 from vpdeploy.layout import MASKED, Layout
 from vpdeploy.loading import open_session
 from vpdeploy.prediction import softmax
@@ -566,30 +568,35 @@ def test_a_tampered_graph_is_not_loaded(zoo_copy: Path):
 
 
 def test_an_unknown_runtime_is_refused_with_the_known_ones(zoo: Path):
-    with pytest.raises(SpecError, match="unknown runtime 'onnx'; choose one of: auto, onnxruntime-cuda"):
+    with pytest.raises(
+        SpecError, match="unknown runtime 'onnx'; choose one of: auto, tensorrt, tensorrt-rtx, onnxruntime"
+    ):
         open_session(zoo, runtime="onnx")
 
 
 def test_cuda_that_was_asked_for_is_never_replaced_by_the_cpu(zoo: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ort, "cuda_obstacle", lambda: "no NVIDIA driver")
+    monkeypatch.setattr(providers, "gpu_obstacle", lambda: "no NVIDIA driver")
     with pytest.raises(BackendError, match="runtime 'onnxruntime-cuda' does not work here: no NVIDIA driver"):
         open_session(zoo, runtime="onnxruntime-cuda")
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available:UserWarning")
 def test_a_provider_that_does_not_start_is_never_replaced_by_the_cpu(zoo: Path):
-    if ort.cuda_obstacle() is None:
-        pytest.skip("CUDA works here")
+    if gpu_obstacle() is None:
+        pytest.skip("a GPU is here")
     with pytest.raises(BackendError, match="CUDA"):
         ort.OrtBackend(zoo / "model.onnx", provider=ort.CUDA_PROVIDER, threads=1, reason="asked for")
 
 
 def test_auto_says_what_it_chose_and_why(zoo: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ort, "cuda_obstacle", lambda: "no NVIDIA driver")
+    monkeypatch.setattr(providers, "gpu_obstacle", lambda: "no NVIDIA driver")
+    monkeypatch.setattr(opening, "gpu_obstacle", lambda: "no NVIDIA driver")
+    monkeypatch.setattr(opening, "find_gpu", lambda: None)
     with open_session(zoo) as session:
         described = session.describe()
     assert described["runtime"] == "onnxruntime-cpu"
-    assert described["reason"] == "onnxruntime-cuda: no NVIDIA driver; fastest that works here"
+    faster = "tensorrt, tensorrt-rtx, onnxruntime-cuda"
+    assert described["reason"] == f"{faster}: no NVIDIA driver; fastest that works here"
 
 
 def test_a_session_describes_its_table(session: Session):

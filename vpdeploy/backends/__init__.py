@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.deployed import DeployedGraph
-from vpdeploy.errors import BackendError, SpecError
+from vpdeploy.errors import BackendError, EngineIncompatibleError, SpecError
 
 __all__ = ["AUTO", "RUNTIMES", "Backend", "Runtime", "open_backend"]
 
@@ -21,39 +22,53 @@ class Runtime:
     Attributes:
         obstacle: Returns why the runtime cannot run a graph here, or None; cheap, and loads no graph.
         open: Loads a graph: CPU threads (None: the runtime's choice), and the reason to note for the choice.
+        automatic: ``auto`` may choose it; the others build engines when they start, which can take minutes.
     """
 
     obstacle: Callable[[DeployedGraph], str | None]
     open: Callable[[DeployedGraph, int | None, str], Backend]
+    automatic: bool = True
 
 
-def _cuda_obstacle(graph: DeployedGraph) -> str | None:
-    from vpdeploy.backends.ort import cuda_obstacle
+def _native_obstacle(runtime: str, graph: DeployedGraph) -> str | None:
+    from vpdeploy.backends.native import opening
 
-    return cuda_obstacle()
-
-
-def _open_cuda(graph: DeployedGraph, threads: int | None, reason: str) -> Backend:
-    from vpdeploy.backends.ort import CUDA_PROVIDER, OrtBackend
-
-    return OrtBackend(graph.path, provider=CUDA_PROVIDER, threads=threads, reason=reason)
+    return opening.native_obstacle(graph, runtime)
 
 
-def _cpu_obstacle(graph: DeployedGraph) -> str | None:
-    if graph.precision == "bf16":
-        return "ONNX Runtime's CPU provider has no bfloat16 kernels; export without --bf16 for a CPU"
-    return None
+def _open_native(runtime: str, graph: DeployedGraph, threads: int | None, reason: str) -> Backend:
+    from vpdeploy.backends.native import opening
+
+    return opening.open_native(graph, runtime, reason)
 
 
-def _open_cpu(graph: DeployedGraph, threads: int | None, reason: str) -> Backend:
-    from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
+def _ort_obstacle(provider: str, graph: DeployedGraph) -> str | None:
+    from vpdeploy.backends import providers
 
-    return OrtBackend(graph.path, provider=CPU_PROVIDER, threads=threads, reason=reason)
+    return providers.PROVIDERS[provider].obstacle(graph)
+
+
+def _open_ort(provider: str, graph: DeployedGraph, threads: int | None, reason: str) -> Backend:
+    from vpdeploy.backends import ort
+
+    return ort.open_ort(graph, provider, threads, reason)
+
+
+def _native(runtime: str) -> Runtime:
+    return Runtime(obstacle=partial(_native_obstacle, runtime), open=partial(_open_native, runtime))
+
+
+def _onnxruntime(provider: str, *, automatic: bool = True) -> Runtime:
+    return Runtime(obstacle=partial(_ort_obstacle, provider), open=partial(_open_ort, provider), automatic=automatic)
 
 
 RUNTIMES: dict[str, Runtime] = {
-    "onnxruntime-cuda": Runtime(obstacle=_cuda_obstacle, open=_open_cuda),
-    "onnxruntime-cpu": Runtime(obstacle=_cpu_obstacle, open=_open_cpu),
+    "tensorrt": _native("tensorrt"),
+    "tensorrt-rtx": _native("tensorrt-rtx"),
+    "onnxruntime-tensorrt": _onnxruntime("TensorrtExecutionProvider", automatic=False),
+    "onnxruntime-tensorrt-rtx": _onnxruntime("NvTensorRTRTXExecutionProvider", automatic=False),
+    "onnxruntime-cuda": _onnxruntime("CUDAExecutionProvider"),
+    "onnxruntime-cpu": _onnxruntime("CPUExecutionProvider"),
 }
 """By name, the fastest first."""
 
@@ -69,17 +84,34 @@ def open_backend(graph: DeployedGraph, *, runtime: str = AUTO, threads: int | No
     Raises:
         SpecError: There is no runtime of that name.
         BackendError: The runtime asked for does not work here, or none does; it is never replaced by a slower one.
+        BundleCorruptError: An engine beside the graph is not what its sidecar says.
+        EngineIncompatibleError: The runtime asked for refuses the engine that fits this machine.
     """
-    if runtime != AUTO:
-        if runtime not in RUNTIMES:
-            raise SpecError(f"unknown runtime '{runtime}'; choose one of: {AUTO}, {', '.join(RUNTIMES)}")
-        if obstacle := RUNTIMES[runtime].obstacle(graph):
-            raise BackendError(f"runtime '{runtime}' does not work here: {obstacle}")
-        return RUNTIMES[runtime].open(graph, threads, "asked for")
-    obstacles: list[str] = []
+    if runtime == AUTO:
+        return _open_fastest(graph, threads)
+    if runtime not in RUNTIMES:
+        raise SpecError(f"unknown runtime '{runtime}'; choose one of: {AUTO}, {', '.join(RUNTIMES)}")
+    if obstacle := RUNTIMES[runtime].obstacle(graph):
+        raise BackendError(f"runtime '{runtime}' does not work here: {obstacle}")
+    return RUNTIMES[runtime].open(graph, threads, "asked for")
+
+
+def _open_fastest(graph: DeployedGraph, threads: int | None) -> Backend:
+    """Open the first runtime that works; its reason names the obstacle of every faster one."""
+    obstacles: dict[str, list[str]] = {}  # runtimes by obstacle: one driver that is missing is said once
     for name, candidate in RUNTIMES.items():
-        if obstacle := candidate.obstacle(graph):
-            obstacles.append(f"{name}: {obstacle}")
+        if not candidate.automatic:
             continue
-        return candidate.open(graph, threads, "; ".join([*obstacles, "fastest that works here"]))
-    raise BackendError(f"no runtime works here: {'; '.join(obstacles)}")
+        obstacle = candidate.obstacle(graph)
+        if obstacle is None:
+            reason = "; ".join([*_listed(obstacles), "fastest that works here"])
+            try:
+                return candidate.open(graph, threads, reason)
+            except (BackendError, EngineIncompatibleError) as error:
+                obstacle = str(error)
+        obstacles.setdefault(obstacle, []).append(name)
+    raise BackendError(f"no runtime works here: {'; '.join(_listed(obstacles))}")
+
+
+def _listed(obstacles: dict[str, list[str]]) -> list[str]:
+    return [f"{', '.join(names)}: {obstacle}" for obstacle, names in obstacles.items()]

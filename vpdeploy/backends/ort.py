@@ -1,24 +1,38 @@
-"""ONNX Runtime, on the CPU or through its CUDA provider."""
+"""ONNX Runtime, on the CPU or through one of its GPU providers."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.errors import BackendError, MissingExtraError
-from vpdeploy.gpu import gpu_obstacle
+from vpdeploy.backends.batch import check_batch
+from vpdeploy.backends.native.cuda import copy_to_device, has_bindings
+from vpdeploy.backends.providers import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    PROVIDERS,
+    QUIET,
+    one_line,
+    onnxruntime,
+    plugin_devices,
+)
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.errors import BackendError
 from vpdeploy.layout import IMAGE, LOGITS, SLOT
 from vpdeploy.table import Table
 
-CPU_PROVIDER = "CPUExecutionProvider"
-CUDA_PROVIDER = "CUDAExecutionProvider"
+__all__ = ["CPU_PROVIDER", "CUDA_PROVIDER", "OrtBackend", "open_ort"]
 
-_RUNTIME_NAMES = {CPU_PROVIDER: "onnxruntime-cpu", CUDA_PROVIDER: "onnxruntime-cuda"}
-_QUIET = 3  # ONNX Runtime's log level "error": it warns about missing GPUs on every CPU machine
+_NVIDIA = (
+    0x10DE  # PCI vendor: memory of a plug-in's GPU is asked for by vendor, since ONNX Runtime knows no "cuda" then
+)
+
+_CASTS = "float16 runs through casts to float32 on the CPU; export without --fp16 for a CPU"
 
 
 class OrtBackend:
@@ -28,38 +42,34 @@ class OrtBackend:
 
     Args:
         graph: An ONNX file.
-        provider: ``CPU_PROVIDER`` or ``CUDA_PROVIDER``.
+        provider: A key of ``PROVIDERS``.
         threads: CPU threads inside one run; None leaves it to ONNX Runtime.
         reason: Why this runtime was chosen; shown by ``describe``.
+        options: The provider's settings.
+        note: Something that people should know, shown by ``describe``.
 
     Raises:
         BackendError: The graph cannot be loaded, or the provider does not work here.
         MissingExtraError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, graph: Path, *, provider: str, threads: int | None, reason: str) -> None:
-        ort = _onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = _QUIET
-        # Threads may spin within a run, not between runs: decoding and other sessions need the cores.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        providers = [provider] if provider == CPU_PROVIDER else [provider, CPU_PROVIDER]
-        try:
-            self._session = ort.InferenceSession(str(graph), options, providers=providers)
-        except Exception as error:  # ONNX Runtime raises a class of its own per status code
-            raise BackendError(f"{graph}: ONNX Runtime cannot load it: {_one_line(error)}") from error
-        if self._session.get_providers()[0] != provider:
-            raise BackendError(
-                f"{provider} could not be started (are its CUDA and cuDNN libraries installed?); "
-                "choose --runtime onnxruntime-cpu to run without it"
-            )
-        self._ort = ort
-        self._provider = provider
-        self._device = "cpu" if provider == CPU_PROVIDER else "cuda"
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        provider: str,
+        threads: int | None,
+        reason: str,
+        options: Mapping[str, str] | None = None,
+        note: str | None = None,
+    ) -> None:
+        self._ort = onnxruntime()
+        self._provider = PROVIDERS[provider]
         self._threads = threads
         self._reason = reason
+        self._note = note
+        self._place: tuple[str, int] | tuple[str, int, int] = (self._provider.device, 0)
+        self._session = self._open(graph, dict(options or {}))
         self._lock = threading.Lock()  # one binding, one device: runs take turns
         self._binding = self._session.io_binding()
         self._table: Table | None = None
@@ -68,11 +78,13 @@ class OrtBackend:
         if IMAGE not in inputs or LOGITS not in [node.name for node in self._session.get_outputs()]:
             raise BackendError(f"{graph}: not written by vpdeploy export, no '{IMAGE}' input or '{LOGITS}' output")
         self._input_dtype = np.dtype(np.uint8 if inputs[IMAGE].type == "tensor(uint8)" else np.float32)
+        self._image_shape = tuple(inputs[IMAGE].shape[1:])  # of one image; vpdeploy's graphs leave the batch open only
+        self._has_table = SLOT in inputs
 
     @property
     def name(self) -> str:
         """The runtime's name, as ``--runtime`` takes it."""
-        return _RUNTIME_NAMES[self._provider]
+        return self._provider.runtime
 
     @property
     def input_dtype(self) -> np.dtype[np.generic]:
@@ -81,52 +93,61 @@ class OrtBackend:
 
     def bind_table(self, table: Table) -> None:
         """See ``Backend.bind_table``."""
+        session = self._loaded()
         try:
             values = {
-                name: self._ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+                name: self._ort.OrtValue.ortvalue_from_numpy(array, *self._place)
                 for name, array in table.arrays.items()
             }
-            binding = self._session.io_binding()
+            binding = session.io_binding()
             for name, value in values.items():
                 binding.bind_ortvalue_input(name, value)
         except Exception as error:
             raise BackendError(
-                f"the table of {table.slots} slots ({table.size_bytes} bytes) cannot be bound: {_one_line(error)}"
+                f"the table of {table.slots} slots ({table.size_bytes} bytes) cannot be bound: {one_line(error)}"
             ) from error
         with self._lock:
             self._table, self._table_values, self._binding = table, values, binding
 
     def refresh_slot(self, slot: int) -> None:
         """See ``Backend.refresh_slot``."""
-        if self._device == "cpu" or self._table is None:
+        table = self._table
+        if self._provider.device == "cpu" or table is None:
             return
-        # ONNX Runtime copies whole values only; a table is small beside the backbone.
         with self._lock:
             for name, value in self._table_values.items():
-                value.update_inplace(self._table.arrays[name])
+                self._refresh(value, table.arrays[name], slot)
 
     def run(self, images: npt.NDArray[np.generic], slots: npt.NDArray[np.int32] | None) -> npt.NDArray[np.float32]:
         """See ``Backend.run``."""
         with self._lock:
+            session, table = self._loaded(), self._table
+            if self._has_table and table is None:
+                raise BackendError("no table is bound; add a task first")
+            slot_count = None if table is None else table.slots
+            check_batch(images, slots, shape=self._image_shape, dtype=self._input_dtype, slot_count=slot_count)
             try:
                 self._binding.bind_cpu_input(IMAGE, images)
                 if slots is not None:
                     self._binding.bind_cpu_input(SLOT, slots)
                 self._binding.bind_output(LOGITS, "cpu")
-                self._session.run_with_iobinding(self._binding)
+                session.run_with_iobinding(self._binding)
                 logits: npt.NDArray[np.float32] = self._binding.copy_outputs_to_cpu()[0]
             except Exception as error:
-                raise BackendError(f"ONNX Runtime failed on a batch of {len(images)}: {_one_line(error)}") from error
+                raise BackendError(f"ONNX Runtime failed on a batch of {len(images)}: {one_line(error)}") from error
         return logits
 
     def describe(self) -> dict[str, Any]:
         """See ``Backend.describe``."""
-        return {
+        described: dict[str, Any] = {
             "runtime": self.name,
             "runtime_version": self._ort.__version__,
             "reason": self._reason,
             "threads": self._threads,
         }
+        if self._note is not None:
+            described["note"] = self._note
+        return described
 
     def close(self) -> None:
         """See ``Backend.close``."""
@@ -135,27 +156,67 @@ class OrtBackend:
             self._table_values.clear()
             self._table = None
 
+    def _open(self, graph: Path, provider_options: dict[str, str]) -> Any:
+        provider = self._provider
+        options = self._ort.SessionOptions()
+        options.log_severity_level = QUIET
+        # Threads may spin within a run, not between runs: decoding and other sessions need the cores.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        needs_plugin = provider.plugin is not None and provider.name not in self._ort.get_available_providers()
+        started, settings = provider.name, {}
+        if needs_plugin and provider.plugin is not None:
+            (device,) = plugin_devices(provider.plugin)
+            options.add_provider_for_devices([device], provider_options)
+            started = device.ep_name
+            self._place = ("gpu", 0, _NVIDIA)
+        else:
+            settings["providers"] = [(provider.name, provider_options), *((name, {}) for name in provider.fallbacks)]
+        try:
+            session = self._ort.InferenceSession(str(graph), options, **settings)
+        except Exception as error:  # ONNX Runtime raises a class of its own per status code
+            raise BackendError(f"{graph}: ONNX Runtime cannot load it: {one_line(error)}") from error
+        if session.get_providers()[0] != started:
+            raise BackendError(
+                f"{started} could not be started (are its CUDA and cuDNN libraries installed?); "
+                "choose --runtime onnxruntime-cpu to run without it"
+            )
+        return session
 
-def cuda_obstacle() -> str | None:
-    """Return why ONNX Runtime's CUDA provider cannot work here, or None.
+    def _loaded(self) -> Any:
+        if self._session is None:
+            raise BackendError("the session is closed; load the bundle again")
+        return self._session
 
-    The driver is asked directly: trying the provider on a machine without a GPU prints several lines of errors.
+    def _refresh(self, value: Any, array: npt.NDArray[np.generic], slot: int) -> None:
+        """Bring one slot of one tensor to the device.
+
+        ONNX Runtime copies whole tensors only; where ``cuda.bindings`` is installed, the slot's bytes alone travel.
+        """
+        size = array.nbytes // len(array)
+        if has_bindings():
+            copy_to_device(value.data_ptr() + slot * size, array.ctypes.data + slot * size, size)
+            return
+        try:
+            value.update_inplace(array)
+        except Exception as error:
+            raise BackendError(f"slot {slot} cannot be brought to the device: {one_line(error)}") from error
+
+
+def open_ort(graph: DeployedGraph, provider: str, threads: int | None, reason: str) -> OrtBackend:
+    """Load a graph with one of ONNX Runtime's providers, a key of ``PROVIDERS``.
+
+    Raises:
+        BackendError: The graph cannot be loaded, or the provider does not work here.
+        MissingExtraError: ONNX Runtime is not installed.
     """
-    if CUDA_PROVIDER not in _onnxruntime().get_available_providers():
-        return "the installed onnxruntime has no CUDA provider (install onnxruntime-gpu)"
-    return gpu_obstacle()
-
-
-def _onnxruntime() -> Any:
-    """Import ONNX Runtime, quietly."""
-    try:
-        import onnxruntime
-    except ModuleNotFoundError:
-        raise MissingExtraError("onnxruntime", "all") from None
-    onnxruntime.set_default_logger_severity(_QUIET)
-    return onnxruntime
-
-
-def _one_line(error: Exception) -> str:
-    """Return an error's text without line breaks."""
-    return " ".join(str(error).split())[:500]
+    casts = provider == CPU_PROVIDER and graph.precision == "fp16"
+    return OrtBackend(
+        graph.path,
+        provider=provider,
+        threads=threads,
+        reason=reason,
+        options=PROVIDERS[provider].options(graph),
+        note=_CASTS if casts else None,
+    )

@@ -27,7 +27,8 @@ class Backend(Protocol):
         """Make ``table`` the one that slots refer to, from the next run on.
 
         Raises:
-            BackendError: The device cannot hold it; the old table stays bound.
+            BackendError: The device or the engine cannot hold it, and the old table stays bound; or the backend was
+                closed.
         """
         ...
 
@@ -52,7 +53,8 @@ class Backend(Protocol):
             Logits, float32 [B, C], owned by the caller.
 
         Raises:
-            BackendError: The runtime failed.
+            BackendError: The runtime failed, no table is bound for a graph that has one, or the backend was closed.
+            InputError: Images or slots are of another shape or type, or a slot is not in the table.
         """
         ...
 
@@ -61,5 +63,5 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the graph and the device's memory."""
+        """Release the graph and the device's memory once runs under way have ended; may be called again."""
         ...

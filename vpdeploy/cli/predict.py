@@ -14,7 +14,13 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
     task: Annotated[str | None, typer.Option(help="The task to ask; needed if the bundle holds several.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 5,
-    runtime: Annotated[str, typer.Option(help="auto, onnxruntime-cuda or onnxruntime-cpu.")] = "auto",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="auto: the fastest that works; or tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, "
+            "onnxruntime-tensorrt, onnxruntime-tensorrt-rtx."
+        ),
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the runtime's choice.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

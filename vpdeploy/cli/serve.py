@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,13 @@ def serve(
     path: Annotated[Path, typer.Argument(help="A bundle, or one task's ONNX file, from vpdeploy export.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
-    runtime: Annotated[str, typer.Option(help="Inference runtime; auto picks the fastest that works.")] = "auto",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="auto: the fastest that works; or tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, "
+            "onnxruntime-tensorrt, onnxruntime-tensorrt-rtx."
+        ),
+    ] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads inside one run.")] = None,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Images in one batch at most.")] = 32,
     max_delay_ms: Annotated[
@@ -65,7 +72,9 @@ def serve(
             err=True,
         )
     with bind_socket(host, port) as listener, open_session(path, runtime=runtime, threads=threads) as session:
-        chosen = session.describe()["runtime"]
+        described = session.describe()
+        chosen = described["runtime"]
+        logging.getLogger(__name__).info("runtime %s: %s", chosen, described["reason"])
         address = address_of(listener)
 
         def announce() -> None:

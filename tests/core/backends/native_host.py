@@ -1,0 +1,93 @@
+"""The native runner on a device in the host's memory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.backends.fake_tensorrt import Knobs, fake_module
+from core.backends.host_device import HostDevice
+
+from vpdeploy.backends.native.backend import NativeBackend
+from vpdeploy.backends.native.engine import NativeEngine
+from vpdeploy.backends.native.runtime_cache import RuntimeCache
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.engines.card import EngineCard
+from vpdeploy.engines.interface import expected_interface
+from vpdeploy.engines.plan import EngineOptions, EnginePlan
+from vpdeploy.engines.profile import Profile, Range
+from vpdeploy.engines.sizing import choose_profile, present_sizes, shapes_of
+from vpdeploy.engines.store import FoundEngine
+from vpdeploy.engines.toolkit import Toolkit
+from vpdeploy.files import sha256_of_file
+from vpdeploy.gpu import Gpu
+from vpdeploy.layout import BATCH_AXIS
+
+GPU = Gpu(name="Host GPU", sm="sm_89", memory_bytes=1 << 30, cuda_version="13.0")
+BATCH = Range(1, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native:
+    """A native runner and what tests see and change of what is below it."""
+
+    backend: NativeBackend
+    device: HostDevice
+    knobs: Knobs
+
+
+def write_engine(
+    graph: DeployedGraph, folder: Path, *, runtime: str, batch: Range = BATCH, options: EngineOptions | None = None
+) -> FoundEngine:
+    """An engine file that the fake module loads, and its card."""
+    profile: Profile = choose_profile(graph, {BATCH_AXIS: batch}, present_sizes(graph))
+    interface = expected_interface(graph)
+    plan = EnginePlan(
+        runtime=runtime,
+        runtime_version="1.7.1.116",
+        targets=("sm_89",),
+        gpu_name=None,
+        platform=None,
+        precision=graph.precision,
+        profile=profile,
+        graph_sha256=graph.sha256,
+        options=options or EngineOptions(),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{plan.key}.engine"
+    shapes = {name: shapes_of(binding, profile) for name, binding in interface.inputs.items()}
+    path.write_bytes(json.dumps(shapes).encode() + b"\n" + graph.path.read_bytes())
+    card = EngineCard.of(
+        plan,
+        layout_digest=None if graph.layout is None else graph.layout.digest,
+        inputs=interface.inputs,
+        outputs=interface.outputs,
+        size_bytes=path.stat().st_size,
+        sha256=sha256_of_file(path),
+        build_seconds=1.0,
+    )
+    return FoundEngine(path=path, card=card)
+
+
+def open_host(
+    graph: DeployedGraph,
+    folder: Path,
+    *,
+    runtime: str = "tensorrt",
+    device: HostDevice | None = None,
+    batch: Range = BATCH,
+    lanes: int = 2,
+    knobs: Knobs | None = None,
+    options: EngineOptions | None = None,
+) -> Native:
+    """Open the native runner of a graph; ``knobs`` are copied into the fake module before it is loaded."""
+    device = device or HostDevice()
+    found = write_engine(graph, folder, runtime=runtime, batch=batch, options=options)
+    module, own = fake_module(runtime, device)
+    if knobs is not None:
+        vars(own).update(vars(knobs))
+    cache = RuntimeCache(found.path, GPU) if runtime == "tensorrt-rtx" else None
+    engine = NativeEngine(Toolkit(runtime, module), found, graph, device, cache)
+    backend = NativeBackend(device, engine, gpu=GPU, reason="a test", cache=cache, lanes=lanes)
+    return Native(backend=backend, device=device, knobs=own)

@@ -1,0 +1,62 @@
+"""Tables of invented prompt sets, and what a graph says of them when ONNX Runtime is asked directly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from core import toy
+
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.layout import IMAGE, SLOT
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.table import Table, common_sizes
+
+Pixels = npt.NDArray[np.uint8]
+Slots = npt.NDArray[np.int32]
+Logits = npt.NDArray[np.float32]
+
+
+def prompt_set(graph: DeployedGraph, seed: int, *, prefix: int = 3, classes: int = 5) -> CompiledPromptSet:
+    """A random prompt set that fits the graph."""
+    assert graph.bundle is not None
+    manifest = graph.bundle.manifest
+    return toy.prompt_set(
+        f"task-{seed}",
+        prefix=prefix,
+        classes=classes,
+        seed=seed,
+        backbone=manifest.backbone,
+        preprocessing=manifest.preprocessing,
+        layout=manifest.layout,
+    )
+
+
+def table(graph: DeployedGraph, slots: int, *, prefix: int = 3, classes: int = 5, seed: int = 0) -> Table:
+    """A table of random prompt sets."""
+    assert graph.layout is not None
+    sets = [prompt_set(graph, seed + slot, prefix=prefix, classes=classes) for slot in range(slots)]
+    filled = Table(graph.layout, common_sizes([each.sizes() for each in sets]), slots)
+    for slot, each in enumerate(sets):
+        filled.write(slot, each)
+    return filled
+
+
+class Reference:
+    """A graph asked directly, one image at a time, on the CPU."""
+
+    def __init__(self, graph: DeployedGraph) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, images: Pixels, slots: Slots | None = None, held: Table | None = None) -> Logits:
+        rows = []
+        for index in range(len(images)):
+            feeds: dict[str, Any] = {IMAGE: images[index : index + 1]}
+            if held is not None and slots is not None:
+                feeds |= {SLOT: slots[index : index + 1], **held.arrays}
+            rows.append(self._session.run(None, feeds)[0][0])
+        return np.stack(rows)

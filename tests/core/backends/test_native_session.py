@@ -1,0 +1,94 @@
+"""Sessions over the native runner: every family of layouts, and float16 tables, against ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from core.backends.native_host import Native, open_host
+from core.backends.tables import Pixels
+
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.loading import open_session
+from vpdeploy.session import Session
+
+MakePixels = Callable[..., Pixels]
+
+
+@pytest.fixture(scope="module")
+def mixed_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """E²VPT, VAPT and a linear head."""
+    pytest.importorskip("onnxscript", reason="needs the export extra")
+    import tiny_runs
+
+    folder = tmp_path_factory.mktemp("mixed")
+    weights = tiny_runs.write_weights(folder / "vit.safetensors", seed=3)
+    backbone = tiny_runs.backbone_of(weights)
+    options = {"prompt_tokens": 5, "kv_tokens": 3, "hidden": 4, "rank": 3, "norm": "block"}
+    for number, name in enumerate(("e2vpt", "vapt", "linear")):
+        method = tiny_runs.random_method(backbone.vit, name, seed=number, **options)
+        model = tiny_runs.prompted(backbone.vit, method, 3 + number, seed=number)
+        tiny_runs.write_model(folder / name, model, backbone, name=name, method=name, weights=weights)
+    return [folder / name for name in ("e2vpt", "vapt", "linear")]
+
+
+@pytest.fixture(scope="module", params=["superset", "adaptive", "float16"])
+def bundle(request: pytest.FixtureRequest, mixed_runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from vpdeploy_export.bundling import export_bundle
+
+    out = tmp_path_factory.mktemp(request.param) / "zoo"
+    chosen = mixed_runs[1:] if request.param == "adaptive" else mixed_runs
+    return export_bundle(chosen, out, precision="fp16" if request.param == "float16" else "fp32").path
+
+
+def native_session(graph: DeployedGraph, folder: Path) -> tuple[Session, Native]:
+    assert graph.bundle is not None
+    native = open_host(graph, folder)
+    entries = graph.bundle.manifest.tasks
+    session = Session(
+        native.backend,
+        preprocessing=graph.preprocessing,
+        precision=graph.precision,
+        bundle=graph.bundle,
+        tasks=[(graph.bundle.read_task(name), entry.version) for name, entry in entries.items()],
+    )
+    return session, native
+
+
+def test_a_session_mixes_tasks_of_all_kinds_as_onnx_runtime_does(
+    bundle: Path, tmp_path: Path, random_pixels: MakePixels
+):
+    graph = DeployedGraph.open(bundle)
+    session, native = native_session(graph, tmp_path)
+    with open_session(bundle, runtime="onnxruntime-cpu", threads=1) as expected, session:
+        pixels = random_pixels(7)
+        order = np.arange(7) % len(expected.tasks)
+        for _ in range(3):
+            answers = [
+                each.run(pixels, np.array([each.lease(each.tasks[index]).slot for index in order], np.int32))
+                for each in (session, expected)
+            ]
+            np.testing.assert_allclose(answers[0], answers[1], rtol=1e-4, atol=1e-4)
+        described = session.describe()
+        assert described["table_bytes"] <= described["memory_bytes"]["table"]
+    assert native.device.alive == 0
+
+
+def test_a_task_that_comes_while_serving_is_answered_and_the_others_stay(
+    bundle: Path, tmp_path: Path, random_pixels: MakePixels
+):
+    graph = DeployedGraph.open(bundle)
+    assert graph.bundle is not None
+    session, native = native_session(graph, tmp_path)
+    with session:
+        names = session.tasks
+        before = session.run(random_pixels(2), np.array([0, 1], np.int32))
+        session.remove_task(names[-1])
+        session.add_task(graph.bundle.read_task(names[-1]), version=2)
+        with session.lease(names[-1]) as lease:
+            session.run(random_pixels(2), np.full(2, lease.slot, np.int32))
+        after = session.run(random_pixels(2), np.array([0, 1], np.int32))
+        np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
+    assert native.device.alive == 0

@@ -1,0 +1,187 @@
+"""The native runner: one engine, one table on the device, and several lanes that run batches side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.backends.batch import check_batch
+from vpdeploy.backends.native.buckets import bucket_sizes
+from vpdeploy.backends.native.device import Device
+from vpdeploy.backends.native.engine import NativeEngine
+from vpdeploy.backends.native.lane import Lane
+from vpdeploy.backends.native.pool import LanePool
+from vpdeploy.backends.native.runtime_cache import RuntimeCache
+from vpdeploy.backends.native.table import DeviceTable
+from vpdeploy.errors import BackendError
+from vpdeploy.gpu import Gpu
+from vpdeploy.layout import SLOT, SLOT_AXIS
+from vpdeploy.table import Table
+
+LANES = 2
+"""Execution contexts side by side: one batch is copied while another is computed; more only share the GPU."""
+
+
+class NativeBackend:
+    """See ``Backend``.
+
+    Args:
+        device: The GPU; owned from here on, as is the engine.
+        engine: Loaded on it.
+        gpu: What the driver says of it.
+        reason: Why this runtime was chosen.
+        cache: Of TensorRT-RTX, or None.
+        lanes: Batches that run side by side.
+
+    Raises:
+        BackendError: The device cannot hold the lanes; nothing is left allocated.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        engine: NativeEngine,
+        *,
+        gpu: Gpu,
+        reason: str,
+        cache: RuntimeCache | None = None,
+        lanes: int = LANES,
+    ) -> None:
+        self._device = device
+        self._engine = engine
+        self._gpu = gpu
+        self._reason = reason
+        self._cache = cache
+        self._sizes = bucket_sizes(engine.batch)
+        self._changing = threading.Lock()  # one change of the table at a time; runs go on beside it
+        self._table: DeviceTable | None = None
+        self._stream = device.create_stream()
+        opened: list[Lane] = []
+        try:
+            for _ in range(lanes):
+                opened.append(Lane(device, engine, self._sizes))
+        except BaseException:
+            for lane in opened:
+                lane.close()
+            device.destroy_stream(self._stream)
+            engine.close()
+            raise
+        self._pool = LanePool(opened)
+
+    @property
+    def name(self) -> str:
+        """The runtime's name, as ``--runtime`` takes it."""
+        return self._engine.toolkit.name
+
+    @property
+    def input_dtype(self) -> np.dtype[np.generic]:
+        """Element type of the graph's ``image`` input."""
+        return self._engine.image_dtype
+
+    def bind_table(self, table: Table) -> None:
+        """See ``Backend.bind_table``. Both tables are on the device until the last lane has changed over."""
+        if fault := self._engine.oversize({**table.sizes, SLOT_AXIS: table.slots}):
+            raise BackendError(f"{self._engine.found.path.name} cannot take the table: {fault}")
+        with self._changing:
+            self._pool.check_open()
+            self._device.activate()
+            new = DeviceTable(self._device, table, self._stream)
+            old = self._table
+            try:
+                self._attach(new)
+            except BaseException:
+                if old is not None:
+                    self._attach(old)
+                new.free()
+                raise
+            self._table = new
+            if old is not None:
+                old.free()
+
+    def refresh_slot(self, slot: int) -> None:
+        """See ``Backend.refresh_slot``. Only the slot's bytes travel; captured graphs stay as they are."""
+        with self._changing:
+            if self._table is not None:
+                self._device.activate()
+                self._table.refresh(slot)
+
+    def run(self, images: npt.NDArray[np.generic], slots: npt.NDArray[np.int32] | None) -> npt.NDArray[np.float32]:
+        """See ``Backend.run``. More images than the engine takes at once are run in parts."""
+        largest = self._sizes[-1]
+        with self._pool.any() as lane:
+            table = self._table
+            if SLOT in self._engine.inputs and table is None:
+                raise BackendError("no table is bound; add a task first")
+            check_batch(
+                images,
+                slots,
+                shape=self._engine.image_shape,
+                dtype=self.input_dtype,
+                slot_count=None if table is None else table.table.slots,
+            )
+            parts = [
+                lane.run(images[start : start + largest], None if slots is None else slots[start : start + largest])
+                for start in range(0, len(images), largest)
+            ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def describe(self) -> dict[str, Any]:
+        """See ``Backend.describe``."""
+        programs = [program for lane in self._pool.lanes for program in lane.programs]
+        refusals = sorted({program.refusal for program in programs if program.refusal})
+        described: dict[str, Any] = {
+            "runtime": self.name,
+            "runtime_version": self._engine.toolkit.version,
+            "reason": self._reason,
+            "threads": None,
+            "gpu": f"{self._gpu.name} ({self._gpu.sm})",
+            "engine": self._engine.found.path.name,
+            "max_batch": self._sizes[-1],
+            "batch_sizes": list(self._sizes),
+            "contexts": len(self._pool.lanes),
+            "cuda_graphs": "the runtime's own"
+            if self._engine.captures_itself
+            else f"{sum(program.is_captured for program in programs)} captured",
+            "memory_bytes": self._memory(),
+        }
+        if refusals:
+            described["cuda_graphs_refused"] = refusals
+        if self._cache is not None:
+            described["runtime_cache"] = self._cache.note
+        return described
+
+    def close(self) -> None:
+        """See ``Backend.close``. Waits for the runs that are under way."""
+        if not self._pool.close():
+            return
+        with self._changing, contextlib.ExitStack() as steps:  # last in, first out; all are tried
+            self._device.activate()
+            steps.callback(self._device.destroy_stream, self._stream)
+            steps.callback(self._engine.close)
+            if self._table is not None:
+                steps.callback(self._table.free)
+                self._table = None
+            for lane in self._pool.lanes:
+                steps.enter_context(self._pool.this(lane))
+                steps.callback(lane.close)
+
+    def _attach(self, table: DeviceTable) -> None:
+        """Let every lane read from a table, each as soon as its run has ended."""
+        for lane in self._pool.lanes:
+            with self._pool.this(lane):
+                lane.attach(table)
+
+    def _memory(self) -> dict[str, int]:
+        """Return what is allocated on the device, and what the whole GPU has left."""
+        table, staging = self._table, sum(lane.staging_bytes for lane in self._pool.lanes)
+        parts = {
+            "weights": self._engine.weight_bytes,
+            "table": 0 if table is None else table.size_bytes,
+            "staging": staging,
+            "contexts": self._engine.activation_bytes * len(self._pool.lanes),
+        }
+        return {**parts, "total": sum(parts.values()), "pinned_host": staging}

@@ -1,0 +1,91 @@
+"""Runs of one batch size: queued call by call at first, then captured as a CUDA graph and replayed."""
+
+from __future__ import annotations
+
+from vpdeploy.backends.native.context import ExecutionContext
+from vpdeploy.backends.native.device import Device
+from vpdeploy.backends.native.staging import Staging
+from vpdeploy.errors import BackendError
+
+
+class Program:
+    """Copy in, run and copy out a batch of ``rows`` images.
+
+    The first run is queued call by call: it lets TensorRT bring its state up to date for the shapes, which must not be
+    part of a graph. The second one is captured. A graph reads fixed addresses, so it stays right when a slot of the
+    table is rewritten in place; when an address or a shape changes, ``forget`` has it captured again.
+
+    Args:
+        device: The GPU.
+        context: The program's own where it captures graphs: TensorRT forbids to change a captured context.
+        rows: Batch size.
+        stream: On which the lane's work is done in order.
+        captures: Capture graphs; off where the runtime captures its own.
+    """
+
+    def __init__(self, device: Device, context: ExecutionContext, *, rows: int, stream: int, captures: bool) -> None:
+        self.context = context
+        self.rows = rows
+        self.refusal: str | None = None
+        self._device = device
+        self._stream = stream
+        self._captures = captures
+        self._warm = False
+        self._graph: int | None = None
+
+    @property
+    def is_captured(self) -> bool:
+        """Tell whether runs are replays."""
+        return self._graph is not None
+
+    def start(self, staging: Staging) -> None:
+        """Queue one run; the context is bound to ``rows`` images and the staging's addresses.
+
+        Raises:
+            BackendError: The GPU or the runtime failed.
+        """
+        if self._graph is None and self._captures and self._warm:
+            self._capture(staging)
+        if self._graph is not None:
+            self._device.launch(self._graph, self._stream)
+            return
+        self._queue(staging)
+        self._warm = True
+
+    def forget(self) -> None:
+        """Drop the graph: an address or a shape that it holds has changed."""
+        if self._graph is not None:
+            graph, self._graph = self._graph, None
+            self._device.destroy_graph(graph)
+        self._warm = False
+
+    def _queue(self, staging: Staging) -> None:
+        staging.send(self.rows, self._stream)
+        self.context.enqueue(self._stream)
+        staging.fetch(self.rows, self._stream)
+
+    def _capture(self, staging: Staging) -> None:
+        """Capture a run, or note why it cannot be; runs are then queued call by call for good."""
+        if not self.context.is_capturable(self._stream):
+            self._refuse("the engine cannot be captured")
+            return
+        self._device.begin_capture(self._stream)
+        failure: BackendError | None = None
+        try:
+            self._queue(staging)
+        except BackendError as error:
+            failure = error
+        try:
+            graph = self._device.end_capture(self._stream)
+        except BackendError as error:
+            self._refuse(str(failure or error))
+            return
+        if failure is not None:
+            self._device.destroy_graph(graph)
+            self._refuse(str(failure))
+            return
+        self._graph = graph
+
+    def _refuse(self, reason: str) -> None:
+        self.refusal = reason
+        self._captures = False

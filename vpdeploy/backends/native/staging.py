@@ -1,0 +1,102 @@
+"""The buffers that one lane's batches pass through: page-locked on the host, and their counterparts on the device."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.backends.native.device import Device, aligned
+from vpdeploy.layout import IMAGE, LOGITS, SLOT
+
+
+class Staging:
+    """Room for batches of up to ``capacity`` images.
+
+    The buffers of every batch size begin at the same addresses, so that one set serves all captured graphs.
+
+    Args:
+        device: The GPU.
+        capacity: Images at most.
+        image_shape: Of one image.
+        image_dtype: Of the graph's ``image`` input.
+        classes: Logits of one image.
+        with_slots: The graph has a ``slot`` input.
+
+    Raises:
+        BackendError: There is not enough memory; nothing is left allocated.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        capacity: int,
+        image_shape: tuple[int, ...],
+        image_dtype: np.dtype[np.generic],
+        classes: int,
+        with_slots: bool,
+    ) -> None:
+        self.capacity = capacity
+        self._device = device
+        self._row_bytes = {IMAGE: math.prod(image_shape) * image_dtype.itemsize}
+        if with_slots:
+            self._row_bytes[SLOT] = 4
+        self._row_bytes[LOGITS] = 4 * classes
+        self._offsets: dict[str, int] = {}
+        self.size_bytes = 0
+        for name, size in self._row_bytes.items():
+            self._offsets[name] = self.size_bytes
+            self.size_bytes += aligned(size * capacity)
+        self._host = device.allocate_pinned(self.size_bytes)
+        try:
+            self._address = device.allocate(self.size_bytes, f"staging for {capacity} images")
+        except BaseException:
+            device.free_pinned(self._host)
+            raise
+        self._images = self._view(IMAGE).view(image_dtype).reshape(capacity, *image_shape)
+        self._slots = self._view(SLOT).view(np.int32) if with_slots else None
+        self._logits = self._view(LOGITS).view(np.float32).reshape(capacity, classes)
+
+    @property
+    def addresses(self) -> dict[str, int]:
+        """Where each tensor begins on the device, by name."""
+        return {name: self._address + offset for name, offset in self._offsets.items()}
+
+    def fill(self, images: npt.NDArray[np.generic], slots: npt.NDArray[np.int32] | None, rows: int) -> None:
+        """Write a batch to the host's buffers; rows beyond it keep an old image, and ask for the first row's slot."""
+        count = len(images)
+        self._images[:count] = images
+        if self._slots is not None and slots is not None:
+            self._slots[:count] = slots
+            self._slots[count:rows] = slots[0]
+
+    def send(self, rows: int, stream: int) -> None:
+        """Queue the copies of the inputs to the device."""
+        for name in (IMAGE, SLOT):
+            if name in self._offsets:
+                offset = self._offsets[name]
+                size = rows * self._row_bytes[name]
+                self._device.copy_in(self._address + offset, self._host.address + offset, size, stream)
+
+    def fetch(self, rows: int, stream: int) -> None:
+        """Queue the copy of the logits to the host."""
+        offset = self._offsets[LOGITS]
+        size = rows * self._row_bytes[LOGITS]
+        self._device.copy_out(self._host.address + offset, self._address + offset, size, stream)
+
+    def logits(self, count: int) -> npt.NDArray[np.float32]:
+        """Return a copy of the logits that were fetched, float32 [B, C], owned by the caller."""
+        fetched: npt.NDArray[np.float32] = self._logits[:count].copy()
+        return fetched
+
+    def free(self) -> None:
+        """Free both sides; nothing may be under way."""
+        del self._images, self._slots, self._logits
+        self._device.free(self._address)
+        self._device.free_pinned(self._host)
+
+    def _view(self, name: str) -> npt.NDArray[np.uint8]:
+        start = self._offsets[name]
+        return self._host.data[start : start + self._row_bytes[name] * self.capacity]

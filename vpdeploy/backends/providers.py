@@ -1,0 +1,232 @@
+"""ONNX Runtime's execution providers: what each needs, and the options it is given for a graph."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.errors import BackendError, MissingExtraError
+from vpdeploy.gpu import gpu_obstacle
+
+CPU_PROVIDER = "CPUExecutionProvider"
+CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"
+
+RTX_PLUGIN = "onnxruntime_ep_nv_tensorrt_rtx"
+"""The package that brings TensorRT-RTX to an ONNX Runtime that was built without it."""
+
+QUIET = 3  # ONNX Runtime's log level "error": it warns about missing GPUs on every CPU machine
+
+_NVINFER = "nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10"  # what onnxruntime-gpu 1.31 links
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """One of ONNX Runtime's ways to execute a graph.
+
+    Attributes:
+        name: As ONNX Runtime calls it.
+        runtime: As ``--runtime`` calls it.
+        device: Where the table lies, in ONNX Runtime's words.
+        fallbacks: Providers for operators that it does not take.
+        obstacle: Returns why it cannot run a graph here, or None.
+        options: Its settings for a graph; needed only once it is opened.
+        plugin: A package whose library has to be registered first, where ONNX Runtime was built without the provider.
+    """
+
+    name: str
+    runtime: str
+    device: str
+    obstacle: Callable[[DeployedGraph], str | None]
+    fallbacks: tuple[str, ...] = (CPU_PROVIDER,)
+    options: Callable[[DeployedGraph], dict[str, str]] = lambda graph: {}
+    plugin: str | None = None
+
+
+def tensorrt_options(graph: DeployedGraph) -> dict[str, str]:
+    """Return the settings of ONNX Runtime's TensorRT provider: profiles, and caches beside the graph.
+
+    The graph carries its types, so no precision is asked for.
+    """
+    folder = str(_cache_folder(graph))
+    return {
+        **_profile_options(graph, "trt_profile_{}_shapes"),
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": folder,
+    }
+
+
+def rtx_options(graph: DeployedGraph) -> dict[str, str]:
+    """Return the settings of ONNX Runtime's TensorRT-RTX provider: profiles, its own CUDA graphs, and its cache."""
+    return {
+        **_profile_options(graph, "nv_profile_{}_shapes"),
+        "enable_cuda_graph": "0",
+        "nv_runtime_cache_path": str(_cache_folder(graph)),
+    }
+
+
+def cpu_obstacle(graph: DeployedGraph) -> str | None:
+    """Return why the CPU cannot run a graph, or None."""
+    if graph.precision == "bf16":
+        return "ONNX Runtime's CPU provider has no bfloat16 kernels; export without --bf16 for a CPU"
+    return None
+
+
+def cuda_obstacle(graph: DeployedGraph) -> str | None:
+    """Return why ONNX Runtime's CUDA provider cannot work here, or None.
+
+    The driver is asked directly: trying the provider on a machine without a GPU prints several lines of errors.
+    """
+    if obstacle := gpu_obstacle():
+        return obstacle
+    if CUDA_PROVIDER not in onnxruntime().get_available_providers():
+        return "the installed onnxruntime has no CUDA provider (install onnxruntime-gpu)"
+    return None
+
+
+def tensorrt_obstacle(graph: DeployedGraph) -> str | None:
+    """Return why ONNX Runtime's TensorRT provider cannot work here, or None."""
+    if obstacle := gpu_obstacle():
+        return obstacle
+    if TENSORRT_PROVIDER not in onnxruntime().get_available_providers():
+        return "the installed onnxruntime has no TensorRT provider (install onnxruntime-gpu)"
+    if not _can_load(_NVINFER):
+        return f"{_NVINFER} is missing (install TensorRT 10; with TensorRT 11 use --runtime tensorrt)"
+    return None
+
+
+def rtx_obstacle(graph: DeployedGraph) -> str | None:
+    """Return why ONNX Runtime's TensorRT-RTX provider cannot work here, or None."""
+    if obstacle := gpu_obstacle():
+        return obstacle
+    available = onnxruntime().get_available_providers()
+    if RTX_PROVIDER in available:
+        return None
+    if importlib.util.find_spec(RTX_PLUGIN) is None:
+        return (
+            "the installed onnxruntime has no TensorRT-RTX provider (pip uninstall onnxruntime-gpu, then pip install "
+            "onnxruntime onnxruntime-ep-nv-tensorrt-rtx; or use --runtime tensorrt-rtx, which needs neither)"
+        )
+    if CUDA_PROVIDER in available:
+        return "its plug-in works with onnxruntime only, here is onnxruntime-gpu (pip uninstall it, install the other)"
+    return None
+
+
+def plugin_devices(package: str) -> list[Any]:
+    """Register a plug-in's library once, and return the devices that ONNX Runtime then knows of.
+
+    Raises:
+        BackendError: The library cannot be loaded, or finds no GPU that it works on.
+    """
+    plugin: Any = importlib.import_module(package)
+    name = plugin.get_ep_name()
+    try:
+        _register(package)
+    except Exception as error:  # ONNX Runtime raises a class of its own per status code
+        raise BackendError(f"{package}: its library cannot be loaded: {one_line(error)}; install it again") from error
+    devices = [device for device in onnxruntime().get_ep_devices() if device.ep_name == name]
+    if not devices:
+        raise BackendError(f"{package} finds no GPU that it works on (RTX 30 series or later); use another --runtime")
+    return devices[:1]
+
+
+def onnxruntime() -> Any:
+    """Import ONNX Runtime, quietly.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import onnxruntime as module
+    except ModuleNotFoundError:
+        raise MissingExtraError("onnxruntime", "all") from None
+    module.set_default_logger_severity(QUIET)
+    return module
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text without line breaks."""
+    return " ".join(str(error).split())[:500]
+
+
+@functools.cache
+def _register(package: str) -> None:
+    plugin: Any = importlib.import_module(package)
+    onnxruntime().register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+
+
+def _profile_options(graph: DeployedGraph, option: str) -> dict[str, str]:
+    """Return the three options that bound every input: with a shape beyond them, the provider would build anew."""
+    from vpdeploy.engines.interface import expected_interface
+    from vpdeploy.engines.sizing import choose_profile, present_sizes, shapes_of
+
+    profile = choose_profile(graph, {}, present_sizes(graph))
+    shapes = {name: shapes_of(binding, profile) for name, binding in expected_interface(graph).inputs.items()}
+    return {
+        option.format(bound): ",".join(f"{name}:{'x'.join(map(str, each[index]))}" for name, each in shapes.items())
+        for index, bound in enumerate(("min", "opt", "max"))
+    }
+
+
+def _cache_folder(graph: DeployedGraph) -> Path:
+    """Make the folder for what a provider builds, and return it.
+
+    There is one for each graph, as providers do not look at its hash; and they make no parent folders.
+
+    Raises:
+        BackendError: It cannot be written.
+    """
+    folder = graph.engines_folder / f"onnxruntime-{graph.sha256[:12]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError(
+            f"{folder}: cannot be made for the engines that ONNX Runtime builds ({error.strerror}); make "
+            f"{graph.engines_folder.parent} writable, or choose another --runtime"
+        ) from error
+    return folder
+
+
+def _can_load(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+PROVIDERS: dict[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Provider(name=CPU_PROVIDER, runtime="onnxruntime-cpu", device="cpu", obstacle=cpu_obstacle, fallbacks=()),
+        Provider(name=CUDA_PROVIDER, runtime="onnxruntime-cuda", device="cuda", obstacle=cuda_obstacle),
+        Provider(
+            name=TENSORRT_PROVIDER,
+            runtime="onnxruntime-tensorrt",
+            device="cuda",
+            obstacle=tensorrt_obstacle,
+            fallbacks=(CUDA_PROVIDER, CPU_PROVIDER),
+            options=tensorrt_options,
+        ),
+        Provider(
+            name=RTX_PROVIDER,
+            runtime="onnxruntime-tensorrt-rtx",
+            device="cuda",
+            obstacle=rtx_obstacle,
+            options=rtx_options,
+            plugin=RTX_PLUGIN,
+        ),
+    )
+}
+"""By ONNX Runtime's name."""
