@@ -40,6 +40,9 @@ _EXTRAS: dict[str, str] = {
     "python_multipart": "serve",
     "prometheus_client": "serve",
     "PIL": "serve",
+    "tensorrt": "tensorrt",
+    "tensorrt_rtx": "rtx",
+    "cuda": "rtx",
 }
 
 

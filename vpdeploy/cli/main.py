@@ -14,6 +14,8 @@ import typer
 
 from vpdeploy import __version__
 from vpdeploy.cli import exits
+from vpdeploy.cli.bench import bench
+from vpdeploy.cli.build import build
 from vpdeploy.cli.inspect import inspect
 from vpdeploy.cli.predict import predict
 from vpdeploy.cli.serve import serve
@@ -22,7 +24,21 @@ from vpdeploy.errors import VpdeployError
 
 VERB_GROUP = "vpdeploy.verbs"
 
-_ORDER = ("quickstart", "train", "sweep", "eval", "import", "export", "predict", "serve", "inspect")
+_ORDER = (
+    "quickstart",
+    "train",
+    "sweep",
+    "eval",
+    "import",
+    "export",
+    "verify",
+    "convert",
+    "build",
+    "predict",
+    "bench",
+    "serve",
+    "inspect",
+)
 
 
 def build_app() -> typer.Typer:
@@ -36,7 +52,13 @@ def build_app() -> typer.Typer:
         rich_markup_mode=None,
     )
     task_app = typer.Typer(help="Add, remove, roll back or list the tasks of a bundle.", no_args_is_help=True)
-    verbs: dict[str, Callable[..., Any]] = {"predict": predict, "serve": serve, "inspect": inspect}
+    verbs: dict[str, Callable[..., Any]] = {
+        "build": build,
+        "predict": predict,
+        "bench": bench,
+        "serve": serve,
+        "inspect": inspect,
+    }
     task_verbs: dict[str, Callable[..., Any]] = {"list": list_tasks, "remove": remove, "rollback": rollback}
     for point in entry_points(group=VERB_GROUP):
         group, _, name = point.name.rpartition(".")

@@ -1,0 +1,92 @@
+"""Bundles whose graphs are real, engines whose bytes are not, and the toolkit that builds real ones without a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from core import toy
+
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.engines.card import Binding, EngineCard
+from vpdeploy.engines.plan import EngineOptions, EnginePlan
+from vpdeploy.engines.profile import Range
+from vpdeploy.engines.store import FoundEngine
+from vpdeploy.engines.toolkit import Toolkit, is_installed, load_toolkit
+from vpdeploy.engines.writing import write_engine
+from vpdeploy.gpu import Gpu
+
+L4 = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 * 10**9, cuda_version="13.0")
+A10 = Gpu(name="NVIDIA A10", sm="sm_86", memory_bytes=24 * 10**9, cuda_version="13.0")
+VERSION = "1.7.1.116"
+
+
+@pytest.fixture
+def toy_graph(tmp_path: Path) -> DeployedGraph:
+    """A bundle that NumPy alone has made; no toolkit could read its graph."""
+    return DeployedGraph.of_bundle(toy.write(tmp_path / "zoo"))
+
+
+@pytest.fixture
+def place_engine(toy_graph: DeployedGraph) -> Callable[..., FoundEngine]:
+    """Write an engine of random bytes beside the toy bundle's graph; keywords replace fields of its plan."""
+
+    def place(data: bytes | None = None, **changes: Any) -> FoundEngine:
+        data = np.random.default_rng(0).bytes(1000) if data is None else data
+        return write_engine(toy_graph.engines_folder, memoryview(data), card_of(toy_graph, data, **changes))
+
+    return place
+
+
+def plan_of(graph: DeployedGraph, **changes: Any) -> EnginePlan:
+    fields: dict[str, Any] = {
+        "runtime": "tensorrt-rtx",
+        "runtime_version": VERSION,
+        "targets": ("sm_86", "sm_89"),
+        "gpu_name": None,
+        "platform": None,
+        "precision": "fp32",
+        "profile": {"batch": Range(1, 8, 32), "slots": Range(1, 64, 1024)},
+        "graph_sha256": graph.sha256,
+        "options": EngineOptions(),
+    }
+    return EnginePlan(**{**fields, **changes})
+
+
+def card_of(graph: DeployedGraph, data: bytes, **changes: Any) -> EngineCard:
+    return EngineCard.of(
+        plan_of(graph, **changes),
+        layout_digest=None if graph.layout is None else graph.layout.digest,
+        inputs={"image": Binding(dtype="uint8", shape=("batch", 8, 8, 3))},
+        outputs={"logits": Binding(dtype="float32", shape=("batch", "classes"))},
+        size_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        build_seconds=1.5,
+    )
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu | None], None]:
+    """Pretend that a GPU, or none, is here."""
+
+    def pretend(gpu: Gpu | None) -> None:
+        for module in ("building", "store"):
+            monkeypatch.setattr(f"vpdeploy.engines.{module}.find_gpu", lambda: gpu)
+        obstacle = None if gpu else "no NVIDIA driver"
+        for module in ("building", "store", "target"):
+            monkeypatch.setattr(f"vpdeploy.engines.{module}.gpu_obstacle", lambda: obstacle)
+        monkeypatch.setattr("vpdeploy.gpu.find_gpu", lambda: gpu)
+
+    return pretend
+
+
+@pytest.fixture
+def rtx() -> Toolkit:
+    """TensorRT-RTX, which builds engines on any x86-64 machine."""
+    if not is_installed("tensorrt-rtx"):
+        pytest.skip("needs the rtx extra, whose wheels are for x86-64 Linux and Windows")
+    return load_toolkit("tensorrt-rtx")

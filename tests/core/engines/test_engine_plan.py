@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+
+import pytest
+from core.engines.conftest import card_of, plan_of
+
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.document import Document, to_json
+from vpdeploy.engines.card import EngineCard
+from vpdeploy.engines.plan import EngineOptions
+from vpdeploy.engines.profile import Range
+from vpdeploy.errors import BundleCorruptError, BundleVersionError, SpecError
+
+
+def test_the_key_begins_with_what_a_person_looks_for(toy_graph: DeployedGraph):
+    assert re.fullmatch(r"tensorrt-rtx-1\.7-sm_86-sm_89-fp32-[0-9a-f]{12}", plan_of(toy_graph).key)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"runtime": "tensorrt"},
+        {"runtime_version": "1.7.1.117"},
+        {"targets": ("sm_86",)},
+        {"gpu_name": "NVIDIA L4"},
+        {"platform": "linux-x86_64"},
+        {"precision": "fp16"},
+        {"profile": {"batch": Range(1, 8, 33), "slots": Range(1, 64, 1024)}},
+        {"graph_sha256": "00" * 32},
+        *({"options": EngineOptions(**{name: True})} for name in ("version_compatible", "weight_stripped")),
+        {"options": EngineOptions(hardware="same-sm")},
+        {"options": EngineOptions(workspace_bytes=1)},
+    ],
+    ids=str,
+)
+def test_everything_that_decides_an_engine_is_in_its_key(toy_graph: DeployedGraph, change):
+    assert plan_of(toy_graph, **change).key != plan_of(toy_graph).key
+
+
+def test_equal_plans_have_equal_keys_whatever_came_of_them(toy_graph: DeployedGraph):
+    assert card_of(toy_graph, b"one").key == card_of(toy_graph, b"another").key == plan_of(toy_graph).key
+
+
+def test_a_card_is_read_as_it_was_written(toy_graph: DeployedGraph):
+    card = card_of(toy_graph, b"engine", gpu_name="NVIDIA L4", platform="linux-x86_64")
+    assert EngineCard.from_document(Document.parse(to_json(card.to_fields()), source="card")) == card
+
+
+def test_the_card_has_the_fields_that_its_format_documents(toy_graph: DeployedGraph):
+    fields = json.loads(to_json(card_of(toy_graph, b"engine").to_fields()))
+    assert fields["format"] == "vpdeploy.engine"
+    assert fields["profile"] == {"batch": [1, 8, 32], "slots": [1, 64, 1024]}
+    assert fields["inputs"] == {"image": {"dtype": "uint8", "shape": ["batch", 8, 8, 3]}}
+    assert set(fields) == {
+        *("format", "format_version", "runtime", "runtime_version", "targets", "gpu_name", "platform", "precision"),
+        *("profile", "graph_sha256", "options", "layout_digest", "inputs", "outputs", "size_bytes", "sha256"),
+        "build_seconds",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"profile": {"batch": [8, 1, 32]}}, r"'batch' should be \[min, opt, max\]"),
+        ({"profile": {"batch": [1, 8]}}, r"'batch' should be \[min, opt, max\]"),
+        ({"precision": "int8"}, "unknown precision"),
+        ({"runtime": "openvino"}, "unknown runtime"),
+        ({"targets": "sm_86"}, "'targets' should be list"),
+        ({"inputs": {"image": {"dtype": "uint8", "shape": [None]}}}, "impossible shape"),
+        ({"size_bytes": True}, "should be int, found bool"),
+        ({"options": {}}, "'hardware' is missing"),
+        ({"format": "vpdeploy.bundle"}, "expected format 'vpdeploy.engine'"),
+    ],
+)
+def test_a_damaged_card_is_refused_with_the_field(toy_graph: DeployedGraph, change, complaint):
+    fields = {**card_of(toy_graph, b"engine").to_fields(), **change}
+    with pytest.raises(BundleCorruptError, match=complaint):
+        EngineCard.from_document(Document("card", fields))
+
+
+def test_a_card_of_another_format_version_is_refused(toy_graph: DeployedGraph):
+    fields = {**card_of(toy_graph, b"engine").to_fields(), "format_version": 2}
+    with pytest.raises(BundleVersionError):
+        EngineCard.from_document(Document("card", fields))
+
+
+def test_a_card_tells_which_size_it_cannot_take(toy_graph: DeployedGraph):
+    card = card_of(toy_graph, b"engine")
+    assert card.oversize({"batch": 32, "slots": 1, "unknown": 10**9}) is None
+    assert card.oversize({"batch": 8, "slots": 1025}) == "slots 1025 is outside 1:64:1024 (min:opt:max)"
+    assert card.oversize({"batch": 0}) is not None
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1:8:32", (1, 8, 32)), ("4", (4, 4, 4)), (" 1 : 2 : 3", (1, 2, 3))])
+def test_a_range_is_three_numbers_or_one(text, expected):
+    assert Range.parse(text, "--batch") == expected
+
+
+@pytest.mark.parametrize("text", ["", "1:2", "a:b:c", "1:2:3:4", "0:1:2", "2:1:3", "1:4:3", "-1", "1.5"])
+def test_what_is_no_range_is_refused_with_the_option(text):
+    with pytest.raises(SpecError, match=r"--batch .*: expected"):
+        Range.parse(text, "--batch")
+
+
+def test_a_plan_cannot_be_changed(toy_graph: DeployedGraph):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan_of(toy_graph).runtime = "tensorrt"  # type: ignore[misc]

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from core import toy
+
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.engines.card import Binding
+from vpdeploy.engines.profile import Range
+from vpdeploy.engines.sizing import choose_profile, present_sizes, shapes_of
+from vpdeploy.errors import SpecError
+
+
+def graph_of(path: Path, *prompt_sets) -> DeployedGraph:
+    return DeployedGraph.of_bundle(toy.write(path / "zoo", *prompt_sets))
+
+
+def test_the_sizes_of_the_present_tasks_are_those_of_their_table(toy_graph: DeployedGraph):
+    """The toy's tasks have prefixes of 3 and 5, and 4 and 2 classes; a table pads prefixes to a multiple of 8."""
+    assert present_sizes(toy_graph) == {"prefix": 8, "classes": 4, "slots": 2}
+
+
+def test_a_small_bundle_gets_room_for_tasks_to_come(toy_graph: DeployedGraph):
+    assert choose_profile(toy_graph, {}, present_sizes(toy_graph)) == {
+        "batch": (1, 8, 32),
+        "slots": (1, 64, 1024),
+        "prefix": (8, 8, 64),
+        "classes": (1, 16, 1024),
+    }
+
+
+@pytest.mark.parametrize(
+    ("present", "expected"),
+    [
+        ({"prefix": 104, "classes": 1000, "slots": 3}, {"prefix": (8, 104, 104), "classes": (1, 1024, 1024)}),
+        ({"prefix": 8, "classes": 1025, "slots": 3}, {"classes": (1, 2048, 2048)}),
+        ({"prefix": 8, "classes": 4, "slots": 513}, {"slots": (1, 1024, 2048)}),
+        ({"prefix": 8, "classes": 4, "slots": 512}, {"slots": (1, 512, 1024)}),
+        ({"prefix": 8, "classes": 4, "slots": 5000}, {"slots": (1, 8192, 16384)}),
+    ],
+)
+def test_what_the_present_tasks_need_is_held_and_a_little_more(toy_graph: DeployedGraph, present, expected):
+    profile = choose_profile(toy_graph, {}, present)
+    assert {axis: profile[axis] for axis in expected} == expected
+    assert all(profile[axis].holds(size) for axis, size in present.items())
+
+
+def test_tables_beyond_what_tensorrt_addresses_are_not_reserved(toy_graph: DeployedGraph):
+    """A slot of the toy has 2*2*P*3 key elements; with P = 2**20 at most 170 slots stay below 2**31."""
+    present = {"prefix": 2**20, "classes": 4, "slots": 100}
+    assert choose_profile(toy_graph, {}, present)["slots"] == (1, 128, (2**31 - 1) // (12 * 2**20))
+
+
+def test_what_is_asked_for_is_taken(toy_graph: DeployedGraph):
+    asked = {"batch": Range(2, 4, 6), "slots": Range(1, 2, 3)}
+    profile = choose_profile(toy_graph, asked, present_sizes(toy_graph))
+    assert (profile["batch"], profile["slots"]) == ((2, 4, 6), (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({"slots": Range(1, 1, 1)}, "--slots 1:1:1: the bundle's tasks need 2 already"),
+        ({"classes": Range(1, 2, 3)}, "--classes 1:2:3: the bundle's tasks need 4 already"),
+        ({"prefix": Range(1, 4, 7)}, "--prefix 1:4:7: the bundle's tasks need 8 already"),
+        ({"prefix": Range(16, 16, 64)}, "--prefix 16:16:64: the bundle's table has 8 columns now"),
+        ({"hidden": Range(1, 2, 3)}, "--hidden: the bundle's graph has --batch, --slots, --prefix, --classes; leave"),
+    ],
+)
+def test_a_range_that_does_not_fit_the_bundle_is_refused(toy_graph: DeployedGraph, asked, complaint):
+    with pytest.raises(SpecError, match=complaint):
+        choose_profile(toy_graph, asked, present_sizes(toy_graph))
+
+
+def test_a_folded_model_has_a_batch_and_no_table(folded_flowers: Path):
+    graph = DeployedGraph.open(folded_flowers)
+    assert present_sizes(graph) == {}
+    assert choose_profile(graph, {}, {}) == {"batch": (1, 8, 32)}
+    with pytest.raises(SpecError, match="--slots: a folded model has only --batch; leave it out"):
+        choose_profile(graph, {"slots": Range(1, 2, 3)}, {})
+
+
+def test_an_empty_bundle_gets_a_profile_all_the_same(tmp_path: Path):
+    from vpdeploy.bundle import withdraw_task
+
+    graph = graph_of(tmp_path)
+    for task in ("flowers", "birds"):
+        withdraw_task(graph.artifact, task)
+    empty = DeployedGraph.open(graph.artifact)
+    assert present_sizes(empty) == {"prefix": 8, "classes": 1, "slots": 1}
+    assert choose_profile(empty, {}, present_sizes(empty))["slots"] == (1, 64, 1024)
+
+
+def test_shapes_follow_from_the_axes():
+    binding = Binding(dtype="float16", shape=("slots", 2, "prefix"))
+    profile = {"slots": Range(1, 2, 3), "prefix": Range(8, 16, 24)}
+    assert shapes_of(binding, profile) == ((1, 2, 8), (2, 2, 16), (3, 2, 24))

@@ -1,0 +1,61 @@
+"""One engine of the size that is deployed: ViT-B/16, float16, both families of prompts, no GPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from vpdeploy.bundle import write_bundle
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.engines.building import BuildRequest, build_engine
+from vpdeploy.engines.store import verify_engine
+from vpdeploy.engines.toolkit import Toolkit
+from vpdeploy.layout import GeneratorSpec, Layout
+from vpdeploy.manifest import Manifest
+from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.task import BackboneId
+
+BACKBONE = BackboneId(name="vit-b", sha256="ab" * 32, depth=12, width=768, heads=12, patch_size=16)
+PREPROCESSING = Preprocessing(image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+LAYOUT = Layout.for_backbone(
+    BACKBONE, dtype="float16", family="superset", generator=GeneratorSpec(patches=196, eps=None)
+)
+
+
+@pytest.fixture(scope="module")
+def large_graph(tmp_path_factory: pytest.TempPathFactory) -> DeployedGraph:
+    """A bundle of no tasks over a random ViT-B/16."""
+    pytest.importorskip("onnxscript", reason="needs the export extra")
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+
+    from vpdeploy_export.graph import SwitchableGraph
+    from vpdeploy_export.saving import save_model
+    from vpdeploy_export.writer import build_switchable
+    from vpdeploy_train.trunks import trunk_of
+
+    vit = VisionTransformer(num_classes=0, weight_init="skip").eval().requires_grad_(False)
+    graph = SwitchableGraph(trunk_of(vit), PREPROCESSING, LAYOUT, dtype=torch.float16, opset=20)
+    folder = tmp_path_factory.mktemp("large")
+    save_model(build_switchable(graph, PREPROCESSING, LAYOUT, opset=20), folder / "staged.onnx", {})
+    manifest = Manifest(
+        backbone=BACKBONE,
+        preprocessing=PREPROCESSING,
+        layout=LAYOUT,
+        precision="fp16",
+        opset=20,
+        graph_sha256="",
+    )
+    return DeployedGraph.of_bundle(write_bundle(folder / "zoo", manifest, [], folder / "staged.onnx"))
+
+
+def test_an_engine_of_deployed_size_is_built_without_a_gpu(rtx: Toolkit, large_graph: DeployedGraph):
+    request = BuildRequest(runtime="tensorrt-rtx", targets=("sm_80", "sm_86", "sm_89", "sm_120"))
+    result = build_engine(large_graph, request)
+    verify_engine(result.engine)
+    card = result.engine.card
+    weights_bytes = 2 * 85_800_000  # 85.8 M parameters of the encoder (arXiv 2010.11929, table 1: 86 M with the head)
+    assert weights_bytes < card.size_bytes < 1.2 * weights_bytes
+    assert card.inputs["prefix_key"].shape == ("slots", 12, 12, "prefix", 64)
+    assert card.inputs["generator_mix"].shape == ("slots", 11, "generated", 196)
+    assert card.inputs["image"].shape == ("batch", 224, 224, 3)
+    assert not build_engine(large_graph, request).built

@@ -1,0 +1,145 @@
+"""What decides an engine, and the name of its files that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from vpdeploy.document import Document
+from vpdeploy.engines.profile import Profile, profile_fields, profile_from_document
+from vpdeploy.engines.toolkit import TOOLKITS, version_numbers
+from vpdeploy.errors import BundleCorruptError
+from vpdeploy.manifest import Precision, take_precision
+
+FORMAT_VERSION = 1
+"""Of the sidecar; part of the key, so that an engine of another format is built anew."""
+
+HARDWARE_LEVELS = ("none", "same-sm", "ampere+")
+"""Which other GPUs than the one that built it a TensorRT engine runs on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine was built.
+
+    Attributes:
+        version_compatible: Later versions of TensorRT load it.
+        weight_stripped: Its weights are not in it; they are taken from the graph when it is loaded.
+        hardware: One of ``HARDWARE_LEVELS``.
+        workspace_bytes: Limit of the memory that its layers may use for scratch; None: the GPU's.
+    """
+
+    version_compatible: bool = False
+    weight_stripped: bool = False
+    hardware: str = "none"
+    workspace_bytes: int | None = None
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the fields of the JSON form."""
+        return {
+            "version_compatible": self.version_compatible,
+            "weight_stripped": self.weight_stripped,
+            "hardware": self.hardware,
+            "workspace_bytes": self.workspace_bytes,
+        }
+
+    @classmethod
+    def from_document(cls, document: Document) -> EngineOptions:
+        """Read the JSON form.
+
+        Raises:
+            BundleCorruptError: A field is missing or of another type.
+        """
+        hardware = document.take("hardware", str)
+        if hardware not in HARDWARE_LEVELS:
+            raise BundleCorruptError(f"{document.source}: unknown hardware level '{hardware}'")
+        return cls(
+            version_compatible=document.take("version_compatible", bool),
+            weight_stripped=document.take("weight_stripped", bool),
+            hardware=hardware,
+            workspace_bytes=take_optional(document, "workspace_bytes", int),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginePlan:
+    """Everything that decides what an engine will be. Equal plans have equal keys.
+
+    Attributes:
+        runtime: A key of ``vpdeploy.engines.toolkit.TOOLKITS``.
+        runtime_version: Of the module that builds, all of its numbers.
+        targets: The GPU architectures it runs on, ascending, e.g. ``("sm_86", "sm_89")``.
+        gpu_name: The GPU it was tuned on; None where no GPU takes part.
+        platform: Operating system and processor it is bound to; None where it is to neither.
+        precision: Of the graph's weights and matrix products.
+        profile: Ranges by axis name.
+        graph_sha256: Of the ONNX file.
+        options: How it is built.
+    """
+
+    runtime: str
+    runtime_version: str
+    targets: tuple[str, ...]
+    gpu_name: str | None
+    platform: str | None
+    precision: Precision
+    profile: Profile
+    graph_sha256: str
+    options: EngineOptions = field(default_factory=EngineOptions)
+
+    def plan_fields(self) -> dict[str, Any]:
+        """Return the fields of the JSON form that decide the engine."""
+        return {
+            "runtime": self.runtime,
+            "runtime_version": self.runtime_version,
+            "targets": list(self.targets),
+            "gpu_name": self.gpu_name,
+            "platform": self.platform,
+            "precision": self.precision,
+            "profile": profile_fields(self.profile),
+            "graph_sha256": self.graph_sha256,
+            "options": self.options.to_fields(),
+        }
+
+    @property
+    def key(self) -> str:
+        """Name of the engine's files: readable at the start, unique by a digest of every field at the end."""
+        canonical = json.dumps({"format_version": FORMAT_VERSION, **self.plan_fields()}, sort_keys=True)
+        digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        version = ".".join(map(str, version_numbers(self.runtime_version)[:2]))
+        return "-".join([self.runtime, version, *self.targets, self.precision, digest])
+
+    @property
+    def place(self) -> str:
+        """The GPUs it is for, in words, for one-line messages."""
+        targets = ", ".join(self.targets)
+        return f"{self.gpu_name} ({targets})" if self.gpu_name else targets
+
+    @classmethod
+    def plan_from_document(cls, document: Document) -> EnginePlan:
+        """Read the JSON form.
+
+        Raises:
+            BundleCorruptError: A field is missing or of another type.
+        """
+        runtime = document.take("runtime", str)
+        if runtime not in TOOLKITS:
+            raise BundleCorruptError(f"{document.source}: unknown runtime '{runtime}'")
+        return EnginePlan(
+            runtime=runtime,
+            runtime_version=document.take("runtime_version", str),
+            targets=tuple(document.take_list("targets", str)),
+            gpu_name=take_optional(document, "gpu_name", str),
+            platform=take_optional(document, "platform", str),
+            precision=take_precision(document),
+            profile=profile_from_document(document.nested("profile")),
+            graph_sha256=document.take("graph_sha256", str),
+            options=EngineOptions.from_document(document.nested("options")),
+        )
+
+
+def take_optional(document: Document, name: str, kind: type[Any]) -> Any:
+    """Return a field that may be null, checked if it is not."""
+    return None if document.fields.get(name) is None else document.take(name, kind)

@@ -1,0 +1,170 @@
+"""The engines beside a graph: which there are, which fits this machine, and whether a file is whole.
+
+::
+
+    engines/  KEY.engine    NVIDIA's file, complete on the disk first
+              KEY.json      its sidecar, the commit point: without it the engine does not exist
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpdeploy.deployed import DeployedGraph
+from vpdeploy.document import Document
+from vpdeploy.engines.card import EngineCard
+from vpdeploy.engines.target import sm_number
+from vpdeploy.engines.toolkit import TOOLKITS, host_platform, is_installed, load_toolkit, version_numbers
+from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, MissingExtraError, VpdeployError
+from vpdeploy.files import sha256_of_file
+from vpdeploy.gpu import Gpu, find_gpu, gpu_obstacle
+
+ENGINE_SUFFIX = ".engine"
+CARD_SUFFIX = ".json"
+
+_NAMED = 3  # engines that one line of an error lists
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundEngine:
+    """An engine's file and its sidecar.
+
+    Attributes:
+        path: Of ``KEY.engine``.
+        card: What ``KEY.json`` says.
+    """
+
+    path: Path
+    card: EngineCard
+
+
+def list_engines(graph: DeployedGraph) -> list[tuple[Path, EngineCard | str]]:
+    """Return every engine beside a graph, sorted by name: its path, and its card or what is wrong with its files.
+
+    Contents are not verified. Engines of other graphs are listed too: folded models in one folder share it.
+    """
+    folder = graph.engines_folder
+    names = {path.stem for suffix in (ENGINE_SUFFIX, CARD_SUFFIX) for path in folder.glob(f"[!.]*{suffix}")}
+    return [(folder / f"{name}{ENGINE_SUFFIX}", _card_or_fault(folder, name)) for name in sorted(names)]
+
+
+def fits(card: EngineCard, gpu: Gpu, runtime_version: str) -> str | None:
+    """Return why an engine does not load on a GPU with a version of its runtime, or None if it does."""
+    if gap := _version_gap(card, runtime_version):
+        return gap
+    if card.platform not in (None, host_platform()):
+        return f"it was built on {card.platform}, here is {host_platform()}"
+    hardware = card.options.hardware
+    if hardware == "ampere+":
+        fit = sm_number(gpu.sm) >= sm_number("sm_80")
+    else:
+        fit = gpu.sm in card.targets and (hardware != "none" or card.gpu_name in (None, gpu.name))
+    return None if fit else f"it was built for {card.place}, here is {gpu.name} ({gpu.sm})"
+
+
+def find_engine(graph: DeployedGraph, runtime: str, gpu: Gpu) -> FoundEngine:
+    """Return the newest engine of a graph that a runtime can load on a GPU; its bytes are not verified.
+
+    Raises:
+        EngineIncompatibleError: There is none; the message says what there is, what is here, and the command to run.
+        MissingExtraError: The runtime is not installed.
+        BuildError: The runtime cannot be loaded.
+    """
+    version = load_toolkit(runtime).version
+    fitting: list[FoundEngine] = []
+    faults: list[str] = []
+    for path, card in list_engines(graph):
+        if isinstance(card, str):
+            faults.append(card)
+        elif card.runtime == runtime:
+            fault = "it belongs to another graph" if card.graph_sha256 != graph.sha256 else fits(card, gpu, version)
+            if fault is None:
+                fitting.append(FoundEngine(path=path, card=card))
+            else:
+                faults.append(f"{path.name}: {fault}")
+    if not fitting:
+        raise EngineIncompatibleError(
+            f"{graph.artifact}: no engine for {gpu.name} ({gpu.sm}) and {runtime} {version}{_listed(faults)}; "
+            f"run: {build_command(graph, runtime)}"
+        )
+    return max(fitting, key=lambda found: found.path.with_suffix(CARD_SUFFIX).stat().st_mtime_ns)
+
+
+def engine_obstacle(graph: DeployedGraph, runtime: str) -> str | None:
+    """Return why a runtime has no engine that it could run here, or None; loads neither graph nor engine."""
+    spec = TOOLKITS[runtime]
+    if not is_installed(runtime):
+        return str(MissingExtraError(spec.module, spec.extra))
+    gpu = find_gpu()
+    if gpu is None:
+        return gpu_obstacle() or "no NVIDIA GPU is visible"
+    if not any(isinstance(card, str) or card.runtime == runtime for _, card in list_engines(graph)):
+        return f"{graph.artifact} has no engine for it; run: {build_command(graph, runtime)}"
+    try:
+        find_engine(graph, runtime, gpu)
+    except VpdeployError as error:
+        return str(error)
+    return None
+
+
+def verify_engine(found: FoundEngine) -> None:
+    """Compare an engine's bytes with its sidecar.
+
+    Raises:
+        BundleCorruptError: The file is missing, truncated or was changed.
+    """
+    if damage := engine_damage(found):
+        raise BundleCorruptError(f"{damage}; run vpdeploy build again, as it was run for {found.card.place}")
+
+
+def engine_damage(found: FoundEngine) -> str | None:
+    """Return how an engine's bytes differ from what its sidecar says, or None if they do not."""
+    path, card = found.path, found.card
+    try:
+        size = path.stat().st_size
+        digest = sha256_of_file(path)
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror}"
+    if size < card.size_bytes:
+        return f"{path}: truncated, {size} of {card.size_bytes} bytes are there"
+    return None if digest == card.sha256 else f"{path}: contents do not match its sidecar's sha256"
+
+
+def build_command(graph: DeployedGraph, runtime: str) -> str:
+    """Return the command that builds an engine for this machine's GPU."""
+    return f"vpdeploy build {shlex.quote(str(graph.artifact))} --runtime {runtime}"
+
+
+def _card_or_fault(folder: Path, name: str) -> EngineCard | str:
+    engine, sidecar = folder / f"{name}{ENGINE_SUFFIX}", folder / f"{name}{CARD_SUFFIX}"
+    if not sidecar.is_file():
+        return f"{engine.name}: its sidecar {sidecar.name} is missing, so it is not used"
+    if not engine.is_file():
+        return f"{engine.name}: file is missing, only its sidecar is there"
+    try:
+        card = EngineCard.from_document(Document.read(sidecar))
+    except BundleError as error:
+        return str(error)
+    if card.key != name:
+        return f"{sidecar.name}: describes another engine, {card.key}"
+    return card
+
+
+def _version_gap(card: EngineCard, here: str) -> str | None:
+    """Return why an engine's runtime version does not fit the one that is here, or None."""
+    built, found = version_numbers(card.runtime_version), version_numbers(here)
+    if built == found:
+        return None
+    if card.options.version_compatible and built < found and (built[0] == found[0] or (built[0], found[0]) == (10, 11)):
+        return None
+    needed = f"{card.runtime_version} or newer" if card.options.version_compatible else card.runtime_version
+    return f"it needs {card.runtime} {needed}, here is {here}"
+
+
+def _listed(faults: list[str]) -> str:
+    if not faults:
+        return ""
+    more = f", and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+    return f" ({'; '.join(faults[:_NAMED])}{more})"
