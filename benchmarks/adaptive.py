@@ -16,11 +16,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime
-import timm
 import torch
 from torch import nn
 
-from benchmarks.folding import CLASSES, SLOTS, cpu_name, measure, preprocessing_of, ratio
+from benchmarks.folding import CLASSES, SLOTS, cpu_name, measure, preprocessing_of, random_vit, ratio
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 from vpdeploy.layout import Family, GeneratorSpec, Layout
 from vpdeploy.table import Table, common_sizes
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     options = parser.parse_args()
     torch.manual_seed(0)
-    vit = timm.create_model(options.backbone, pretrained=False, num_classes=0).eval().requires_grad_(False)
+    vit = random_vit(options.backbone)
     models = {name: model_of(vit, name, options.prompts) for name in ("vpt-deep", "vapt")}
     print(
         f"{options.backbone}, {options.prompts} prompts, {options.threads} threads, {options.rounds} rounds; "

@@ -35,9 +35,6 @@ Family = Literal["prefix", "adaptive", "superset"]
 MASKED = -30000.0
 """The "-inf" of padding: finite and within float16, far below any logit, so that its softmax weight is exactly 0."""
 
-PREFIX_MULTIPLE = 8
-"""Prefix lengths in a table are padded to a multiple of this, for aligned GPU kernels."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:

@@ -293,8 +293,7 @@ class Session:
             return Table(prompt_set.layout, common_sizes([sizes]), 1)
         if not full and old.accepts(sizes):
             return old
-        # A thirty-second at a time: adding many tasks stays cheap, and little memory lies idle. With prefixes padded
-        # from 15 to 16 columns, a task then costs less than 1.1 times its compiled bytes.
+        # A thirty-second at a time: adding many tasks stays cheap, and little memory lies idle.
         slots = old.slots + max(1, old.slots // 32) if full else old.slots
         return old.resized(common_sizes([old.sizes, sizes]), slots)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.layout import PREFIX_AXIS, PREFIX_MULTIPLE, Layout
+from vpdeploy.layout import Layout
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.tensorfile import Tensors
 
@@ -64,11 +64,8 @@ class Table:
 
 
 def common_sizes(sizes: list[Sizes]) -> Sizes:
-    """Return table sizes into which prompt sets of all the given sizes fit, the prefix padded for alignment."""
-    largest = {name: max(1, *(each[name] for each in sizes)) for name in sizes[0]}
-    if PREFIX_AXIS in largest:
-        largest[PREFIX_AXIS] = -(-largest[PREFIX_AXIS] // PREFIX_MULTIPLE) * PREFIX_MULTIPLE
-    return largest
+    """Return table sizes into which prompt sets of all the given sizes fit: the largest of each, and at least 1."""
+    return {name: max(1, *(each[name] for each in sizes)) for name in sizes[0]}
 
 
 def _write_padded(target: npt.NDArray[np.generic], source: npt.NDArray[np.generic], padding: float) -> None:

@@ -57,11 +57,10 @@ def test_a_table_accepts_what_fits_every_size():
     assert not table.accepts({"prefix": 1, "classes": 7})
 
 
-def test_common_sizes_are_the_largest_with_the_prefix_rounded_up_to_eight():
-    assert common_sizes([{"prefix": 15, "classes": 3}, {"prefix": 2, "classes": 9}]) == {"prefix": 16, "classes": 9}
+def test_common_sizes_are_the_largest_of_each():
+    assert common_sizes([{"prefix": 15, "classes": 3}, {"prefix": 2, "classes": 9}]) == {"prefix": 15, "classes": 9}
     assert common_sizes([{"prefix": 8, "classes": 3}]) == {"prefix": 8, "classes": 3}
-    assert common_sizes([{"prefix": 17, "classes": 3}]) == {"prefix": 24, "classes": 3}
 
 
 def test_without_prompts_the_table_still_has_columns():
-    assert common_sizes([{"prefix": 0, "classes": 3}]) == {"prefix": 8, "classes": 3}
+    assert common_sizes([{"prefix": 0, "classes": 3}]) == {"prefix": 1, "classes": 3}

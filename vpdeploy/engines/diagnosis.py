@@ -27,6 +27,8 @@ def explain_failure(errors: str, plan: EnginePlan) -> str:
     where = f"{title} {plan.runtime_version} cannot build a {plan.precision} engine for {', '.join(plan.targets)}: "
     turing = f"leave out sm_75 ({MODELS['sm_75']})"
     if "FP32 GEMM is not supported" in errors:
+        if plan.precision == "fp16":  # the probe of the export found activations that float16 does not hold
+            return f"{where}parts of the graph are float32 (vpdeploy inspect names them), which sm_75 cannot; {turing}"
         return f"{where}sm_75 has no float32 matrix products there; export with --fp16, or {turing}"
     if "HW-specific datatypes: b16" in errors:
         return f"{where}sm_75 has no bfloat16; export with --fp16, or {turing}"

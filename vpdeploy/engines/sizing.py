@@ -14,7 +14,6 @@ from vpdeploy.layout import (
     GENERATED_AXIS,
     HIDDEN_AXIS,
     PREFIX_AXIS,
-    PREFIX_MULTIPLE,
     SLOT_AXIS,
 )
 from vpdeploy.table import Sizes, common_sizes
@@ -25,6 +24,8 @@ _ROOM = {PREFIX_AXIS: 64, GENERATED_AXIS: 64, HIDDEN_AXIS: 64, CLASS_AXIS: 1024,
 """What every engine holds at least. Reserving costs scratch memory, not time: kernels are tuned for the middle size."""
 
 _TUNED = {SLOT_AXIS: 64, CLASS_AXIS: 16, GENERATED_AXIS: 16, HIDDEN_AXIS: 16}
+
+_PREFIX_STEP = 8  # powers of two would tune for columns that hardly any task has
 
 _SAFE_ELEMENTS = 2**31 - 1
 """Of one tensor. Larger ones were refused before TensorRT 10.0.1, and some after it (NVIDIA/TensorRT issue 3815)."""
@@ -82,7 +83,8 @@ def shapes_of(binding: Binding, profile: Profile) -> tuple[tuple[int, ...], ...]
 def _roomy(axis: str, present: int) -> Range:
     """Return a range for what is there now, in coarse steps: a task more should not ask for another engine."""
     if axis == PREFIX_AXIS:
-        return Range(PREFIX_MULTIPLE, present, max(_ROOM[axis], present))
+        tuned = -(-present // _PREFIX_STEP) * _PREFIX_STEP
+        return Range(1, tuned, max(_ROOM[axis], tuned))
     tuned = max(_TUNED.get(axis, 1), _power_of_two(present))
     return Range(1, tuned, max(_ROOM[axis], tuned))
 

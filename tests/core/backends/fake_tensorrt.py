@@ -48,6 +48,7 @@ class Knobs:
         self.refuse_contexts_after: int | None = None
         self.refuse_runs = False
         self.corrupt = False
+        self.holds_host_code = False
         self.validity = (Validity.VALID, Diagnostics(0))
         self.contexts: list[Context] = []
         self.on_execute = lambda: None
@@ -226,10 +227,15 @@ def fake_module(name: str, device: HostDevice) -> tuple[Any, Knobs]:
     rtx = name == "tensorrt-rtx"
 
     class Runtime:
+        engine_host_code_allowed = False
+
         def __init__(self, logger: Any) -> None:
             self._logger = logger
 
         def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None:
+            if knobs.holds_host_code and not self.engine_host_code_allowed:
+                self._logger.log(Logger.Severity.ERROR, "the engine contains host code, which is not allowed")
+                return None
             if knobs.corrupt:
                 self._logger.log(Logger.Severity.ERROR, "Serialization assertion failed")
                 return None

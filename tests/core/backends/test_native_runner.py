@@ -283,7 +283,7 @@ def test_a_table_beyond_the_engines_profile_is_refused_with_the_command_that_hel
 ):
     native = open_host(graph, tmp_path, lanes=1)
     native.backend.bind_table(table(graph, 2))
-    with pytest.raises(BackendError, match=r"prefix 80 is outside 8:16:64.*vpdeploy build .* --runtime tensorrt"):
+    with pytest.raises(BackendError, match=r"prefix 80 is outside 1:16:64.*vpdeploy build .* --runtime tensorrt"):
         native.backend.bind_table(table(graph, 2, prefix=80))
     assert native.backend.run(random_pixels(1), slots(0)).shape == (1, 5)
 
@@ -389,6 +389,14 @@ def test_a_stripped_engine_takes_its_weights_from_the_graph(
 ):
     native = open_host(graph, tmp_path, options=EngineOptions(weight_stripped=True))
     assert native.knobs.refitted == [str(graph.path)]
+
+
+def test_host_code_is_allowed_for_version_compatible_engines_alone(graph: DeployedGraph, tmp_path: Path):
+    knobs = Knobs()
+    knobs.holds_host_code = True
+    open_host(graph, tmp_path, knobs=knobs, options=EngineOptions(version_compatible=True)).backend.close()
+    with pytest.raises(EngineIncompatibleError, match="host code, which is not allowed"):
+        open_host(graph, tmp_path, knobs=knobs)
 
 
 # --- the runtime cache of TensorRT-RTX ---

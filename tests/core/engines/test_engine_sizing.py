@@ -17,15 +17,15 @@ def graph_of(path: Path, *prompt_sets) -> DeployedGraph:
 
 
 def test_the_sizes_of_the_present_tasks_are_those_of_their_table(toy_graph: DeployedGraph):
-    """The toy's tasks have prefixes of 3 and 5, and 4 and 2 classes; a table pads prefixes to a multiple of 8."""
-    assert present_sizes(toy_graph) == {"prefix": 8, "classes": 4, "slots": 2}
+    """The toy's tasks have prefixes of 3 and 5, and 4 and 2 classes; a table holds the largest of each."""
+    assert present_sizes(toy_graph) == {"prefix": 5, "classes": 4, "slots": 2}
 
 
 def test_a_small_bundle_gets_room_for_tasks_to_come(toy_graph: DeployedGraph):
     assert choose_profile(toy_graph, {}, present_sizes(toy_graph)) == {
         "batch": (1, 8, 32),
         "slots": (1, 64, 1024),
-        "prefix": (8, 8, 64),
+        "prefix": (1, 8, 64),
         "classes": (1, 16, 1024),
     }
 
@@ -33,7 +33,7 @@ def test_a_small_bundle_gets_room_for_tasks_to_come(toy_graph: DeployedGraph):
 @pytest.mark.parametrize(
     ("present", "expected"),
     [
-        ({"prefix": 104, "classes": 1000, "slots": 3}, {"prefix": (8, 104, 104), "classes": (1, 1024, 1024)}),
+        ({"prefix": 104, "classes": 1000, "slots": 3}, {"prefix": (1, 104, 104), "classes": (1, 1024, 1024)}),
         ({"prefix": 8, "classes": 1025, "slots": 3}, {"classes": (1, 2048, 2048)}),
         ({"prefix": 8, "classes": 4, "slots": 513}, {"slots": (1, 1024, 2048)}),
         ({"prefix": 8, "classes": 4, "slots": 512}, {"slots": (1, 512, 1024)}),
@@ -63,8 +63,8 @@ def test_what_is_asked_for_is_taken(toy_graph: DeployedGraph):
     [
         ({"slots": Range(1, 1, 1)}, "--slots 1:1:1: the bundle's tasks need 2 already"),
         ({"classes": Range(1, 2, 3)}, "--classes 1:2:3: the bundle's tasks need 4 already"),
-        ({"prefix": Range(1, 4, 7)}, "--prefix 1:4:7: the bundle's tasks need 8 already"),
-        ({"prefix": Range(16, 16, 64)}, "--prefix 16:16:64: the bundle's table has 8 columns now"),
+        ({"prefix": Range(1, 2, 4)}, "--prefix 1:2:4: the bundle's tasks need 5 already"),
+        ({"prefix": Range(16, 16, 64)}, "--prefix 16:16:64: the bundle's table has 5 columns now"),
         ({"hidden": Range(1, 2, 3)}, "--hidden: the bundle's graph has --batch, --slots, --prefix, --classes; leave"),
     ],
 )
@@ -88,7 +88,7 @@ def test_an_empty_bundle_gets_a_profile_all_the_same(tmp_path: Path):
     for task in ("flowers", "birds"):
         withdraw_task(graph.artifact, task)
     empty = DeployedGraph.open(graph.artifact)
-    assert present_sizes(empty) == {"prefix": 8, "classes": 1, "slots": 1}
+    assert present_sizes(empty) == {"prefix": 1, "classes": 1, "slots": 1}
     assert choose_profile(empty, {}, present_sizes(empty))["slots"] == (1, 64, 1024)
 
 

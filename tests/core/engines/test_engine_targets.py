@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from core.engines.conftest import L4, plan_of
 
@@ -88,6 +90,18 @@ def test_the_log_of_a_failed_build_becomes_one_line(toy_graph: DeployedGraph, lo
     assert text.startswith("TensorRT-RTX 1.7.1.116 cannot build a fp32 engine for sm_86, sm_89: ")
     assert expected in text
     assert "/_src/" not in text
+
+
+@pytest.mark.parametrize(
+    ("precision", "advice"),
+    [
+        ("fp32", "sm_75 has no float32 matrix products there; export with --fp16, or leave out sm_75"),
+        ("fp16", "parts of the graph are float32 .vpdeploy inspect names them., which sm_75 cannot; leave out sm_75"),
+    ],
+)
+def test_float32_on_turing_names_what_can_be_done_about_it(toy_graph: DeployedGraph, precision: str, advice: str):
+    log = "Cannot compile operation 'x' for Turing (SM75): FP32 GEMM is not supported."
+    assert re.search(advice, explain_failure(log, plan_of(toy_graph, precision=precision)))
 
 
 def test_a_long_log_is_cut(toy_graph: DeployedGraph):

@@ -42,6 +42,9 @@ class NativeEngine:
         self.toolkit = toolkit
         self._rebuild = f"{build_command(graph, toolkit.name)} --force"
         self._runtime = toolkit.module.Runtime(toolkit.logger)
+        if found.card.options.version_compatible:
+            # Such an engine brings NVIDIA's lean runtime, code of the host, which is refused unless it is allowed.
+            self._runtime.engine_host_code_allowed = True
         data = found.path.read_bytes()
         self._check_validity(data)
         self._engine = self._deserialise(data, device)

@@ -1,0 +1,104 @@
+"""What one more task costs: memory against the bytes of its compiled prompt set, and the time to add it.
+
+    python -m benchmarks.table --backbone vit_base_patch16_224 --prompts 10 --tasks 256
+
+The resident memory of the process is read before and after; Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import os
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.folding import CLASSES, cpu_name, preprocessing_of, prompted_model, random_vit
+from vpdeploy.bundle import write_bundle
+from vpdeploy.layout import Layout
+from vpdeploy.loading import open_session
+from vpdeploy.manifest import Manifest
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.task import BackboneId, TaskCard
+from vpdeploy_export.compilation import compile_prompts
+from vpdeploy_export.graph import SwitchableGraph
+from vpdeploy_export.packing import pack
+from vpdeploy_export.saving import save_model
+from vpdeploy_export.writer import build_switchable
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="vit_base_patch16_224")
+    parser.add_argument("--prompts", type=int, default=10)
+    parser.add_argument("--tasks", type=int, default=256)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    with TemporaryDirectory() as folder:
+        prompt_set = write_zoo(Path(folder) / "zoo", options.backbone, options.prompts)
+        with open_session(Path(folder) / "zoo", runtime="onnxruntime-cpu", threads=1) as session:
+            seconds = []
+            before = resident_bytes()
+            for number in range(options.tasks):
+                started = time.perf_counter()
+                session.add_task(replace(prompt_set, card=replace(prompt_set.card, name=f"copy-{number}")))
+                seconds.append(time.perf_counter() - started)
+            grown = resident_bytes() - before
+            slots = int(session.describe()["slots"])
+    added = slots - 1  # the table grows by a thirty-second: a few slots wait for further tasks
+    task_bytes = grown / options.tasks
+    print(f"{options.backbone}, {options.prompts} prompts, {CLASSES} classes, float32; {cpu_name()}")
+    print(f"one compiled prompt set: {prompt_set.size_bytes / 1000:.0f} kB")
+    print(
+        f"{options.tasks} tasks more ({added} slots): {grown / 1e6:.0f} MB resident, {task_bytes / 1000:.0f} kB each, "
+        f"{task_bytes / prompt_set.size_bytes:.3f} of its compiled bytes"
+    )
+    print(f"adding one: median {statistics.median(seconds) * 1000:.1f} ms, longest {max(seconds) * 1000:.0f} ms")
+
+
+def write_zoo(path: Path, backbone: str, prompts: int) -> CompiledPromptSet:
+    vit = random_vit(backbone)
+    model, preprocessing = prompted_model(vit, prompts), preprocessing_of(vit)
+    stage = model.trunk.stages[0]
+    identity = BackboneId(
+        name=backbone,
+        sha256="0" * 64,
+        depth=stage.depth,
+        width=stage.width,
+        heads=stage.heads,
+        patch_size=model.trunk.patch_size,
+    )
+    layout = Layout.for_backbone(identity, dtype="float32")
+    graph = SwitchableGraph(model.trunk, preprocessing, layout, dtype=torch.float32, opset=20)
+    staged = path.parent / "staged.onnx"
+    save_model(build_switchable(graph, preprocessing, layout, opset=20), staged, {})
+    card = TaskCard(
+        name="first",
+        labels=tuple(map(str, range(CLASSES))),
+        method="vpt-deep",
+        backbone=identity,
+        preprocessing=preprocessing,
+    )
+    prompt_set = pack(compile_prompts(model), model.head, card, layout, model.trunk)
+    manifest = Manifest(
+        backbone=identity, preprocessing=preprocessing, layout=layout, precision="fp32", opset=20, graph_sha256=""
+    )
+    write_bundle(path, manifest, [prompt_set], staged)
+    return prompt_set
+
+
+def resident_bytes() -> int:
+    """Return the process's resident memory after everything free went back to the system."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()
