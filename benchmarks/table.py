@@ -23,12 +23,13 @@ from benchmarks.folding import CLASSES, cpu_name, preprocessing_of, prompted_mod
 from vpdeploy.bundle import write_bundle
 from vpdeploy.layout import Layout
 from vpdeploy.loading import open_session
-from vpdeploy.manifest import Manifest
+from vpdeploy.manifest import Manifest, Precision
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import SwitchableGraph
-from vpdeploy_export.packing import pack
+from vpdeploy_export.loaded import TORCH_DTYPES
+from vpdeploy_export.packing import NUMPY_DTYPES, pack
 from vpdeploy_export.saving import save_model
 from vpdeploy_export.writer import build_switchable
 
@@ -62,7 +63,8 @@ def main() -> None:
     print(f"adding one: median {statistics.median(seconds) * 1000:.1f} ms, longest {max(seconds) * 1000:.0f} ms")
 
 
-def write_zoo(path: Path, backbone: str, prompts: int) -> CompiledPromptSet:
+def write_zoo(path: Path, backbone: str, prompts: int, precision: Precision = "fp32") -> CompiledPromptSet:
+    """Write a bundle of one task and return its prompt set."""
     vit = random_vit(backbone)
     model, preprocessing = prompted_model(vit, prompts), preprocessing_of(vit)
     stage = model.trunk.stages[0]
@@ -74,8 +76,8 @@ def write_zoo(path: Path, backbone: str, prompts: int) -> CompiledPromptSet:
         heads=stage.heads,
         patch_size=model.trunk.patch_size,
     )
-    layout = Layout.for_backbone(identity, dtype="float32")
-    graph = SwitchableGraph(model.trunk, preprocessing, layout, dtype=torch.float32, opset=20)
+    layout = Layout.for_backbone(identity, dtype=NUMPY_DTYPES[precision])
+    graph = SwitchableGraph(model.trunk, preprocessing, layout, dtype=TORCH_DTYPES[precision], opset=20)
     staged = path.parent / "staged.onnx"
     save_model(build_switchable(graph, preprocessing, layout, opset=20), staged, {})
     card = TaskCard(
@@ -87,7 +89,7 @@ def write_zoo(path: Path, backbone: str, prompts: int) -> CompiledPromptSet:
     )
     prompt_set = pack(compile_prompts(model), model.head, card, layout, model.trunk)
     manifest = Manifest(
-        backbone=identity, preprocessing=preprocessing, layout=layout, precision="fp32", opset=20, graph_sha256=""
+        backbone=identity, preprocessing=preprocessing, layout=layout, precision=precision, opset=20, graph_sha256=""
     )
     write_bundle(path, manifest, [prompt_set], staged)
     return prompt_set

@@ -217,7 +217,8 @@ def test_the_command_announces_itself_and_ends_with_success(zoo, number):
     assert process.returncode == 0
     assert out == ""
     messages = [json.loads(each)["message"] for each in err.splitlines()]
-    assert messages[0] == "tasks added: new"
+    assert messages[0].startswith("runtime onnxruntime-cpu: ")
+    assert messages[1] == "tasks added: new"
     assert messages[-1].startswith("stopped")
     assert "secret" not in err
 

@@ -181,7 +181,7 @@ def test_an_engine_that_is_too_small_for_the_tasks_is_passed_over_with_the_comma
 ):
     monkeypatch.setattr(opening, "present_sizes", lambda graph: {"prefix": 80, "classes": 2, "slots": 1})
     obstacle = str(opening.native_obstacle(loadable[0], "tensorrt-rtx"))
-    assert "is too small for the bundle's tasks: prefix 80 is outside 8:16:64" in obstacle
+    assert "is too small for the bundle's tasks: prefix 80 is outside 1:16:64" in obstacle
     assert obstacle.endswith(f"run: vpdeploy build {loadable[0].artifact} --runtime tensorrt-rtx")
 
 
