@@ -92,6 +92,7 @@ def open_all(folder: Path, model: PromptedViT, threads: int) -> dict[str, OrtBac
     graphs = {
         AS_WRITTEN: folded(),
         "the last block computes every row": folded(compute_every_row),
+        "the class token reads keys and values": folded(project_every_key),
         "the scale 1/√d multiplies the queries": folded(multiply_queries),
         "the first block's prompts are tokens": folded(lambda graph: insert_first_prompts(graph, model)),
         "linear layers on [B, N, D], bias added apart": folded(keep_three_axes),
@@ -124,10 +125,15 @@ def blocks_of(graph: FoldedGraph) -> list[RowGraphBlock]:
 
 def compute_every_row(graph: FoldedGraph) -> None:
     blocks_of(graph)[-1].first_row_only = False
+    project_every_key(graph)
+
+
+def project_every_key(graph: FoldedGraph) -> None:
+    blocks_of(graph)[-1].class_token = None
 
 
 def multiply_queries(graph: FoldedGraph) -> None:
-    for block in blocks_of(graph):
+    for block in blocks_of(graph)[:-1]:
         block.scale = block.head_width**-0.5
         block.query.weight.data /= block.scale
         block.query.bias.data /= block.scale

@@ -171,7 +171,9 @@ def test_half_precision_refuses_what_overflows():
     with torch.no_grad():
         method.kv[1][0] = 70000.0
     assert tiny_runs.compiled_set(model, CARD, precision="fp32").tensors["prefix_key"].max() == 70000
-    with pytest.raises(ExportError, match=r"task 'flowers'.*7e\+04 does not fit float16; export with --bf16, or without --fp16"):
+    with pytest.raises(
+        ExportError, match=r"task 'flowers'.*7e\+04 does not fit float16; export with --bf16, or without --fp16"
+    ):
         tiny_runs.compiled_set(model, CARD, precision="fp16")
 
 

@@ -22,11 +22,14 @@ def test_the_work_for_one_image_is_counted_by_hand(facts: dict[str, object]):
     hidden = 2 * width
 
     def block(rows: int) -> int:
-        linear = 2 * tokens * width**2 + rows * (2 * width**2 + 2 * width * hidden)
-        return linear + 2 * rows * (tokens + prefix) * width
+        linear = rows * (4 * width**2 + 2 * width * hidden)
+        return linear + 2 * rows * (rows + prefix) * width
 
+    # The class token's query, carried by the key projection, and what it gathered, carried by the value projection.
+    carried = 2 * width**2 + width + 2 * tiny_runs.HEADS * tokens * width + 2 * prefix * width
+    last = 2 * width**2 + 2 * width * hidden + carried
     embedding = patches * (tiny_runs.PATCH**2 * 3) * width
-    assert facts["macs_per_image"] == embedding + 2 * block(tokens) + block(1) + width * SIZES["classes"]
+    assert facts["macs_per_image"] == embedding + 2 * block(tokens) + last + width * SIZES["classes"]
 
 
 def test_each_block_names_its_types(facts: dict[str, object]):

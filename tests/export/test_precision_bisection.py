@@ -44,7 +44,7 @@ def images(pixels: np.ndarray, *tasks: str) -> list[Expectation]:
         ("blocks.0.projection.weight", 6e4, 0, "attention", "blocks.0.projection.Gemm"),
         ("blocks.1.mlp.fc1.weight", 3e4, 1, "mlp", "blocks.1.mlp.fc1.Gemm"),
         ("blocks.2.mlp.fc2.weight", 3e4, 2, "mlp", "blocks.2.mlp.fc2.Gemm"),
-        ("blocks.2.query.weight", 6e4, 2, "attention", "blocks.2.MatMul"),
+        ("blocks.2.query.weight", 6e4, 2, "attention", "blocks.2.class_token.MatMul_1"),
     ],
 )
 def test_a_weight_that_makes_one_value_overflow_is_named(

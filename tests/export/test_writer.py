@@ -138,7 +138,7 @@ def mentions_prompts(sizes: list[int | str], kind: str) -> bool:
     return any(isinstance(size, str) and "prefix" in size and size != "prefix" for size in sizes)
 
 
-ROWS = (["batch"], [f"{TOKENS}*batch"], ["batch", TOKENS - 1], ["batch", 1])
+ROWS = (["batch"], [f"{TOKENS}*batch"], ["batch", TOKENS - 1], ["batch", 1], ["batch", HEADS, 1])
 
 
 def test_prompts_are_never_rows_of_a_projection_norm_or_mlp(graph: onnx.GraphProto, kind: str):
@@ -149,11 +149,12 @@ def test_prompts_are_never_rows_of_a_projection_norm_or_mlp(graph: onnx.GraphPro
     assert len(projections) >= 6 * DEPTH
     for node in layers:
         for name in (*node.input[:1], *node.output):
-            # The images' tokens are the rows of one matrix, the patches of each image those of its embedding.
+            # The images' tokens are the rows of one matrix, the patches of each image those of its embedding; each
+            # head of the last block has one query.
             assert sizes[name][:-1] in ROWS, (node.op_type, name, sizes[name])
     joined = [name for name, shape in sizes.items() if mentions_prompts(shape, kind)]
     concats = [node for node in nodes(graph, "Concat") if node.output[0] in joined]
-    assert len(concats) >= 2 * DEPTH
+    assert len(concats) >= 2 * DEPTH - 1  # keys and values of each block, of the last one the logits
 
 
 def test_the_last_block_computes_the_class_token_only(graph: onnx.GraphProto):
@@ -165,8 +166,15 @@ def test_the_last_block_computes_the_class_token_only(graph: onnx.GraphProto):
 @pytest.mark.parametrize("kind", ["folded", "bundle", "half folded", "half bundle"], indirect=False)
 def test_the_last_blocks_attention_has_one_query_row(models: dict[str, Path], kind: str):
     graph = onnx.shape_inference.infer_shapes(onnx.load(models[kind]), data_prop=True).graph
-    rows = [dims(graph)[node.input[0]][2] for node in nodes(graph, "Softmax")]
-    assert rows == [TOKENS, TOKENS, 1]
+    rows = [dims(graph)[node.input[0]][:-1] for node in nodes(graph, "Softmax")]
+    assert rows == [["batch", HEADS, TOKENS], ["batch", HEADS, TOKENS], ["batch", HEADS]]
+
+
+def test_the_last_block_makes_no_keys_and_values_of_the_tokens(models: dict[str, Path]):
+    for kind in ("folded", "bundle"):
+        projected = [node.name for node in onnx.load(models[kind]).graph.node if node.op_type == "Gemm"]
+        for layer in ("key", "value"):
+            assert [f"blocks.{index}.{layer}.Gemm" in projected for index in range(DEPTH)] == [True, True, False]
 
 
 def test_half_precision_narrows_weights_but_not_softmax_head_or_logits(models: dict[str, Path]):
@@ -181,7 +189,14 @@ def test_half_precision_narrows_weights_but_not_softmax_head_or_logits(models: d
         matrices = [tensor for tensor in graph.initializer if len(tensor.dims) == 2]
         wide = [tensor for tensor in matrices if tensor.data_type == TensorProto.FLOAT]
         narrow = [tensor for tensor in matrices if tensor.data_type == TensorProto.FLOAT16]
-        assert len(narrow) >= 6 * DEPTH
+        assert len(narrow) >= 6 * DEPTH - 2
+        by_head = {
+            tensor.name: tensor.data_type
+            for tensor in graph.initializer
+            if tensor.name.startswith(("blocks.2.class_token.key", "blocks.2.class_token.value"))
+        }
+        assert len(by_head) == 4  # the last block's key and value projection, weight and bias
+        assert set(by_head.values()) == {TensorProto.FLOAT16}
         assert [sorted(tensor.dims) for tensor in wide] == ([[4, 48]] if kind == "half folded" else [])
 
 
@@ -238,7 +253,9 @@ def test_prompts_and_positions_are_constants_of_the_folded_file(models: dict[str
     head_width = tiny_runs.WIDTH // HEADS
     # In block 1 only a shared key/value prompt is left, so one constant is both its key and its value.
     for length, count in zip(FLOWERS_PREFIX, (2, 1, 2), strict=True):
-        assert shapes.count((1, HEADS, length, head_width)) == count
+        # The last block's one product with its keys has them turned.
+        turned = shapes.count((1, HEADS, head_width, length))
+        assert shapes.count((1, HEADS, length, head_width)) + turned == count
 
 
 def test_the_bundles_graph_holds_no_prompts(models: dict[str, Path], zoo: Path):

@@ -13,6 +13,7 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from vpdeploy_export.graph.casting import cast
+from vpdeploy_export.graph.class_token import ClassTokenAttention
 from vpdeploy_export.graph.columns import Columns, GeneratorColumns
 from vpdeploy_export.graph.folding import linear, without_affine
 from vpdeploy_export.graph.place import Place
@@ -89,6 +90,11 @@ class RowGraphBlock(nn.Module):
         self.projection, self.attention_scale = parts.projection, parts.attention_scale
         self.mlp_norm, self.mlp, self.mlp_scale = parts.mlp_norm, parts.mlp, parts.mlp_scale
         self.logits, self.generated, self.generator_hidden = Place(), Place(), Place()
+        # A norm or a rotation between projection and product leaves nothing to reorder.
+        linear_keys = isinstance(self.key_norm, nn.Identity) and parts.rotation is None
+        self.class_token = None
+        if first_row_only and linear_keys and self.scale == 1.0 and not fused:
+            self.class_token = ClassTokenAttention(self.key, self.value, self.heads)
         self.set_precision(torch.float32, frozenset())
 
     def set_precision(self, dtype: torch.dtype, wide: frozenset[Part]) -> None:
@@ -106,6 +112,8 @@ class RowGraphBlock(nn.Module):
         self.mlp_norm_type = torch.promote_types(mlp, tokens)
         for module in (self.query, self.key, self.value, self.query_norm, self.key_norm, self.mixed_norm):
             module.to(attention)
+        if self.class_token is not None:
+            self.class_token.to(attention)
         self.projection.to(attention)
         self.attention_scale.to(attention)
         self.mlp.to(mlp)
@@ -136,10 +144,9 @@ class RowGraphBlock(nn.Module):
         query = self.query_norm(self._heads(self.query(query_rows), 1 if self.first_row_only else count))
         if not self.first_row_only:  # row 0 alone is the class token, which is at no place
             query = self._rotate(query)
-        keys, values, biases = [], [], []
+        biases, prefix = [], None
         if columns.key is not None and columns.value is not None:
-            keys.append(_repeat(cast(columns.key, self.attention_type), tokens))
-            values.append(_repeat(cast(columns.value, self.attention_type), tokens))
+            prefix = cast(columns.key, self.attention_type), cast(columns.value, self.attention_type)
             biases.append((columns.bias, columns.key.shape[2]))
         attended, before = normalised, 0
         if columns.generator is not None:
@@ -148,11 +155,18 @@ class RowGraphBlock(nn.Module):
             before = prompts.shape[1]
             biases.append((columns.generator.bias, before))
             # One product for both: the prompts alone would be a matrix of few rows, and their keys a copy more.
-            attended = torch.cat([prompts, whole], dim=1).flatten(0, 1)
-        keys.append(self._rotate(self.key_norm(self._heads(self.key(attended), before + count)), before))
-        values.append(self._heads(self.value(attended), before + count))
-        key, value = (parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) for parts in (keys, values))
-        mixed = self._attend(query, key, value, _join_biases(biases, tokens))
+            whole = torch.cat([prompts, whole], dim=1)
+            attended = whole.flatten(0, 1)
+        bias = _join_biases(biases, tokens)
+        if self.class_token is not None:
+            mixed = self.class_token(query, whole, prefix, bias)
+        else:
+            key = self._rotate(self.key_norm(self._heads(self.key(attended), before + count)), before)
+            value = self._heads(self.value(attended), before + count)
+            if prefix is not None:
+                key = torch.cat([_repeat(prefix[0], tokens), key], dim=2)
+                value = torch.cat([_repeat(prefix[1], tokens), value], dim=2)
+            mixed = self._attend(query, key, value, bias)
         mixed = self.mixed_norm(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
         rows = rows + cast(self.attention_scale(self.projection(mixed)), self.token_type)
         normalised = cast(self.mlp_norm(cast(rows, self.mlp_norm_type)), self.mlp_type)

@@ -1,0 +1,76 @@
+"""Attention of the class token alone, without the other tokens' keys and values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vpdeploy_export.graph.casting import cast
+from vpdeploy_export.graph.place import Place
+
+
+class ClassTokenAttention(nn.Module):
+    """One query a head against all tokens.
+
+    With x the normalised tokens and p the attention's weights, q (x W_kᵀ + b_k)ᵀ = (q W_k) xᵀ + q b_k and
+    p (x W_vᵀ + b_v) = (p x) W_vᵀ + (Σ p) b_v. Carrying the query to the tokens, and what it gathers there back, takes
+    2 H N D multiply-accumulates; keys and values of all tokens take 2 N D². Exact.
+
+    Args:
+        key: The key projection, of weight [D, D].
+        value: The value projection.
+        heads: H.
+    """
+
+    key_weight: Tensor
+    key_bias: Tensor
+    value_weight: Tensor
+    value_bias: Tensor
+
+    def __init__(self, key: nn.Linear, value: nn.Linear, heads: int) -> None:
+        super().__init__()
+        shape = (heads, key.out_features // heads)
+        self.register_buffer("key_weight", key.weight.detach().unflatten(0, shape).contiguous())  # [H, d, D]
+        self.register_buffer("key_bias", key.bias.detach().unflatten(0, shape)[..., None].contiguous())  # [H, d, 1]
+        turned = value.weight.detach().unflatten(0, shape).transpose(1, 2)
+        self.register_buffer("value_weight", turned.contiguous())  # [H, D, d]
+        self.register_buffer("value_bias", value.bias.detach().unflatten(0, shape)[:, None].contiguous())  # [H, 1, d]
+        self.carried, self.logits, self.gathered = Place(), Place(), Place()
+
+    def forward(
+        self, query: Tensor, tokens: Tensor, prefix: tuple[Tensor, Tensor] | None, bias: Tensor | None
+    ) -> Tensor:
+        """Return softmax(q kᵀ + bias) v.
+
+        Args:
+            query: [B, H, 1, d], scaled.
+            tokens: Normalised rows that become keys and values, [B, M, D].
+            prefix: Keys and values that are not made of rows, [1 or B, H, P, d] each.
+            bias: float32 [1 or B, P + M], or None for zeros.
+
+        Returns:
+            [B, H, 1, d].
+        """
+        dtype = self.key_weight.dtype
+        carried = self.carried((query @ self.key_weight)[:, :, 0])
+        logits = carried @ tokens.transpose(1, 2) + (query @ self.key_bias)[:, :, 0]
+        if prefix is None:
+            weights = _softmax(self.logits(logits), bias)
+            gathered = self.gathered(cast(weights, dtype) @ tokens)
+            mixed: Tensor = gathered[:, :, None] @ self.value_weight + self.value_bias
+            return mixed
+        key, value = prefix
+        length = key.shape[2]
+        on_prefix = (query @ key.transpose(-2, -1))[:, :, 0]
+        weights = _softmax(self.logits(torch.cat([on_prefix, logits], dim=-1)), bias)
+        on_tokens = weights[..., length:]
+        gathered = self.gathered(cast(on_tokens, dtype) @ tokens)
+        share = cast(on_tokens.sum(-1, keepdim=True), dtype)[..., None]
+        mixed = gathered[:, :, None] @ self.value_weight + share * self.value_bias
+        return mixed + cast(weights[..., :length], dtype)[:, :, None] @ value
+
+
+def _softmax(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """Return float32 [B, H, columns]."""
+    logits = cast(logits, torch.float32)
+    return (logits if bias is None else logits + bias[:, None]).softmax(-1)
