@@ -177,7 +177,11 @@ def training_runs(model: PromptedViT, batch: int) -> dict[str, Run]:
 
 
 def measure(runs: dict[str, Run], rounds: int) -> dict[str, object]:
-    """Let the variants take turns; return the median of each, and of the ratios within a round."""
+    """Let the variants take turns; return the median of each, and of the ratios within a round.
+
+    A turn begins with a run that does not count: the others have evicted the variant's weights from the caches, and a
+    deployed model does not take turns.
+    """
     for run in runs.values():
         run()
         run()
@@ -185,6 +189,7 @@ def measure(runs: dict[str, Run], rounds: int) -> dict[str, object]:
     for number in range(rounds):
         names = list(runs)[:: 1 if number % 2 else -1]
         for name in names:
+            runs[name]()
             started = time.perf_counter()
             runs[name]()
             times[name].append(time.perf_counter() - started)

@@ -204,9 +204,9 @@ def join_projections(graph: FoldedGraph) -> None:
 
 
 def fuse_attention(model: ir.Model) -> ir.Model:
-    """Replace each softmax attention by ONNX Runtime's own operator."""
+    """Replace each softmax attention over all rows by ONNX Runtime's own operator."""
     graph = model.graph
-    for softmax in [node for node in graph if node.op_type == "Softmax"]:
+    for softmax in [node for node in graph if node.op_type == "Softmax" and "class_token" not in node.name]:
         logits = softmax.inputs[0].producer()
         (mixed,) = [use.node for use in softmax.outputs[0].uses()]
         (back,) = [use.node for use in mixed.outputs[0].uses()]
