@@ -134,9 +134,9 @@ def mixed_answers(session: Session, models: dict[str, PromptedViT], pixels: np.n
 @pytest.mark.parametrize(
     ("tasks", "family", "precision"),
     [
-        (ADAPTIVE, "adaptive", "fp32"),
+        pytest.param(ADAPTIVE, "adaptive", "fp32", marks=pytest.mark.slow),
         (PAPER, "adaptive", "fp32"),
-        (SUPERSET, "superset", "fp32"),
+        pytest.param(SUPERSET, "superset", "fp32", marks=pytest.mark.slow),
         (SUPERSET, "superset", "fp16"),
     ],
 )

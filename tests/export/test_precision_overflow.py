@@ -85,7 +85,7 @@ def test_bfloat16_needs_no_islands_but_has_few_digits(run_path: Path, case: str,
         export_folded(run_path, tmp_path / "task.onnx", precision="bf16")
 
 
-@pytest.mark.parametrize("form", ["folded", "bundle"])
+@pytest.mark.parametrize("form", ["folded", pytest.param("bundle", marks=pytest.mark.slow)])
 def test_float16_with_the_probes_islands_passes(run_path: Path, case: str, form: str, tmp_path: Path):
     if form == "folded":
         report = export_folded(run_path, tmp_path / "task.onnx", precision="fp16")

@@ -76,7 +76,7 @@ def test_without_runs_a_narrow_graph_is_compared_with_its_own_float32(half_zoo: 
 
 def test_a_float32_graph_is_its_own_reference(folded_flowers: Path):
     (report,) = verify(folded_flowers, runtimes=CPU).parity
-    assert report.max_abs_difference == 0
+    assert report.max_abs_difference < 1e-5  # batches of other sizes sum in another order
     assert report.source == "32 synthetic images (give real ones with --images or --run)"
 
 
