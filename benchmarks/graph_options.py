@@ -95,7 +95,7 @@ def open_all(folder: Path, model: PromptedViT, threads: int) -> dict[str, OrtBac
         "the class token reads keys and values": folded(project_every_key),
         "the scale 1/√d multiplies the queries": folded(multiply_queries),
         "the first block's prompts are tokens": folded(lambda graph: insert_first_prompts(graph, model)),
-        "linear layers on [B, N, D], bias added apart": folded(keep_three_axes),
+        "tokens as rows of one matrix, linear layers one Gemm": folded(join_rows),
         "queries, keys and values from one product": folded(join_projections),
         "opset 23, one Attention a block": folded(opset=23),
         "ONNX Runtime's MultiHeadAttention": fuse_attention(folded()),
@@ -156,24 +156,21 @@ def insert_first_prompts(graph: FoldedGraph, model: PromptedViT) -> None:
     graph.blocks[0] = PromptsAsTokens(blocks_of(graph)[0], model.method.visual[0])
 
 
-class ThreeAxes(nn.Module):
-    """A linear layer that sees its rows image by image."""
+class OneMatrix(nn.Module):
+    """A layer that sees the rows of all images as one matrix."""
 
-    def __init__(self, layer: nn.Linear, count: int) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer, self.count = layer, count
+        self.layer = layer
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.layer(rows.unflatten(0, (-1, self.count))).flatten(0, 1)
+        return self.layer(rows.flatten(0, 1)).unflatten(0, (-1, rows.shape[1]))
 
 
-def keep_three_axes(graph: FoldedGraph) -> None:
-    count = graph.embedding[0].grid ** 2 + 1
+def join_rows(graph: FoldedGraph) -> None:
     for block in blocks_of(graph):
-        rows = 1 if block.first_row_only else count
-        block.key, block.value = ThreeAxes(block.key, count), ThreeAxes(block.value, count)
-        block.query, block.projection = ThreeAxes(block.query, rows), ThreeAxes(block.projection, rows)
-        block.mlp = ThreeAxes(block.mlp, rows)
+        for name in ("query", "key", "value", "projection", "mlp"):
+            setattr(block, name, OneMatrix(getattr(block, name)))
 
 
 class Joined(nn.Module):

@@ -68,7 +68,7 @@ def graph_facts(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, Any]:
 
 
 def block_of(name: str) -> str | None:
-    """Return ``blocks.N`` of a name such as ``blocks.3.mlp.fc1.Gemm``, or None outside the blocks."""
+    """Return ``blocks.N`` of a name such as ``blocks.3.mlp.fc1.MatMul``, or None outside the blocks."""
     first, _, rest = name.partition(".")
     number = rest.partition(".")[0]
     return f"blocks.{number}" if first == "blocks" and number.isdecimal() else None

@@ -34,7 +34,7 @@ from vpdeploy.layout import (
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.table import Table
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
-from vpdeploy_export.passes import DropIdentityReshapePass, NameByModulePass
+from vpdeploy_export.passes import NameByModulePass
 
 OPSETS: Final = (20, 23)
 """20 has ``Gelu`` and one ``LayerNormalization``; 23 adds ``Attention``."""
@@ -45,7 +45,6 @@ _EXAMPLE_SIZES: Final = {PREFIX_AXIS: 8, GENERATED_AXIS: 6, HIDDEN_AXIS: 7, CLAS
 
 _PASSES: Final = Sequential(
     CommonSubexpressionEliminationPass(),
-    DropIdentityReshapePass(),
     RemoveUnusedNodesPass(),
     NameByModulePass(),
     ClearMetadataAndDocStringPass(),

@@ -41,9 +41,9 @@ def images(pixels: np.ndarray, *tasks: str) -> list[Expectation]:
 @pytest.mark.parametrize(
     ("weight", "factor", "block", "part", "value"),
     [
-        ("blocks.0.projection.weight", 6e4, 0, "attention", "blocks.0.projection.Gemm"),
-        ("blocks.1.mlp.fc1.weight", 3e4, 1, "mlp", "blocks.1.mlp.fc1.Gemm"),
-        ("blocks.2.mlp.fc2.weight", 3e4, 2, "mlp", "blocks.2.mlp.fc2.Gemm"),
+        ("blocks.0.projection.weight", 6e4, 0, "attention", "blocks.0.projection.MatMul"),
+        ("blocks.1.mlp.fc1.weight", 3e4, 1, "mlp", "blocks.1.mlp.fc1.MatMul"),
+        ("blocks.2.mlp.fc2.weight", 3e4, 2, "mlp", "blocks.2.mlp.fc2.MatMul"),
         ("blocks.2.query.weight", 6e4, 2, "attention", "blocks.2.class_token.MatMul_1"),
     ],
 )
@@ -119,9 +119,11 @@ def test_every_value_of_a_block_has_a_part(half_folded: ExportReport):
         location = locate(node, node.outputs[0])
         if location.block == 1:
             placed.setdefault(str(location.part), []).append(str(node.name).removeprefix("blocks.1."))
-    assert {"query.Gemm", "key.Gemm", "MatMul", "Softmax", "MatMul_1", "projection.Gemm"} <= set(placed["attention"])
+    assert {"query.MatMul", "key.MatMul", "MatMul", "Softmax", "MatMul_1", "projection.MatMul"} <= set(
+        placed["attention"]
+    )
     assert placed["residual"] == ["Add", "Add_1"] or placed["residual"][0].startswith("Add")
-    assert {"mlp_norm.LayerNormalization", "mlp.fc1.Gemm", "mlp.act.Gelu", "mlp.fc2.Gemm"} <= set(placed["mlp"])
+    assert {"mlp_norm.LayerNormalization", "mlp.fc1.MatMul", "mlp.act.Gelu", "mlp.fc2.MatMul"} <= set(placed["mlp"])
 
 
 def test_where_the_precision_is_not_the_cause_the_advice_says_so(

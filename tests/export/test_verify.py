@@ -162,9 +162,9 @@ def test_a_missed_comparison_exits_4_and_names_what_to_try(command: Command, hal
     assert err.endswith(f"find the layer with vpdeploy verify {path} --bisect\n")
     code, out, err = command(path, "--runtime", "emulated", "--bisect")
     assert code == 4
-    assert "block 1, mlp (blocks.1.mlp.fc1.Gemm) is the first value out of tolerance" in err
+    assert "block 1, mlp (blocks.1.mlp.fc1.MatMul) is the first value out of tolerance" in err
     (line,) = [line for line in out.splitlines() if "blocks.1.mlp.fc1" in line and "MISSED" in line]
-    assert line.split()[:5] == ["1", "mlp", "blocks.1.mlp.fc1.Gemm", "not", "finite"]
+    assert line.split()[:5] == ["1", "mlp", "blocks.1.mlp.fc1.MatMul", "not", "finite"]
 
 
 def test_the_report_is_json(command: Command, half_folded: ExportReport, tmp_path: Path):
@@ -174,7 +174,7 @@ def test_the_report_is_json(command: Command, half_folded: ExportReport, tmp_pat
     assert code == 4
     assert report["parity"][0]["passed"] is False
     assert report["parity"][0]["max_abs_difference"] is None
-    assert report["bisection"]["first"]["value"] == "blocks.1.mlp.fc1.Gemm"
+    assert report["bisection"]["first"]["value"] == "blocks.1.mlp.fc1.MatMul"
     assert report["bisection"]["first"]["relative_error"] is None
 
 

@@ -133,15 +133,11 @@ class RowGraphBlock(nn.Module):
         Returns:
             [B, N, D], or [B, 1, D] if ``first_row_only``.
         """
-        count = tokens.shape[1]
-        # One row of a matrix for each token: a linear layer is then one Gemm, which adds its bias itself.
         tokens = cast(tokens, self.token_type)
-        rows = tokens.flatten(0, 1)
-        normalised = cast(self.norm(cast(rows, self.norm_type)), self.attention_type)
-        whole = normalised.unflatten(0, (-1, count))
-        query_rows = whole[:, 0] if self.first_row_only else normalised
-        rows = tokens[:, 0] if self.first_row_only else rows
-        query = self.query_norm(self._heads(self.query(query_rows), 1 if self.first_row_only else count))
+        normalised = cast(self.norm(cast(tokens, self.norm_type)), self.attention_type)
+        rows = tokens[:, :1] if self.first_row_only else tokens
+        query_rows = normalised[:, :1] if self.first_row_only else normalised
+        query = self.query_norm(self._heads(self.query(query_rows)))
         if not self.first_row_only:  # row 0 alone is the class token, which is at no place
             query = self._rotate(query)
         biases, prefix = [], None
@@ -150,28 +146,26 @@ class RowGraphBlock(nn.Module):
             biases.append((columns.bias, columns.key.shape[2]))
         attended, before = normalised, 0
         if columns.generator is not None:
-            prompts = cast(self._generate(columns.generator, tokens, whole), self.norm_type)
+            prompts = cast(self._generate(columns.generator, tokens, normalised), self.norm_type)
             prompts = cast(self.norm(prompts), self.attention_type)
             before = prompts.shape[1]
             biases.append((columns.generator.bias, before))
             # One product for both: the prompts alone would be a matrix of few rows, and their keys a copy more.
-            whole = torch.cat([prompts, whole], dim=1)
-            attended = whole.flatten(0, 1)
+            attended = torch.cat([prompts, normalised], dim=1)
         bias = _join_biases(biases, tokens)
         if self.class_token is not None:
-            mixed = self.class_token(query, whole, prefix, bias)
+            mixed = self.class_token(query, attended, prefix, bias)
         else:
-            key = self._rotate(self.key_norm(self._heads(self.key(attended), before + count)), before)
-            value = self._heads(self.value(attended), before + count)
+            key = self._rotate(self.key_norm(self._heads(self.key(attended))), before)
+            value = self._heads(self.value(attended))
             if prefix is not None:
                 key = torch.cat([_repeat(prefix[0], tokens), key], dim=2)
                 value = torch.cat([_repeat(prefix[1], tokens), value], dim=2)
             mixed = self._attend(query, key, value, bias)
-        mixed = self.mixed_norm(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
+        mixed = self.mixed_norm(mixed.transpose(1, 2).flatten(2))
         rows = rows + cast(self.attention_scale(self.projection(mixed)), self.token_type)
         normalised = cast(self.mlp_norm(cast(rows, self.mlp_norm_type)), self.mlp_type)
-        rows = rows + cast(self.mlp_scale(self.mlp(normalised)), self.token_type)
-        output: Tensor = rows.unflatten(0, (-1, 1 if self.first_row_only else count))
+        output: Tensor = rows + cast(self.mlp_scale(self.mlp(normalised)), self.token_type)
         return output
 
     def _generate(self, generator: GeneratorColumns, tokens: Tensor, normalised: Tensor) -> Tensor:
@@ -191,9 +185,9 @@ class RowGraphBlock(nn.Module):
         prompts: Tensor = self.generated(made + hidden @ up.transpose(1, 2))
         return prompts
 
-    def _heads(self, projected: Tensor, count: int) -> Tensor:
-        """Split [B * rows, D] or [B, rows, D] into [B, H, rows, d]."""
-        split = projected.reshape(-1, count, self.heads, self.head_width)
+    def _heads(self, projected: Tensor) -> Tensor:
+        """Split [B, rows, D] into [B, H, rows, d]."""
+        split: Tensor = projected.unflatten(-1, (self.heads, self.head_width))
         return split.transpose(1, 2)
 
     def _rotate(self, rows: Tensor, before: int = 0) -> Tensor:

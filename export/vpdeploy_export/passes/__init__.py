@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from vpdeploy_export.passes.naming import NameByModulePass
-from vpdeploy_export.passes.reshapes import DropIdentityReshapePass
 
-__all__ = ["DropIdentityReshapePass", "NameByModulePass"]
+__all__ = ["NameByModulePass"]

@@ -16,7 +16,7 @@ _MACHINE_MADE = re.compile(r"val_\d+|.*/shape|scalar_tensor_default(_\d+)?|_tens
 class NameByModulePass(ir.passes.InPlacePass):
     """Name nodes and values ``MODULE.OPERATOR``, numbered where a module has several; name unnamed weights alike.
 
-    ``blocks.3.mlp.fc1.Gemm`` is found again in a profile, in an engine's layers and in an error message; ``val_98``
+    ``blocks.3.mlp.fc1.MatMul`` is found again in a profile, in an engine's layers and in an error message; ``val_98``
     is not. Graph inputs and outputs keep their names.
     """
 

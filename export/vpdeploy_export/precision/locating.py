@@ -31,7 +31,7 @@ class Location:
     name: str
 
     def describe(self) -> str:
-        """Return it in words, e.g. ``block 3, mlp (blocks.3.mlp.fc1.Gemm)``."""
+        """Return it in words, e.g. ``block 3, mlp (blocks.3.mlp.fc1.MatMul)``."""
         return f"{self.part} ({self.name})" if self.block is None else f"block {self.block}, {self.part} ({self.name})"
 
 
