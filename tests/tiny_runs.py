@@ -224,3 +224,15 @@ def write_runs(folder: Path, weights: Path) -> dict[str, Path]:
     )
     write_run(folder / "probe", weights, name="probe", classes=2, kept=None, method="linear", seed=30)
     return {name: folder / name for name in ("flowers", "birds", "probe")}
+
+
+def write_mixed_runs(folder: Path) -> list[Path]:
+    """Write runs of three methods on one backbone: E²VPT, VAPT and a linear head; 3, 4 and 5 classes."""
+    weights = write_weights(folder / "vit.safetensors", seed=3)
+    backbone = backbone_of(weights)
+    options = {"prompt_tokens": 5, "kv_tokens": 3, "hidden": 4, "rank": 3, "norm": "block"}
+    for number, name in enumerate(("e2vpt", "vapt", "linear")):
+        method = random_method(backbone.vit, name, seed=number, **options)
+        model = prompted(backbone.vit, method, 3 + number, seed=number)
+        write_model(folder / name, model, backbone, name=name, method=name, weights=weights)
+    return [folder / name for name in ("e2vpt", "vapt", "linear")]

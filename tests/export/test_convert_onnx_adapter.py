@@ -74,14 +74,7 @@ def bundle_answers(zoo: Path, pixels: np.ndarray) -> dict[str, np.ndarray]:
 def superset_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """E²VPT, VAPT and a linear head in one superset layout."""
     folder = tmp_path_factory.mktemp("superset")
-    weights = tiny_runs.write_weights(folder / "vit.safetensors", seed=3)
-    backbone = tiny_runs.backbone_of(weights)
-    options = {"prompt_tokens": 5, "kv_tokens": 3, "hidden": 4, "rank": 3, "norm": "block"}
-    for number, name in enumerate(("e2vpt", "vapt", "linear")):
-        method = tiny_runs.random_method(backbone.vit, name, seed=number, **options)
-        model = tiny_runs.prompted(backbone.vit, method, 3 + number, seed=number)
-        tiny_runs.write_model(folder / name, model, backbone, name=name, method=name, weights=weights)
-    return export_bundle([folder / name for name in ("e2vpt", "vapt", "linear")], folder / "zoo").path
+    return export_bundle(tiny_runs.write_mixed_runs(folder), folder / "zoo").path
 
 
 @pytest.mark.parametrize(

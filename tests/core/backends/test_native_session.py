@@ -23,15 +23,7 @@ def mixed_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     pytest.importorskip("onnxscript", reason="needs the export extra")
     import tiny_runs
 
-    folder = tmp_path_factory.mktemp("mixed")
-    weights = tiny_runs.write_weights(folder / "vit.safetensors", seed=3)
-    backbone = tiny_runs.backbone_of(weights)
-    options = {"prompt_tokens": 5, "kv_tokens": 3, "hidden": 4, "rank": 3, "norm": "block"}
-    for number, name in enumerate(("e2vpt", "vapt", "linear")):
-        method = tiny_runs.random_method(backbone.vit, name, seed=number, **options)
-        model = tiny_runs.prompted(backbone.vit, method, 3 + number, seed=number)
-        tiny_runs.write_model(folder / name, model, backbone, name=name, method=name, weights=weights)
-    return [folder / name for name in ("e2vpt", "vapt", "linear")]
+    return tiny_runs.write_mixed_runs(tmp_path_factory.mktemp("mixed"))
 
 
 @pytest.fixture(scope="module", params=["superset", "adaptive", "float16"])
