@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vpdeploy.backends import Backend, open_backend
 from vpdeploy.bench.mixes import ONE, check_mix, draw_tasks
-from vpdeploy.bench.subject import Cell, Run, Split
+from vpdeploy.bench.subject import Cell, Run
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import SpecError
 from vpdeploy.inspection.graph import graph_bytes
@@ -73,9 +72,10 @@ class DeployedSubject:
         turns = itertools.cycle(drawn)
         if self._backend.input_dtype == np.uint8:
             pixels = rng.integers(0, 256, (cell.batch, size, size, 3), dtype=np.uint8)
-            return lambda: self._run_pixels(pixels, next(turns))
+            return lambda: self._session.run(pixels, next(turns))
         normalised = rng.standard_normal((cell.batch, 3, size, size), dtype=np.float32)
-        return lambda: self._run_normalised(normalised)
+        # A pipeline that exports with --input float normalises by itself: that is no part of the graph's time.
+        return lambda: self._backend.run(normalised, None)
 
     def facts(self) -> dict[str, Any]:
         """See ``Subject.facts``."""
@@ -98,15 +98,6 @@ class DeployedSubject:
         """See ``Subject.close``."""
         self._session.close()
 
-    def _run_pixels(self, pixels: npt.NDArray[np.uint8], slots: npt.NDArray[np.int32]) -> Split | None:
-        self._session.run(pixels, slots)
-        return read_split(self._backend)
-
-    def _run_normalised(self, images: npt.NDArray[np.float32]) -> Split | None:
-        # A pipeline that exports with --input float normalises by itself: that is no part of the graph's time.
-        self._backend.run(images, None)
-        return read_split(self._backend)
-
 
 def fill_up(prompt_sets: list[CompiledPromptSet], count: int) -> list[CompiledPromptSet]:
     """Return so many prompt sets: the given ones, then copies of them by turns under names of their own.
@@ -121,11 +112,3 @@ def fill_up(prompt_sets: list[CompiledPromptSet], count: int) -> list[CompiledPr
         name = next(name for number in numbers if (name := f"copy-{number}") not in taken)
         filled.append(replace(original, card=replace(original.card, name=name)))
     return filled
-
-
-def read_split(backend: Backend) -> Split | None:
-    """Return where the time of the last run went, or None where the runtime does not measure it."""
-    timing = getattr(backend, "last_timing", None)
-    if timing is None:
-        return None
-    return Split(host_s=float(timing.host_s), device_s=float(timing.device_s))

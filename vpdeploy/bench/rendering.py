@@ -66,18 +66,11 @@ def _notes(report: dict[str, Any]) -> list[str]:
     place += f"{gpu['name']} ({gpu['sm']})" if gpu is not None else f"GPU: {machine['gpu_obstacle']}"
     peak = report["peak_memory_bytes"]
     memory = f"peak memory of this process: {UNKNOWN if peak is None else bytes_text(peak)}"
-    split = "" if _has_split(report) else f"; split between host and device: {UNKNOWN}"
-    return [place, memory + split]
-
-
-def _has_split(report: dict[str, Any]) -> bool:
-    return any(result["split_ms"] is not None for result in report["results"])
+    return [place, memory]
 
 
 def _table(report: dict[str, Any]) -> list[str]:
     header = list(_COLUMNS)
-    if with_split := _has_split(report):
-        header += ["host ms", "device ms"]
     if with_ratio := len(report["subjects"]) > 1:
         header.append(f"time ratio to {report['subjects'][1]['name']} (quartiles)")
     rows = []
@@ -86,9 +79,6 @@ def _table(report: dict[str, Any]) -> list[str]:
         row = [str(result["batch"]), result["mix"], result["subject"], str(result["rounds"])]
         row += [_ms(latency[name]) for name in ("mean", "p50", "p90", "p99")]
         row.append(_rate(result["images_per_s"]))
-        if with_split:
-            split = result["split_ms"]
-            row += [UNKNOWN, UNKNOWN] if split is None else [_ms(split["host"]), _ms(split["device"])]
         if with_ratio:
             ratio = result["ratio"]
             row.append("" if ratio is None else f"{ratio['median']:.3f} ({ratio['q1']:.3f}-{ratio['q3']:.3f})")

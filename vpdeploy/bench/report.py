@@ -8,7 +8,7 @@ from typing import Any
 
 from vpdeploy.bench.rounds import Contest
 from vpdeploy.bench.statistics import images_per_second, summarise_latency, summarise_ratio
-from vpdeploy.bench.subject import Split, Subject
+from vpdeploy.bench.subject import Subject
 from vpdeploy.inspection.machine import describe_machine, peak_memory_bytes
 
 
@@ -57,17 +57,5 @@ def describe_result(contest: Contest, subject: int, name: str, *, against: int |
         "rounds": len(seconds),
         "latency_ms": asdict(summarise_latency(seconds)),
         "images_per_s": images_per_second(contest.cell.batch, seconds),
-        "split_ms": _mean_split([splits[subject] for splits in contest.splits]),
         "ratio": None if against is None else asdict(summarise_ratio(seconds, contest.seconds(against))),
-    }
-
-
-def _mean_split(splits: Sequence[Split | None]) -> dict[str, float] | None:
-    """Return the mean split in ms, or None where any run told none."""
-    told = [split for split in splits if split is not None]
-    if len(told) < len(splits):
-        return None
-    return {
-        "host": sum(split.host_s for split in told) / len(told) * 1e3,
-        "device": sum(split.device_s for split in told) / len(told) * 1e3,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from vpdeploy.bench.subject import Cell, Run, Split
+from vpdeploy.bench.subject import Cell, Run
 
 MIN_ROUNDS = 5
 """However slow a batch is, a cell is measured so often: quartiles of fewer say nothing."""
@@ -39,24 +39,21 @@ class Contest:
         cell: Batch size and mix.
         runs: One for each subject.
         rounds: Of each complete round, each subject's time, in s.
-        splits: Of each complete round, what each subject's runtime told.
         spent_s: Time of all complete rounds, in s.
     """
 
     cell: Cell
     runs: Sequence[Run]
     rounds: list[tuple[float, ...]] = field(default_factory=list)
-    splits: list[tuple[Split | None, ...]] = field(default_factory=list)
     spent_s: float = 0.0
 
     def seconds(self, subject: int) -> list[float]:
         """Return the times of one subject, in s."""
         return [times[subject] for times in self.rounds]
 
-    def add_round(self, times: tuple[float, ...], splits: tuple[Split | None, ...]) -> None:
-        """Keep a complete round."""
+    def add_round(self, times: tuple[float, ...]) -> None:
+        """Keep the times of a complete round, one of each subject, in s."""
         self.rounds.append(times)
-        self.splits.append(splits)
         self.spent_s += sum(times)
 
 
@@ -107,10 +104,9 @@ def _share_spent(contest: Contest, budget: Budget) -> float:
 def _run_round(contest: Contest, clock: Callable[[], float], *, backwards: bool) -> None:
     order = range(len(contest.runs))
     times: dict[int, float] = {}
-    splits: dict[int, Split | None] = {}
     for subject in reversed(order) if backwards else order:
         run = contest.runs[subject]
         started = clock()
-        splits[subject] = run()
+        run()
         times[subject] = clock() - started
-    contest.add_round(tuple(times[subject] for subject in order), tuple(splits[subject] for subject in order))
+    contest.add_round(tuple(times[subject] for subject in order))

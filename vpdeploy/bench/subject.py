@@ -20,21 +20,8 @@ class Cell:
     mix: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Where the time of one run went, as the runtime itself measured it.
-
-    Attributes:
-        host_s: On the CPU, in s.
-        device_s: On the GPU, in s.
-    """
-
-    host_s: float
-    device_s: float
-
-
-Run = Callable[[], Split | None]
-"""Runs one batch and waits for its logits; returns the split of its time where the runtime tells it, else None."""
+Run = Callable[[], object]
+"""Runs one batch and waits for its logits; what it returns is not looked at."""
 
 
 class Subject(Protocol):

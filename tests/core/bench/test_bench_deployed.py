@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,10 @@ from core import toy
 
 from vpdeploy.bench import deployed
 from vpdeploy.bench.deployed import DeployedSubject, fill_up
-from vpdeploy.bench.subject import Cell, Split
+from vpdeploy.bench.subject import Cell
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import SpecError
 from vpdeploy.table import Table
-
-
-@dataclass(frozen=True)
-class Timing:
-    host_s: float
-    device_s: float
 
 
 class RecordingBackend:
@@ -140,13 +133,6 @@ def test_copies_have_names_of_their_own():
     assert len(set(names)) == 6
     assert filled[2].tensors is sets[0].tensors
     assert fill_up(sets, 1) == sets[:1]
-
-
-def test_a_runtime_that_measures_itself_is_believed(load: Callable[..., DeployedSubject], backend: RecordingBackend):
-    run = load().prepare(Cell(batch=1, mix="one"), 0)
-    assert run() is None
-    backend.last_timing = Timing(host_s=0.25, device_s=0.5)  # type: ignore[attr-defined]
-    assert run() == Split(host_s=0.25, device_s=0.5)
 
 
 def test_facts_name_the_graph_and_the_runtime(load: Callable[..., DeployedSubject]):

@@ -11,7 +11,7 @@ from vpdeploy.bench.opening import Choice
 from vpdeploy.bench.rendering import render_benchmark
 from vpdeploy.bench.report import describe_benchmark
 from vpdeploy.bench.rounds import Contest
-from vpdeploy.bench.subject import Cell, Run, Split
+from vpdeploy.bench.subject import Cell, Run
 from vpdeploy.errors import SpecError
 
 
@@ -46,10 +46,10 @@ class FakeSubject:
         pass
 
 
-def measured(*rounds: tuple[float, ...], batch: int = 8, splits: list[Any] | None = None) -> Contest:
+def measured(*rounds: tuple[float, ...], batch: int = 8) -> Contest:
     contest = Contest(cell=Cell(batch=batch, mix="uniform"), runs=[])
-    for index, times in enumerate(rounds):
-        contest.add_round(times, splits[index] if splits else (None,) * len(times))
+    for times in rounds:
+        contest.add_round(times)
     return contest
 
 
@@ -88,18 +88,6 @@ def test_a_report_is_json():
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
-def test_the_split_is_the_mean_of_what_the_runtime_told():
-    splits = [(Split(host_s=0.001, device_s=0.003), None), (Split(host_s=0.003, device_s=0.005), None)]
-    first, second = report(measured(*ROUNDS[:2], splits=splits))["results"]
-    assert first["split_ms"] == {"host": pytest.approx(2.0), "device": pytest.approx(4.0)}
-    assert second["split_ms"] is None
-
-
-def test_a_split_that_was_told_sometimes_is_unknown():
-    splits = [(Split(host_s=0.001, device_s=0.003), None), (None, None)]
-    assert report(measured(*ROUNDS[:2], splits=splits))["results"][0]["split_ms"] is None
-
-
 def test_text_says_what_was_measured_and_what_is_not_known():
     text = render_benchmark(report(measured(*ROUNDS)))
     first, second, why, place, memory, empty, header, *rows = text.splitlines()
@@ -110,21 +98,12 @@ def test_text_says_what_was_measured_and_what_is_not_known():
     assert "tasks" not in second
     assert why == "why onnxruntime-cpu: tensorrt: no NVIDIA driver; fastest that works here"
     assert "cores" in place
-    assert memory.endswith("split between host and device: unknown")
+    assert memory.startswith("peak memory of this process: ")
     assert empty == ""
     assert header.split()[:9] == ["batch", "mix", "model", "rounds", "mean", "ms", "p50", "p90", "p99"]
     assert header.endswith("time ratio to plain.onnx (quartiles)")
     assert rows[0].split() == ["8", "uniform", "zoo", "3", "20", "20", "28", "29.8", "400", "0.750", "(0.625-0.875)"]
     assert rows[1].split()[-1] == "300"
-
-
-def test_text_has_columns_for_a_known_split():
-    splits = [(Split(host_s=0.001, device_s=0.003), None)]
-    text = render_benchmark(report(measured(ROUNDS[0], splits=splits)))
-    header, first, second = text.splitlines()[-3:]
-    assert "host ms  device ms" in header
-    assert first.split()[9:11] == ["1", "3"]
-    assert second.split()[9:11] == ["unknown", "unknown"]
 
 
 # --- cells ---

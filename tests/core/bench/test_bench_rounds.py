@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vpdeploy.bench.rounds import MIN_ROUNDS, Budget, Contest, measure
-from vpdeploy.bench.subject import Cell, Run, Split
+from vpdeploy.bench.subject import Cell, Run
 
 
 class Stage:
@@ -17,14 +17,13 @@ class Stage:
     def clock(self) -> float:
         return self.now
 
-    def run(self, name: str, *seconds: float, split: Split | None = None) -> Run:
+    def run(self, name: str, *seconds: float) -> Run:
         """A run that takes the given times, the last one from then on."""
         left = list(seconds)
 
-        def call() -> Split | None:
+        def call() -> None:
             self.order.append(name)
             self.now += left.pop(0) if len(left) > 1 else left[0]
-            return split
 
         return call
 
@@ -120,13 +119,6 @@ def test_an_error_of_a_run_is_not_swallowed(stage: Stage):
 
     with pytest.raises(ValueError, match="broken"):
         stage.measure([contest(fail)], Budget())
-
-
-def test_what_a_runtime_tells_of_its_time_is_kept(stage: Stage):
-    split = Split(host_s=0.25, device_s=0.75)
-    one = contest(stage.run("A", 1.0, split=split), stage.run("B", 1.0))
-    stage.measure([one], Budget(duration_s=None, count=2))
-    assert one.splits == [(split, None)] * 2
 
 
 @pytest.mark.parametrize(
