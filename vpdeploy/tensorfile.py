@@ -1,4 +1,4 @@
-"""Tensors in files: the safetensors format, read and written with NumPy alone.
+"""Tensors as bytes: the safetensors format, encoded and decoded with NumPy alone.
 
 The format (https://github.com/huggingface/safetensors#format): 8 bytes, little-endian, the length of a JSON header;
 the header maps each name to ``dtype``, ``shape`` and ``data_offsets``; the tensors' bytes follow without gaps.
@@ -12,14 +12,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vpdeploy.errors import BundleCorruptError
-from vpdeploy.files import write_atomically
 
 Tensors = dict[str, npt.NDArray[np.generic]]
 
@@ -34,21 +32,6 @@ _DTYPES: dict[str, np.dtype[np.generic]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER_BYTES = 16 << 20
-
-
-def read_tensors(path: Path) -> Tensors:
-    """Read every tensor of a safetensors file, as read-only arrays.
-
-    Raises:
-        BundleCorruptError: The file is missing, truncated, overlong, or its header makes no sense.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise BundleCorruptError(f"{path}: file is missing; restore it or export again") from None
-    except OSError as error:
-        raise BundleCorruptError(f"{path}: cannot be read: {error}") from error
-    return decode_tensors(data, source=str(path))
 
 
 def decode_tensors(data: bytes, *, source: str) -> Tensors:
@@ -76,15 +59,6 @@ def decode_tensors(data: bytes, *, source: str) -> Tensors:
     if end != len(body):
         raise BundleCorruptError(f"{source}: expected {end} bytes of tensors, found {len(body)}")
     return tensors
-
-
-def write_tensors(path: Path, tensors: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Write tensors as a safetensors file, atomically and with the same bytes for the same tensors.
-
-    Raises:
-        OSError: The file cannot be written; an older file of that name is untouched.
-    """
-    write_atomically(path, encode_tensors(tensors))
 
 
 def encode_tensors(tensors: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
