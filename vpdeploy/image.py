@@ -5,6 +5,7 @@ Training, the parity gate, prediction and the server all decode here, so what is
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from pathlib import Path
@@ -25,12 +26,10 @@ MAX_PIXELS = 64_000_000
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 # What Pillow's decoders raise on damaged files; Warning where the caller has turned warnings into errors.
-_FAULTS = (
-    *(ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, SyntaxError),
+_DAMAGE = (
+    *(ArithmeticError, AttributeError, EOFError, LookupError, OSError, SyntaxError),
     *(TypeError, ValueError, Warning, struct.error),
 )
-
-_ORIENTATION_TAG = 0x0112
 
 
 def decode_image(source: Path | bytes, *, shorter_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -50,7 +49,7 @@ def decode_image(source: Path | bytes, *, shorter_side: int | None = None, max_p
         MissingExtraError: Pillow is not installed.
     """
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ModuleNotFoundError:
         raise MissingExtraError("PIL", "serve") from None
     name = "image" if isinstance(source, bytes) else str(source)
@@ -60,12 +59,14 @@ def decode_image(source: Path | bytes, *, shorter_side: int | None = None, max_p
             if shorter_side is not None:
                 image.draft("RGB", _draft_size(image.size, shorter_side))
             image.load()
-            return _to_rgb(_turn_upright(image))
+            with contextlib.suppress(*_DAMAGE):  # unreadable EXIF data asks for no turn
+                ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except FileNotFoundError:
         raise InputError(f"{name}: file not found") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{name}: more than the accepted {max_pixels} pixels") from None
-    except _FAULTS as error:
+    except (*_DAMAGE, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(source, bytes) and "cannot identify" in reason:
             reason = "not in a known image format"  # Pillow would print the buffer's address
@@ -123,26 +124,6 @@ def _draft_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
     shorter = min(size)
     target = min(shorter, shorter_side)
     return size[0] * target // shorter, size[1] * target // shorter
-
-
-def _turn_upright(image: Image.Image) -> Image.Image:
-    """Apply the rotation or reflection that the EXIF data asks for; unreadable EXIF data asks for none."""
-    from PIL import Image
-
-    turns = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_270,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_90,
-    }
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-    except _FAULTS:
-        return image
-    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

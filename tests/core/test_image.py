@@ -83,6 +83,18 @@ def test_damaged_exif_does_not_cost_the_image():
     assert decode_image(bytes(data)).size == (4, 2)
 
 
+def test_exif_that_cannot_be_written_back_is_still_obeyed(monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.new("RGB", (4, 2), RED), exif=exif)
+
+    def refuse(self: Image.Exif, offset: int = 8) -> bytes:
+        raise struct.error("argument out of range")
+
+    monkeypatch.setattr(Image.Exif, "tobytes", refuse)
+    assert decode_image(data).size == (2, 4)
+
+
 def test_sixteen_bit_grey_keeps_its_range():
     values = np.array([[0, 257, 257 * 200, 32768, 65535]], dtype=np.uint16)
     pixels = np.asarray(decode_image(encode(Image.fromarray(values))))
