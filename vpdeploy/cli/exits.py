@@ -6,7 +6,6 @@ from vpdeploy.errors import MissingExtraError, ParityError, VpdeployError
 
 OK = 0
 KNOWN_ERROR = 1
-USAGE = 2
 MISSING_EXTRA = 3
 PARITY_FAILED = 4
 INTERRUPTED = 130
