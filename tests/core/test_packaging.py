@@ -128,7 +128,7 @@ def test_help_works_without_any_extra():
 
 EDGE_HIDES = (
     *("torch", "torchvision", "timm", "onnx", "onnx_ir", "onnxscript", "safetensors", "PIL", "sklearn", "matplotlib"),
-    *("lightning_fabric", "torchmetrics", "fastapi", "uvicorn", "starlette", "prometheus_client", "tqdm", "tomli_w"),
+    *("lightning_fabric", "fastapi", "uvicorn", "starlette", "prometheus_client", "tqdm", "tomli_w"),
 )
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -530,10 +531,11 @@ def test_the_rewind_starts_from_the_initial_values_not_the_trained_ones(settings
 
 
 def test_the_epoch_that_is_best_on_validation_is_the_result(settings, tmp_path, monkeypatch):
-    accuracies = iter([0.25, 0.75, 0.5])
+    right_of_four = iter([1, 3, 2])
 
     def rate(*_: object) -> Evaluation:
-        return Evaluation(images=1, loss=1.0, accuracy=next(accuracies), class_accuracy=0.0, confusion=())
+        predicted = np.arange(4) >= next(right_of_four)
+        return Evaluation(loss=1.0, classes=2, labels=np.zeros(4, int), predicted=predicted.astype(int))
 
     monkeypatch.setattr("vpdeploy_train.loop.evaluate", rate)
     after: list[dict[str, torch.Tensor]] = []
@@ -762,8 +764,25 @@ def test_evaluation_agrees_with_scikit_learn():
     assert result.accuracy == pytest.approx(accuracy_score(labels, predicted))
     assert result.class_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert result.loss == pytest.approx(log_loss(labels, logits.softmax(1).numpy()), rel=1e-4)
-    assert [list(row) for row in result.confusion] == confusion_matrix(labels, predicted).tolist()
+    assert result.confusion().tolist() == confusion_matrix(labels, predicted).tolist()
+    assert result.to_fields()["confusion"] == confusion_matrix(labels, predicted).tolist()
     assert not model.training
+
+
+def test_accuracy_over_many_classes_takes_no_square_of_memory():
+    labels = np.array([0, 0, 7, 7, 999_999])  # a matrix of counts would take 8 TB
+    predicted = np.array([0, 3, 7, 7, 5])
+    result = Evaluation(loss=0.0, classes=1_000_000, labels=labels, predicted=predicted)
+    assert result.accuracy == 3 / 5
+    # Classes 0, 7 and 999,999 have images; 3 and 5 are only predicted, which counts as 0.
+    assert result.class_accuracy == (1 / 2 + 1 + 0 + 0 + 0) / 5
+
+
+def test_no_images_are_no_right_ones():
+    nothing = np.zeros(0, np.int64)
+    result = Evaluation(loss=0.0, classes=2, labels=nothing, predicted=nothing)
+    assert (result.images, result.accuracy, result.class_accuracy) == (0, 0.0, 0.0)
+    assert result.confusion().tolist() == [[0, 0], [0, 0]]
 
 
 def test_a_finished_run_evaluates_to_the_validation_accuracy_it_reports(finished):

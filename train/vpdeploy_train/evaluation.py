@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from vpdeploy.errors import SpecError
 from vpdeploy_train.batches import Batches
@@ -20,24 +21,52 @@ from vpdeploy_train.progress import reading_bar
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
 
+Numbers = npt.NDArray[np.int64]
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """Results on one split.
+    """Results on one split. Only ``confusion`` takes memory that grows with the square of the number of classes.
 
     Attributes:
-        images: How many images.
         loss: Mean cross-entropy.
-        accuracy: Share of images whose top-1 class is right, in [0, 1].
-        class_accuracy: Mean over classes of each class's accuracy.
-        confusion: Counts [true class][predicted class].
+        classes: Number of classes, C.
+        labels: True class of each image, int64 [images], read-only.
+        predicted: Top-1 class of each image, int64 [images], read-only.
     """
 
-    images: int
     loss: float
-    accuracy: float
-    class_accuracy: float
-    confusion: tuple[tuple[int, ...], ...]
+    classes: int
+    labels: Numbers
+    predicted: Numbers
+
+    @property
+    def images(self) -> int:
+        """How many images were evaluated."""
+        return len(self.labels)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose top-1 class is right, in [0, 1]; 0 where there are no images."""
+        return float((self.labels == self.predicted).sum()) / max(self.images, 1)
+
+    @property
+    def class_accuracy(self) -> float:
+        """Mean over classes of each class's accuracy, in [0, 1].
+
+        A class that is neither the label of an image nor predicted is left out; one that is only predicted counts as 0.
+        """
+        true, found, right = (
+            np.bincount(chosen, minlength=self.classes)
+            for chosen in (self.labels, self.predicted, self.labels[self.labels == self.predicted])
+        )
+        seen = true + found > 0
+        return float((right[seen] / np.maximum(true[seen], 1)).sum()) / max(int(seen.sum()), 1)
+
+    def confusion(self) -> Numbers:
+        """Return the counts by true class and predicted class, int64 [C, C]."""
+        cells = np.bincount(self.labels * self.classes + self.predicted, minlength=self.classes**2)
+        return cells.reshape(self.classes, self.classes)
 
     def to_fields(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -46,7 +75,7 @@ class Evaluation:
             "loss": self.loss,
             "accuracy": self.accuracy,
             "class_accuracy": self.class_accuracy,
-            "confusion": [list(row) for row in self.confusion],
+            "confusion": self.confusion().tolist(),
         }
 
 
@@ -59,25 +88,17 @@ def evaluate(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> Ev
         batches: Normalised images [B, 3, H, W] and labels [B].
     """
     model.eval()
-    classes = model.head.out_features
-    device = model.head.weight.device
-    accuracy = MulticlassAccuracy(num_classes=classes, average="micro").to(device)
-    by_class = MulticlassAccuracy(num_classes=classes, average="macro").to(device)
-    confusion = MulticlassConfusionMatrix(num_classes=classes).to(device)
-    loss, images = 0.0, 0
-    for pixels, labels in batches:
+    loss, labels, predicted = 0.0, list[Tensor](), list[Tensor]()
+    for pixels, true in batches:
         logits = model(pixels)
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        images += len(labels)
-        for metric in (accuracy, by_class, confusion):
-            metric.update(logits, labels)
-    counts = confusion.compute().int().tolist()
+        loss += float(F.cross_entropy(logits, true, reduction="sum"))
+        labels.append(true)
+        predicted.append(logits.argmax(1))
     return Evaluation(
-        images=images,
-        loss=loss / max(images, 1),
-        accuracy=float(accuracy.compute()),
-        class_accuracy=float(by_class.compute()),
-        confusion=tuple(tuple(row) for row in counts),
+        loss=loss / max(sum(map(len, labels)), 1),
+        classes=model.head.out_features,
+        labels=_joined(labels),
+        predicted=_joined(predicted),
     )
 
 
@@ -126,3 +147,10 @@ def evaluate_run(
         device=target,
     )
     return evaluate(model, batches), list(labels)
+
+
+def _joined(parts: list[Tensor]) -> Numbers:
+    """Return tensors of class numbers as one read-only array."""
+    joined = np.concatenate([np.zeros(0, np.int64), *(part.cpu().numpy() for part in parts)])
+    joined.flags.writeable = False
+    return joined

@@ -20,7 +20,6 @@ _EXTRAS: dict[str, str] = {
     "torchvision": "train",
     "timm": "train",
     "lightning_fabric": "train",
-    "torchmetrics": "train",
     "safetensors": "train",
     "sklearn": "train",
     "matplotlib": "train",
