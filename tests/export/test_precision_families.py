@@ -57,7 +57,7 @@ def test_a_narrow_graph_is_within_tolerance(tmp_path: Path, case: str, precision
     expected = expected_logits(model, pixels)
     path = tmp_path / "task.onnx"
     write(model, path, precision, Islands())
-    found = open_rounded(path, precision, tmp_path, threads=1).run(pixels, None)  # type: ignore[arg-type]
+    found = open_rounded(path, precision, tmp_path).run(pixels, None)  # type: ignore[arg-type]
     assert 1e-5 < difference(found, expected) < TOLERANCES[precision]  # type: ignore[index]
     if precision == "fp16":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -78,6 +78,6 @@ def test_any_parts_of_a_graph_can_be_float32(tmp_path: Path, case: str):
     )
     for islands, allowed in ((whole, 1e-4), (checkered, TOLERANCES["fp16"])):
         write(model, tmp_path / "task.onnx", "fp16", islands)
-        found = open_rounded(tmp_path / "task.onnx", "fp16", tmp_path, threads=1).run(pixels, None)
+        found = open_rounded(tmp_path / "task.onnx", "fp16", tmp_path).run(pixels, None)
         assert difference(found, expected) < allowed
         assert np.isfinite(found).all()

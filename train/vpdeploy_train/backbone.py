@@ -20,9 +20,6 @@ from vpdeploy_train.architectures import create_plain, is_plain_name
 from vpdeploy_train.trunks import Trunk, trunk_of
 from vpdeploy_train.weights import adopt_state, load_weights
 
-EMBEDDED = "vit_mini_patch8_64"
-"""The backbone that ships with vpdeploy and needs no download."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:

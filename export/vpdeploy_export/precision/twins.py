@@ -43,12 +43,11 @@ class TwinBackend(OrtBackend):
         twin: The graph to run.
         path: A file to write it to; it may be deleted once the backend is open.
         title: What reports call it.
-        threads: CPU threads; None leaves it to ONNX Runtime.
     """
 
-    def __init__(self, twin: ir.Model, path: Path, *, title: str, threads: int | None = None) -> None:
+    def __init__(self, twin: ir.Model, path: Path, *, title: str) -> None:
         save_model(twin, path, {})
-        super().__init__(path, provider=CPU_PROVIDER, threads=threads, reason="stands in for the graph's own precision")
+        super().__init__(path, provider=CPU_PROVIDER, threads=None, reason="stands in for the graph's own precision")
         self._title = title
 
     @property
@@ -57,19 +56,18 @@ class TwinBackend(OrtBackend):
         return self._title
 
 
-def open_rounded(path: Path, precision: Precision, folder: Path, *, threads: int | None = None) -> TwinBackend:
+def open_rounded(path: Path, precision: Precision, folder: Path) -> TwinBackend:
     """Run a graph on the CPU, rounded after every operation.
 
     Args:
         path: The ONNX file.
         precision: Its precision.
         folder: For the twin's file, while it is opened.
-        threads: CPU threads; None leaves it to ONNX Runtime.
     """
     title = f"{CPU_RUNTIME}, {TITLES[precision]} emulated"
-    return TwinBackend(rounded_twin(path, precision), folder / "rounded.onnx", title=title, threads=threads)
+    return TwinBackend(rounded_twin(path, precision), folder / "rounded.onnx", title=title)
 
 
-def open_wide(path: Path, folder: Path, *, threads: int | None = None) -> TwinBackend:
+def open_wide(path: Path, folder: Path) -> TwinBackend:
     """Run a graph on the CPU with all arithmetic in float32; the arguments are ``open_rounded``'s."""
-    return TwinBackend(wide_twin(path), folder / "wide.onnx", title=f"{CPU_RUNTIME}, float32", threads=threads)
+    return TwinBackend(wide_twin(path), folder / "wide.onnx", title=f"{CPU_RUNTIME}, float32")

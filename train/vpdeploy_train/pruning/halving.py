@@ -34,12 +34,3 @@ def rungs_of(search: PruneSearch, *, candidates: int, epochs: int) -> list[Rung]
     survivors[-(-epochs // 2)] = quarter
     survivors[epochs] = quarter
     return [Rung(epochs=reached, survivors=left) for reached, left in survivors.items()]
-
-
-def cost_of(rungs: list[Rung], *, candidates: int) -> int:
-    """Return the epochs that a search trains in all."""
-    total, reached, running = 0, 0, candidates
-    for rung in rungs:
-        total += running * (rung.epochs - reached)
-        reached, running = rung.epochs, rung.survivors
-    return total
