@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread per process: the workers fill the cores. Read when OpenMP is loaded, and by processes that tests start.
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +18,11 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Run a named file in this process, whose output is seen at once; workers would each build its fixtures."""
+    return 0 if config.args and all(".py" in argument for argument in config.args) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
