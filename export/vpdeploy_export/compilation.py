@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from vpdeploy.errors import ExportError
 from vpdeploy_train.methods.method import Generator
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.trunks import Prefix, Trunk, trunk_of
+from vpdeploy_train.trunks import Trunk, trunk_of
 
 Array = npt.NDArray[np.float64]
 
@@ -49,12 +49,12 @@ class CompiledGenerator:
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledBlock:
-    """One block's share of a compiled prompt set, float64.
+    """One block's share of a compiled prompt set, float64. A column stands for all prompts that are equal.
 
     Attributes:
         key: [H, P, d].
         value: [H, P, d].
-        bias: Added to the attention logits, [P].
+        bias: Added to the attention logits, [P]: log m where the column stands for m equal prompts.
         generator: Where the block has adaptive prompts.
     """
 
@@ -90,13 +90,14 @@ class CompiledPrompts:
         """Whether any block has adaptive prompts."""
         return any(block.generator is not None for block in self.blocks)
 
-    def merged(self) -> CompiledPrompts:
-        """Return a copy in which equal columns of a block are one; see ``merge_equal_columns``."""
-        return replace(self, blocks=tuple(merge_equal_columns(block) for block in self.blocks))
-
 
 def compile_prompts(model: PromptedViT) -> CompiledPrompts:
     """Run each block's frozen norm and projections over its prompts, in float64.
+
+    Equal prompts of a block become one column: m keys and values that are the same weigh in the softmax as much as one
+    whose logit is log m higher, so this is exact. Tokens that a checkpoint keeps as zeros are such prompts. They are
+    compared before anything is multiplied, because the rows of a matrix product are not all computed alike: on some
+    processors equal rows in give rows out that differ in the last bits.
 
     Args:
         model: A trained model. It is left as it was.
@@ -119,11 +120,11 @@ def compile_prompts(model: PromptedViT) -> CompiledPrompts:
             pooled = model.method.prompts(last, trunk, unused) if model.pools_prompts else None
             inserted = model.method.inserted()
             blocks = []
-            for index, stage in enumerate(trunk.block_stages):
+            for index in range(len(trunk.blocks)):
                 generator = model.method.generator(index, trunk)
                 projects = generator is None and not (index == last and model.pools_prompts)
-                prefix = model.prefix(index, unused, projects=projects)
-                block = _compile_prefix(index, prefix, stage.heads, stage.head_width)
+                prompts = model.method.prompts(index, trunk, unused) if projects else None
+                block = _compile_prefix(index, trunk, model.method.key_values(index), prompts)
                 blocks.append(replace(block, generator=_compile_generator(index, generator)))
     finally:
         model.to(dtype)
@@ -160,33 +161,57 @@ def _merged_linear(linear: nn.Linear) -> nn.Linear:
     return plain.requires_grad_(False)
 
 
-def merge_equal_columns(block: CompiledBlock) -> CompiledBlock:
-    """Merge columns of a prefix that have the same key and value in every head into one.
+def _compile_prefix(
+    index: int, trunk: Trunk, key_values: tuple[Tensor, Tensor] | None, prompts: Tensor | None
+) -> CompiledBlock:
+    """Return the columns of block ``index``: its distinct key/value prompts, then its distinct visual ones, projected.
 
-    m equal columns with biases b_i weigh as much as one with bias log Σ exp(b_i), so the result is exact. Pruned tokens
-    that a checkpoint keeps as zeros are such columns: LN(0) = β for all of them.
+    Args:
+        index: Block, 0 to L - 1.
+        trunk: The backbone, float64.
+        key_values: Key and value prompts, each float64 [H, T_KV, d], or None.
+        prompts: Visual prompts, float64 [T, D], or None.
     """
-    columns: dict[bytes, list[int]] = {}
-    for position in range(block.key.shape[1]):
-        identity = block.key[:, position].tobytes() + block.value[:, position].tobytes()
-        columns.setdefault(identity, []).append(position)
-    firsts = [positions[0] for positions in columns.values()]
-    bias = [_log_sum_exp([block.bias[position] for position in positions]) for positions in columns.values()]
-    return replace(block, key=block.key[:, firsts], value=block.value[:, firsts], bias=np.array(bias, dtype=np.float64))
-
-
-def _compile_prefix(index: int, prefix: Prefix | None, heads: int, head_width: int) -> CompiledBlock:
-    if prefix is None:
-        empty = np.zeros((heads, 0, head_width))
-        return CompiledBlock(key=empty, value=empty, bias=np.zeros(0))
-    if prefix.key.dim() != 3:
+    if (key_values is not None and key_values[0].dim() != 3) or (prompts is not None and prompts.dim() != 2):
         raise ExportError(f"block {index}: prompts that depend on the image cannot be compiled into a prefix")
-    bias = torch.zeros(prefix.key.shape[1]) if prefix.bias is None else prefix.bias
+    stage = trunk.block_stages[index]
+    empty = torch.zeros(stage.heads, 0, stage.head_width, dtype=torch.float64)
+    keys, values, biases = [empty], [empty], [np.zeros(0)]
+
+    # A column has one key and one value in every head, and equals another where all of them do.
+    if key_values is not None:
+        firsts, bias = _distinct(torch.cat(key_values, dim=2).transpose(0, 1).flatten(1))
+        keys.append(key_values[0][:, firsts])
+        values.append(key_values[1][:, firsts])
+        biases.append(bias)
+
+    # Only distinct prompts are projected: what is equal after a product may differ by rounding.
+    if prompts is not None:
+        firsts, bias = _distinct(prompts)
+        key, value = trunk.project(index, prompts[firsts])
+        keys.append(key)
+        values.append(value)
+        biases.append(bias)
+
     block = CompiledBlock(
-        key=prefix.key.double().numpy(), value=prefix.value.double().numpy(), bias=bias.double().numpy()
+        key=torch.cat(keys, dim=1).numpy(), value=torch.cat(values, dim=1).numpy(), bias=np.concatenate(biases)
     )
     _require_finite(index, "the prompts give keys or values", (block.key, block.value))
     return block
+
+
+def _distinct(rows: Tensor) -> tuple[list[int], Array]:
+    """Find the distinct rows of [T, n], compared exactly; -0.0 equals 0.0.
+
+    Returns:
+        Where each distinct row stands first, in order, and the logarithm of how often it occurs, float64 [P].
+    """
+    # Adding 0.0 turns -0.0 into 0.0 and changes nothing else.
+    identities = [row.tobytes() for row in rows.detach().numpy() + 0.0]
+    counts = Counter(identities)
+    return [identities.index(identity) for identity in counts], np.log(
+        np.array(list(counts.values()), dtype=np.float64)
+    )
 
 
 def _compile_generator(index: int, generator: Generator | None) -> CompiledGenerator | None:
@@ -204,8 +229,3 @@ def _compile_generator(index: int, generator: Generator | None) -> CompiledGener
 def _require_finite(index: int, what: str, arrays: Iterable[Array]) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
         raise ExportError(f"block {index}: {what} that are not finite; train again")
-
-
-def _log_sum_exp(values: Sequence[float]) -> float:
-    largest = max(values)
-    return float(largest + math.log(sum(math.exp(value - largest) for value in values)))

@@ -95,7 +95,7 @@ def export_folded(
         raise BundleError(f"{out}: is a folder; give the name of an .onnx file")
     run = Run.read(path)
     loaded = LoadedRun.load(run, run.load_backbone(weights=weights), images=images)
-    prompts, head = loaded.prompts.merged(), loaded.model.head
+    prompts, head = loaded.prompts, loaded.model.head
     trunk = deployed_trunk(loaded.model)
     probe = None
     if precision != "fp32":

@@ -59,14 +59,13 @@ def choose_layout(
 
 
 def pack(prompts: CompiledPrompts, head: nn.Linear, card: TaskCard, layout: Layout, trunk: Trunk) -> CompiledPromptSet:
-    """Return a task's tensors in a layout, equal columns merged, blocks padded to the longest with ``MASKED``.
+    """Return a task's tensors in a layout, blocks padded to the longest with ``MASKED``.
 
     Raises:
         LayoutMismatchError: The layout has no place for the prompts.
         ExportError: A value is not finite, or does not fit the layout's dtype.
     """
     check_switchable(prompts, card)
-    prompts = prompts.merged()
     tensors: Arrays = {}
     start = 0
     length = max(prompts.lengths)

@@ -66,7 +66,7 @@ def folded(model: PromptedViT, *, opset: int = 20, image_input: ImageInput = "ui
     return FoldedGraph(
         deployed_trunk(model),
         architectures.preprocessing_of(model.vit),
-        compile_prompts(model).merged(),
+        compile_prompts(model),
         model.head,
         dtype=torch.float32,
         image_input=image_input,
@@ -223,7 +223,7 @@ def test_half_precision_keeps_windows_and_angles():
         graph = FoldedGraph(
             model.trunk,
             settings,
-            compile_prompts(model).merged(),
+            compile_prompts(model),
             model.head,
             dtype=torch.float16,
             image_input="uint8",

@@ -11,7 +11,7 @@ import torch
 from vpdeploy.errors import ExportError
 from vpdeploy.layout import MASKED
 from vpdeploy.task import BackboneId, TaskCard
-from vpdeploy_export.compilation import CompiledBlock, compile_prompts, merge_equal_columns
+from vpdeploy_export.compilation import CompiledBlock, compile_prompts
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.methods.method import NoPrompts, PromptMethod
@@ -94,34 +94,78 @@ def attend(query: Array, prefix: CompiledBlock, head: int = 0) -> Array:
     return (weights / weights.sum(-1, keepdims=True)) @ prefix.value[head]
 
 
-def test_equal_columns_merge_exactly():
-    rng = np.random.default_rng(0)
-    key, value = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4))
-    order = [0, 1, 0, 2, 0, 1]
-    bias = np.array([0.0, 1.0, 0.0, -2.0, 0.5, 0.0])
-    repeated = CompiledBlock(key=key[:, order], value=value[:, order], bias=bias)
-    merged = merge_equal_columns(repeated)
-    np.testing.assert_array_equal(merged.key, key)
-    np.testing.assert_array_equal(merged.value, value)
-    expected = [np.log(2 + np.exp(0.5)), np.log(np.e + 1), -2.0]
-    np.testing.assert_allclose(merged.bias, expected, rtol=1e-14)
-    for head in range(2):
-        query = rng.normal(size=(5, 4))
-        np.testing.assert_allclose(attend(query, merged, head), attend(query, repeated, head), rtol=1e-12)
+def repeat_prompts(model: PromptedViT) -> None:
+    """Make block 0 hold visual prompts a, b, a and key/value prompts c, c."""
+    method = model.method
+    assert isinstance(method, E2VPT)
+    with torch.no_grad():
+        method.visual[0][2] = method.visual[0][0]
+        for stored in (method.kv, method.kv_value):
+            if stored is not None:
+                stored[0][:, 1] = stored[0][:, 0]
 
 
-def test_columns_that_differ_in_one_head_or_in_the_value_only_do_not_merge():
-    prefix = CompiledBlock(key=np.ones((2, 3, 4)), value=np.ones((2, 3, 4)), bias=np.zeros(3))
-    prefix.key[1, 1, 0] = 2
-    prefix.value[0, 2, 3] = 2
-    assert merge_equal_columns(prefix).key.shape == (2, 3, 4)
+@pytest.mark.parametrize("kv_shared", [True, False], ids=["shared", "separate"])
+def test_equal_prompts_merge_exactly(kv_shared: bool):
+    model = model_of(kv_shared=kv_shared)
+    repeat_prompts(model)
+    (merged, *_) = compile_prompts(model).blocks
+    key, value = by_hand(model, 0)
+    firsts = [0, 2, 3]  # c, a, b
+    np.testing.assert_allclose(merged.key, key[:, firsts], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(merged.value, value[:, firsts], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(merged.bias, np.log([2, 2, 1]), rtol=1e-14)
+    unmerged = CompiledBlock(key=key, value=value, bias=np.zeros(5))
+    for head in range(HEADS):
+        query = np.random.default_rng(head).normal(size=(5, HEAD_WIDTH))
+        np.testing.assert_allclose(attend(query, merged, head), attend(query, unmerged, head), rtol=1e-12)
 
 
-def test_merging_keeps_large_biases_and_empty_prefixes():
-    masked = CompiledBlock(key=np.ones((1, 2, 1)), value=np.ones((1, 2, 1)), bias=np.array([1000.0, MASKED]))
-    np.testing.assert_allclose(merge_equal_columns(masked).bias, [1000.0])
-    empty = CompiledBlock(key=np.ones((1, 0, 1)), value=np.ones((1, 0, 1)), bias=np.zeros(0))
-    assert merge_equal_columns(empty).key.shape == (1, 0, 1)
+def test_equal_prompts_merge_where_a_product_rounds_equal_rows_differently(monkeypatch: pytest.MonkeyPatch):
+    model = model_of()
+    repeat_prompts(model)
+    exact = model.trunk.project
+    rows_seen = []
+
+    def rounding(index: int, prompts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows_seen.append(len(prompts))
+        by_position = 1 + 2.0**-52 * torch.arange(len(prompts), dtype=prompts.dtype)[:, None]
+        return tuple(side * by_position for side in exact(index, prompts))
+
+    monkeypatch.setattr(model.trunk, "project", rounding)
+    (merged, *_) = compile_prompts(model).blocks
+    assert rows_seen == [2, 1]  # block 1 has no visual prompts
+    np.testing.assert_allclose(merged.bias, np.log([2, 2, 1]), rtol=1e-14)
+
+
+@pytest.mark.parametrize("different", ["kv", "kv_value"])
+def test_key_value_prompts_that_differ_in_one_head_of_the_key_or_value_only_do_not_merge(different: str):
+    model = model_of(kv_shared=False)
+    repeat_prompts(model)
+    with torch.no_grad():
+        getattr(model.method, different)[0][1, 1, 3] += 1
+    (first, *_) = compile_prompts(model).blocks
+    np.testing.assert_allclose(first.bias, np.log([1, 1, 2, 1]), atol=1e-14)
+
+
+def test_prompts_that_differ_in_their_last_bit_do_not_merge():
+    model = model_of()
+    repeat_prompts(model)
+    rows = model.method.visual[0]  # type: ignore[union-attr]
+    with torch.no_grad():
+        rows[2, 40] = torch.nextafter(rows[2, 40], torch.tensor(torch.inf))
+    (first, *_) = compile_prompts(model).blocks
+    np.testing.assert_allclose(first.bias, np.log([2, 1, 1, 1]), atol=1e-14)
+
+
+def test_zeros_of_either_sign_are_one_prompt():
+    model = model_of()
+    rows = model.method.visual[0]  # type: ignore[union-attr]
+    with torch.no_grad():
+        rows.zero_()
+        rows[1] = -0.0
+    (first, *_) = compile_prompts(model).blocks
+    np.testing.assert_allclose(first.bias, np.log([1, 1, 3]), atol=1e-14)
 
 
 def test_zero_tokens_of_a_checkpoint_merge_into_one_column():
@@ -131,9 +175,41 @@ def test_zero_tokens_of_a_checkpoint_merge_into_one_column():
     with torch.no_grad():
         method.visual[0][1:] = 0
     (first, *_) = compile_prompts(model).blocks
-    merged = merge_equal_columns(first)
-    assert (first.key.shape[1], merged.key.shape[1]) == (5, 4)
-    assert merged.bias.tolist() == [0, 0, 0, pytest.approx(np.log(2))]
+    assert first.key.shape == first.value.shape == (HEADS, 4, HEAD_WIDTH)
+    assert first.bias.tolist() == [0, 0, 0, pytest.approx(np.log(2))]
+
+
+def test_a_packed_prompt_set_holds_the_merged_columns():
+    model = model_of()
+    repeat_prompts(model)
+    prompt_set = tiny_runs.compiled_set(model, CARD, precision="fp32")
+    assert prompt_set.sizes()["prefix"] == 3
+    np.testing.assert_allclose(prompt_set.tensors["prefix_bias"][0], np.log([2, 2, 1]), rtol=1e-6)
+
+
+def test_prompts_whose_outputs_are_averaged_stay_rows_of_their_own():
+    vit = tiny_runs.randomise(tiny_runs.vit_fixture_patch8_32(global_pool="avg"), seed=0)
+    method = tiny_runs.e2vpt(tiny_runs.dimensions_of(vit), Kept.everything(tiny_runs.DEPTH, 3, 2))
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.zero_()
+    compiled = compile_prompts(PromptedViT(vit, method, 3, pools_prompts=True).eval())
+    assert compiled.pooled is not None
+    assert compiled.pooled.shape == (3, WIDTH)
+    for block, expected in zip(compiled.blocks, [[2, 3], [2, 3], [2]], strict=True):
+        np.testing.assert_allclose(block.bias, np.log(expected), rtol=1e-14)
+
+
+def test_adaptive_prompts_do_not_merge_but_the_first_blocks_static_ones_do():
+    vit = tiny_runs.randomise(tiny_runs.vit_fixture_patch8_32(), seed=0)
+    method = tiny_runs.random_method(vit, "vapt", prompt_tokens=4)
+    with torch.no_grad():
+        for name, parameter in method.named_parameters():
+            if name == "first" or name.startswith("linear"):
+                parameter.zero_()
+    compiled = compile_prompts(tiny_runs.prompted(vit, method, 3))
+    np.testing.assert_allclose(compiled.blocks[0].bias, np.log([4]), rtol=1e-14)
+    assert [block.generator and len(block.generator.mix) for block in compiled.blocks] == [None, 4, 4]
 
 
 def test_a_compiled_prompt_set_is_padded_to_its_longest_block():

@@ -71,7 +71,7 @@ def folded(model: PromptedViT, image_input: ImageInput, opset: int) -> FoldedGra
     return FoldedGraph(
         model.trunk,
         tiny_runs.PREPROCESSING,
-        compile_prompts(model).merged(),
+        compile_prompts(model),
         model.head,
         dtype=torch.float32,
         image_input=image_input,

@@ -36,7 +36,7 @@ def write(model: PromptedViT, path: Path, precision: str, islands: Islands) -> F
     graph = FoldedGraph(
         deployed_trunk(model),
         settings,
-        compile_prompts(model).merged(),
+        compile_prompts(model),
         model.head,
         dtype=TORCH[precision],
         image_input="uint8",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -31,7 +30,7 @@ from train.toys import (
     segment_factors,
 )
 
-from vpdeploy_export.compilation import CompiledBlock, compile_prompts, merge_equal_columns
+from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import SEGMENTS, Kept
 from vpdeploy_train.methods.method import NoPrompts
@@ -251,7 +250,7 @@ def test_zero_tokens_merge_into_one_column_with_the_logarithm_of_their_number(ze
         for block in range(DEPTH):
             method.visual[block][torch.randperm(zeros + others)[:zeros]] = 0
     model = make_model(vit, method)
-    merged = [merge_equal_columns(prefix) for prefix in compile_prompts(model).blocks]
+    merged = compile_prompts(model).blocks
     for prefix in merged:
         assert prefix.key.shape == prefix.value.shape == (HEADS, kv_tokens + others + 1, WIDTH // HEADS)
         expected = [0.0] * (kv_tokens + others) + [math.log(zeros)]
@@ -267,19 +266,32 @@ def test_zero_tokens_merge_into_one_column_with_the_logarithm_of_their_number(ze
     assert difference(found, expected_features) < EXACT
 
 
-def test_merging_columns_that_carry_a_bias_adds_their_weights():
-    key = np.ones((HEADS, 3, 4))
-    merged = merge_equal_columns(CompiledBlock(key=key, value=2 * key, bias=np.log([1.0, 2.0, 5.0])))
-    assert merged.key.shape == (HEADS, 1, 4)
-    assert merged.bias == pytest.approx([math.log(8)])
+@pytest.mark.parametrize("kv_tokens", [1, 4])
+def test_equal_key_value_prompts_merge_into_one_column_with_the_logarithm_of_their_number(kv_tokens):
+    vit = make_vit().double()
+    method = make_method(vit, 2, kv_tokens)
+    with torch.no_grad():
+        for block in range(DEPTH):
+            method.kv[block][:] = method.kv[block][:, :1].clone()
+    model = make_model(vit, method)
+    merged = compile_prompts(model).blocks
+    for prefix in merged:
+        assert prefix.key.shape == prefix.value.shape == (HEADS, 3, WIDTH // HEADS)
+        assert prefix.bias.tolist() == pytest.approx([math.log(kv_tokens), 0, 0], rel=1e-14)
+    pixels = random_pixels(3)
+    with torch.no_grad():
+        expected = model.features(pixels)
+    assert difference(features_with_prefixes(vit, pixels, merged), expected) < EXACT
 
 
-def test_columns_that_share_only_their_key_stay_apart():
-    key, value = np.ones((HEADS, 2, 4)), np.ones((HEADS, 2, 4))
-    value[0, 1, 0] = 2
-    merged = merge_equal_columns(CompiledBlock(key=key, value=value, bias=np.zeros(2)))
-    assert merged.key.shape[1] == 2
-    assert merged.bias.tolist() == [0, 0]
+def test_equal_prompts_of_different_blocks_stay_apart():
+    vit = make_vit().double()
+    method = make_method(vit, 2, 1)
+    with torch.no_grad():
+        for block in range(DEPTH):
+            method.visual[block][:] = method.visual[0].clone()
+    for prefix in compile_prompts(make_model(vit, method)).blocks:
+        assert prefix.bias.tolist() == [0, 0, 0]
 
 
 def test_compiling_leaves_the_model_as_it_was():

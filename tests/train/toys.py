@@ -182,6 +182,18 @@ def features_with_tokens(
     return vit.forward_head(vit.norm(tokens), pre_logits=True)
 
 
+def unmerged_prefixes(model: PromptedViT) -> list[CompiledBlock]:
+    """Return what a float64 model with prompts in every block trains with: a column for each prompt, equal or not."""
+    unused = torch.zeros(1, 1, model.trunk.feature_width, dtype=torch.float64)
+    prefixes = [model.prefix(index, unused) for index in range(len(model.trunk.blocks))]
+    return [
+        CompiledBlock(
+            key=prefix.key.numpy(), value=prefix.value.numpy(), bias=np.zeros(prefix.key.shape[1], dtype=np.float64)
+        )
+        for prefix in prefixes
+    ]
+
+
 def features_with_prefixes(vit: VisionTransformer, pixels: Tensor, prefixes: Sequence[CompiledBlock]) -> Tensor:
     """Compute features from a compiled prefix."""
     tokens = vit.norm_pre(vit._pos_embed(vit.patch_embed(pixels)))
