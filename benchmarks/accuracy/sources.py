@@ -40,7 +40,7 @@ class Places:
 
 def read_garments(places: Places) -> Pools:
     """Fashion-MNIST, with its own test split."""
-    from train.pretrain_embedded import read_fashion
+    from tools.embedded_backbone.packages import read_fashion
 
     folder = fashion_path(places)
     return {
@@ -59,7 +59,7 @@ def read_digits(places: Places) -> Pools:
 
 def read_silhouettes(places: Places) -> Pools:
     """Silhouettes of ten animals."""
-    from train.pretrain_embedded import read_animals
+    from tools.embedded_backbone.packages import read_animals
 
     images, labels = read_animals(places.python)
     return {ANYWHERE: from_arrays(images, [f"animal-{label}" for label in labels])}

@@ -54,7 +54,7 @@ def vit_mini_patch8_64(pretrained: bool = False, **kwargs: Any) -> VisionTransfo
     if pretrained and not WEIGHTS.is_file():
         raise FileNotFoundError(
             f"expected the embedded weights at {WEIGHTS}, found no file: reinstall vpdeploy, "
-            "or make them with train/pretrain_embedded.py"
+            "or make them with tools/embedded_backbone"
         )
     architecture: dict[str, Any] = {
         "img_size": 64,

@@ -1,0 +1,1 @@
+"""Programs that make what the repository carries; they are in no wheel and run from its root."""
