@@ -26,7 +26,7 @@ from vpdeploy.errors import (
     LayoutMismatchError,
     SpecError,
 )
-from vpdeploy.files import creating_folder, replacing_file, sha256_of_file, write_atomically
+from vpdeploy.files import creating_folder, locked, replacing_file, sha256_of_file, write_atomically
 from vpdeploy.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest, TaskEntry
 from vpdeploy.promptset import CARD_FILE, TENSOR_FILE, CompiledPromptSet
 from vpdeploy.task import TaskCard, check_task_name
@@ -311,11 +311,7 @@ def _replace_manifest(path: Path, manifest: Manifest) -> None:
 def _locked(path: Path) -> Iterator[Bundle]:
     """Open a bundle for one writer at a time."""
     Bundle.open(path)
-    with _storage_errors(path), (path / LOCK_FILE).open("w") as lock:
-        with contextlib.suppress(ImportError):  # no fcntl on Windows: single writers only
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with _storage_errors(path), locked(path / LOCK_FILE):
         yield Bundle.open(path)
 
 

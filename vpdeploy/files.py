@@ -1,14 +1,20 @@
-"""Files that are either wholly there or not there at all."""
+"""Files and folders that are wholly there or not at all, and the lock of those who change them."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+_RETRY_S = 0.1
 
 
 def sha256_of_file(path: Path) -> str:
@@ -101,6 +107,66 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file for the length of the block: one holder at a time, of all threads and processes.
+
+    The operating system frees it when its holder ends, even by a kill. The file is made if it is not there, and stays;
+    it is never truncated, for it may be a link to another file.
+
+    Args:
+        path: The lock file.
+        wait: Wait until another holder has freed it; otherwise raise.
+
+    Raises:
+        BlockingIOError: Another holds it, and ``wait`` is False.
+        OSError: The file cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        while not _take(file, wait=wait):
+            if not wait:
+                raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path))
+            time.sleep(_RETRY_S)
+        try:
+            yield
+        finally:
+            _free(file)
+
+
+def _take(file: IO[bytes], *, wait: bool) -> bool:
+    """Lock a file; return whether it was free. Only POSIX can wait for as long as it takes."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError:  # what Windows says of a lock that is held
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _free(file: IO[bytes]) -> None:
+    """Unlock a file. Closing it is not enough: a process that was forked meanwhile holds it open too."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        return
+    import fcntl
+
+    fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _flush(path: Path) -> None:

@@ -3,12 +3,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from vpdeploy import files
-from vpdeploy.files import creating_folder, replacing_file, replacing_folder, sha256_of_file, write_atomically
+from vpdeploy.files import creating_folder, locked, replacing_file, replacing_folder, sha256_of_file, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -156,3 +161,98 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(
     assert names(tmp_path) == (["folder"] if existing else [])
     if existing:
         assert (path / "old").read_bytes() == b"old"
+
+
+# --- locks ---
+
+
+@pytest.fixture(params=["posix", "windows"])
+def platform(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """POSIX's locks, and Windows' as its documentation says that they answer."""
+    if request.param == "windows":
+        fcntl = pytest.importorskip("fcntl")
+        windows = ModuleType("msvcrt")
+        windows.LK_NBLCK, windows.LK_UNLCK = 2, 0
+
+        def locking(descriptor: int, mode: int, count: int) -> None:
+            assert (os.lseek(descriptor, 0, os.SEEK_CUR), count) == (0, 1)  # a range from where the file stands
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if mode == windows.LK_NBLCK else fcntl.LOCK_UN)
+            except BlockingIOError:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
+
+        windows.locking = locking
+        monkeypatch.setitem(sys.modules, "msvcrt", windows)
+        monkeypatch.setattr(sys, "platform", "win32")
+        monkeypatch.setattr(files, "_RETRY_S", 0.001)
+    yield request.param
+    monkeypatch.undo()
+
+
+def test_a_lock_that_is_held_is_not_given_out_again(tmp_path: Path, platform: str):
+    path = tmp_path / "new" / "lock"
+    with locked(path):
+        with pytest.raises(BlockingIOError, match="holds the lock"), locked(path, wait=False):
+            pass
+        with locked(tmp_path / "other", wait=False):
+            pass
+    with locked(path, wait=False):
+        pass
+
+
+def test_a_lock_is_waited_for(tmp_path: Path, platform: str):
+    path = tmp_path / "lock"
+    order: list[str] = []
+    asks = threading.Event()
+
+    def follow() -> None:
+        asks.set()
+        with locked(path):
+            order.append("second")
+
+    follower = threading.Thread(target=follow)
+    with locked(path):
+        follower.start()
+        assert asks.wait(60)
+        follower.join(0.05)
+        order.append("first")
+    follower.join(60)
+    assert order == ["first", "second"]
+
+
+def test_a_lock_is_free_after_an_error(tmp_path: Path, platform: str):
+    path = tmp_path / "lock"
+    with pytest.raises(RuntimeError, match="broken"), locked(path):
+        raise RuntimeError("broken")
+    with locked(path, wait=False):
+        pass
+
+
+def test_a_killed_process_frees_its_lock(tmp_path: Path):
+    path = tmp_path / "lock"
+    code = (
+        "import pathlib, sys\n"
+        "from vpdeploy.files import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == b"held"
+        with pytest.raises(BlockingIOError), locked(path, wait=False):
+            pass
+        process.kill()
+        process.wait()
+        with locked(path, wait=False):
+            pass
+
+
+def test_what_a_lock_file_holds_or_links_to_is_left_alone(tmp_path: Path):
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "lock").symlink_to(tmp_path / "precious")
+    with locked(tmp_path / "lock"):
+        pass
+    assert (tmp_path / "precious").read_bytes() == b"precious"

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vpdeploy.engines.lock import locked
 from vpdeploy.engines.toolkit import Toolkit
-from vpdeploy.files import write_atomically
+from vpdeploy.files import locked, write_atomically
 from vpdeploy.gpu import Gpu
 
 _log = logging.getLogger("vpdeploy.engines")

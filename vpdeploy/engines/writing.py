@@ -9,10 +9,9 @@ from pathlib import Path
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.document import to_json
 from vpdeploy.engines.card import EngineCard
-from vpdeploy.engines.lock import locked
 from vpdeploy.engines.store import CARD_SUFFIX, ENGINE_SUFFIX, FoundEngine, list_engines
 from vpdeploy.errors import BuildError
-from vpdeploy.files import replacing_file, sha256_of_file
+from vpdeploy.files import locked, replacing_file, sha256_of_file
 
 _LOCK_FILE = ".lock"
 

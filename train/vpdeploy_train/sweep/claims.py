@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from vpdeploy_train.sweep.locks import FileLock
+from vpdeploy.files import locked
 
 logger = logging.getLogger("vpdeploy.train")
 
@@ -25,16 +26,16 @@ class Claim:
     Attributes:
         trial: The trial.
         folder: Its run folder.
-        lock: Held while the process works on it.
+        lock: Holds the trial's lock file while the process works on it.
     """
 
     trial: Trial
     folder: Path
-    lock: FileLock
+    lock: contextlib.ExitStack
 
     def release(self) -> None:
         """End the claim."""
-        self.lock.release()
+        self.lock.close()
 
 
 def claim(trial: Trial, out: Path) -> Claim:
@@ -45,8 +46,8 @@ def claim(trial: Trial, out: Path) -> Claim:
         out: The sweep's folder.
     """
     folder = trial_folder(out, trial.number)
-    lock = _lock_of(out, trial.number)
-    lock.acquire(wait=True)
+    lock = contextlib.ExitStack()
+    lock.enter_context(locked(_lock_of(out, trial.number)))
     trial.set_user_attr(_HOME, _home(out))
     before = trial.user_attrs.get(_CONTINUES)
     if before is not None and trial_folder(out, before).is_dir() and not folder.exists():
@@ -67,11 +68,10 @@ def reclaim(study: Study, out: Path, *, is_local: bool) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         if not is_local and not is_here(trial, out):
             continue
-        lock = _lock_of(out, trial.number)
-        if lock.acquire(wait=False):
+        # Where another holds the lock, the worker lives.
+        with contextlib.suppress(BlockingIOError), locked(_lock_of(out, trial.number), wait=False):
             logger.info("trial %d was interrupted; it is continued", trial.number)
             give_up(study, trial)
-        lock.release()
 
 
 def give_up(study: Study, trial: FrozenTrial) -> None:
@@ -95,5 +95,5 @@ def _home(out: Path) -> str:
     return f"{socket.gethostname()}:{out.resolve()}"
 
 
-def _lock_of(out: Path, number: int) -> FileLock:
-    return FileLock(out / TRIALS_FOLDER / f"{number:04}.lock")
+def _lock_of(out: Path, number: int) -> Path:
+    return out / TRIALS_FOLDER / f"{number:04}.lock"

@@ -16,9 +16,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vpdeploy.errors import SpecError
-from vpdeploy.files import write_atomically
+from vpdeploy.files import locked, write_atomically
 from vpdeploy_train.settings import TrainSettings
-from vpdeploy_train.sweep.locks import locked
 from vpdeploy_train.sweep.space import Choices, Space, applies, to_fields
 
 Pruner = Literal["median", "asha", "none"]

@@ -14,6 +14,7 @@ from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
 from vpdeploy.errors import SpecError, TrainingError, VpdeployError
+from vpdeploy.files import locked
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
 from vpdeploy_train.methods import method_named
 from vpdeploy_train.phases import FIRST_PHASE
@@ -21,7 +22,6 @@ from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
 from vpdeploy_train.sweep.claims import Claim, claim, give_up, reclaim
-from vpdeploy_train.sweep.locks import locked
 from vpdeploy_train.sweep.results import SweepResult, publish
 from vpdeploy_train.sweep.space import Choices, Space, check_space, with_values
 from vpdeploy_train.sweep.study import ERROR, LOCK_FILE, Pruner, ask, counts, draw, opened_study
