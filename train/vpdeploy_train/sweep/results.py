@@ -12,7 +12,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from vpdeploy.files import creating_folder, write_atomically
+from vpdeploy.files import replacing_folder, write_atomically
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.sweep.claims import is_here, trial_folder
 from vpdeploy_train.sweep.pictures import plot_study
@@ -88,17 +88,10 @@ def _copy_best(best: FrozenTrial, out: Path) -> Path:
     mark = target / _MARK
     if mark.is_file() and mark.read_text(encoding="utf-8") == str(best.number):
         return target
-    old, new = out / f".{BEST_FOLDER}.old", out / f".{BEST_FOLDER}.new"
-    shutil.rmtree(new, ignore_errors=True)
-    with creating_folder(new) as folder:
+    with replacing_folder(target) as folder:
         ignore = shutil.ignore_patterns(STATE_FOLDER)
         shutil.copytree(trial_folder(out, best.number), folder, ignore=ignore, dirs_exist_ok=True)
         (folder / _MARK).write_text(str(best.number), encoding="utf-8")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
     return target
 
 
