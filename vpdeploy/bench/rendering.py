@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vpdeploy.inspection.units import bytes_text
+from vpdeploy.text import align
 
 UNKNOWN = "unknown"
 ASKED_FOR = "asked for"
@@ -83,7 +84,8 @@ def _table(report: dict[str, Any]) -> list[str]:
             ratio = result["ratio"]
             row.append("" if ratio is None else f"{ratio['median']:.3f} ({ratio['q1']:.3f}-{ratio['q3']:.3f})")
         rows.append(row)
-    return _aligned([header, *rows])
+    left = [index for index, title in enumerate(header) if title in ("mix", "model") or title.startswith("time ratio")]
+    return align([header, *rows], left=left)
 
 
 def _ms(value: float) -> str:
@@ -92,18 +94,3 @@ def _ms(value: float) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows with columns of equal width: text to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    texts = {
-        index for index, title in enumerate(rows[0]) if title in ("mix", "model") or title.startswith("time ratio")
-    }
-    return [
-        "  ".join(
-            cell.ljust(width) if index in texts else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vpdeploy.text import align
+
 if TYPE_CHECKING:
     from vpdeploy_export.parity import ParityReport
     from vpdeploy_export.precision.bisection import Bisection
@@ -88,7 +90,4 @@ def _render_bisection(found: Bisection) -> str:
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip() for row in rows
-    )
+    return "\n".join(f"  {line}" for line in align(rows, left=range(len(rows[0]))))

@@ -17,6 +17,7 @@ from vpdeploy.errors import SpecError
 from vpdeploy.loading import open_session
 from vpdeploy.manifest import GRAPH_FILE
 from vpdeploy.session import Session
+from vpdeploy.text import align, column_widths
 from vpdeploy_export.bundling import export_bundle
 from vpdeploy_export.exporting import export_folded
 from vpdeploy_export.quickstart.client import Answer, ask_together, serving
@@ -151,9 +152,8 @@ def render_table(result: QuickstartResult) -> str:
         )
         for row in result.rows
     ]
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    rule = ["-" * width for width in column_widths([header, *rows])]
+    lines = align([header, rule, *rows])
     graph_kb = (result.bundle / GRAPH_FILE).stat().st_size / 1000
     added_kb = sum(row.size_bytes for row in result.rows) / 1000
     lines += [
