@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpdeploy.errors import SpecError
+from vpdeploy.progress import ProgressBar
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.data import CacheBudget, ImageDataset, preload_images, resolve_data
 from vpdeploy_train.device import choose_device
-from vpdeploy_train.progress import reading_bar
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
 
@@ -136,8 +136,8 @@ def evaluate_run(
         raise SpecError(f"{path}: was imported, so it names no data of its own; give --data")
     source = resolve_data(spec, seed=run.data_seed, val_fraction=run.val_fraction, labels=labels)
     dataset = ImageDataset(source.split(split), run.card.preprocessing, budget=CacheBudget.of_free_memory())
-    with reading_bar() as on_progress:
-        preload_images([dataset], on_progress=on_progress)
+    with ProgressBar("reading images") as bar:
+        preload_images([dataset], on_progress=lambda done, total: bar.show(done / total))
     target = choose_device(device)
     model = run.load_model(run.load_backbone(weights=weights)).to(target)
     batches = Batches(

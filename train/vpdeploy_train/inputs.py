@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.progress import ProgressBar
 from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.data import (
     CacheBudget,
@@ -15,7 +16,6 @@ from vpdeploy_train.data import (
     preload_images,
     resolve_data,
 )
-from vpdeploy_train.progress import reading_bar
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.suitability import check_data
 
@@ -69,8 +69,8 @@ def load_inputs(settings: TrainSettings, *, backbone: Backbone | None = None) ->
     train = ImageDataset(source.train, preprocessing, augmentation, settings.seed, budget=budget)
     val = ImageDataset(source.val, preprocessing, budget=budget)
     scoring = train if augmentation is None else ImageDataset(source.train, preprocessing, budget=budget)
-    with reading_bar() as on_progress:
-        preload_images([train, val], on_progress=on_progress)
+    with ProgressBar("reading images") as bar:
+        preload_images([train, val], on_progress=lambda done, total: bar.show(done / total))
     return TrainingInputs(
         source=source, backbone=backbone, preprocessing=preprocessing, train=train, val=val, scoring=scoring
     )

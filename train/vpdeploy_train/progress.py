@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
 from types import TracebackType
 from typing import Protocol
 
-from tqdm import tqdm
-
+from vpdeploy.progress import ProgressBar
 from vpdeploy_train.state import EpochRow
 
 logger = logging.getLogger("vpdeploy.train")
@@ -50,16 +47,11 @@ class ConsoleProgress:
 
     def __init__(self, title: str, *, images: int, done: int = 0) -> None:
         self._title = title
-        self._bar = tqdm(
-            total=images,
-            initial=done,
-            desc=title,
-            unit=" images",
-            file=sys.stderr,
-            disable=not sys.stderr.isatty(),
-            leave=False,
-            dynamic_ncols=True,
-        )
+        self._images = images
+        self._done = self._begun_with = done
+        self._started_at = time.monotonic()
+        self._bar = ProgressBar(title)
+        self._bar.show(done / images)
 
     def __enter__(self) -> ConsoleProgress:
         return self
@@ -67,17 +59,17 @@ class ConsoleProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        self._bar.__exit__(kind, error, trace)
 
     def on_batch(self, images: int, *, loss: float, accuracy: float) -> None:
         """See ``Progress``."""
-        if not self._bar.disable:
-            self._bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.3f}", refresh=False)
-            self._bar.update(images)
+        self._done += images
+        rate = (self._done - self._begun_with) / max(time.monotonic() - self._started_at, 1e-9)
+        self._bar.show(self._done / self._images, f"loss {loss:.3f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
 
     def on_epoch(self, row: EpochRow) -> None:
         """See ``Progress``."""
-        if self._bar.disable:
+        if not self._bar.on_terminal:
             logger.info(
                 "%s: epoch %d: loss %.4f, accuracy %.4f, %s, %.0f images/s",
                 self._title,
@@ -89,21 +81,3 @@ class ConsoleProgress:
                 else f"validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.4f}",
                 row.images_per_second,
             )
-
-
-@contextmanager
-def reading_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar while images are read, where stderr is a terminal and it takes longer than two seconds.
-
-    Yields:
-        What to call with the number of images read and of all images.
-    """
-    with tqdm(
-        desc="reading images", unit=" images", file=sys.stderr, disable=not sys.stderr.isatty(), leave=False, delay=2
-    ) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,9 +62,9 @@ def bench(
 
     from vpdeploy.bench.benchmark import Settings, run_benchmark
     from vpdeploy.bench.opening import Choice
-    from vpdeploy.bench.progress import ProgressLine
     from vpdeploy.bench.rendering import render_benchmark
     from vpdeploy.errors import SpecError
+    from vpdeploy.progress import ProgressBar
 
     if duration is not None and count is not None:
         raise SpecError("--duration and --count exclude each other; give one of them")
@@ -82,14 +81,17 @@ def bench(
         seed=seed,
     )
     draw = None if plot is None else _plotter(plot)
-    progress = ProgressLine(sys.stderr, time.monotonic)
     try:
-        report = run_benchmark(tuple(choices), settings, clock=time.perf_counter, on_round=progress.show)
+        with ProgressBar("measuring") as bar:
+            report = run_benchmark(
+                tuple(choices),
+                settings,
+                clock=time.perf_counter,
+                on_round=lambda share: bar.show(share, "" if share else "warming up"),
+            )
     except KeyboardInterrupt:
         typer.echo("\nstopped before anything was measured", err=True)
         raise typer.Exit(exits.INTERRUPTED) from None
-    finally:
-        progress.clear()
     typer.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else render_benchmark(report))
     if draw is not None and report["results"]:
         draw(report)

@@ -97,23 +97,14 @@ def _build_with_bar(graph: DeployedGraph, request: BuildRequest) -> BuildResult:
     """Build with a progress bar on stderr, if that is a terminal."""
     from vpdeploy.cli.native_output import without_lines
     from vpdeploy.engines.building import build_engine
+    from vpdeploy.progress import ProgressBar
 
     # Myelin, NVIDIA's compiler, prints its failures besides logging them; the error that is raised says them.
-    with without_lines(b"Internal Error: Myelin") as stderr:
-        if not stderr.isatty():
-            return build_engine(graph, request)
-        steps, titles = 1000, [""]
-        # Any: the bar counts a length, it has no items whose type could be named.
-        context: Any = typer.progressbar(
-            length=steps, label="building", file=stderr, show_eta=False, item_show_func=lambda _: titles[0]
-        )
-        with context as bar:
-
-            def show(share: float, title: str) -> None:
-                titles[0] = title
-                bar.update(int(share * steps) - bar.pos)
-
-            return build_engine(graph, request, on_progress=show)
+    with (
+        without_lines(b"Internal Error: Myelin") as stderr,
+        ProgressBar("building", stream=stderr) as bar,
+    ):
+        return build_engine(graph, request, on_progress=bar.show)
 
 
 def _report(graph: DeployedGraph, result: BuildResult, *, prune: bool, as_json: bool) -> None:

@@ -23,7 +23,6 @@ _EXTRAS: dict[str, str] = {
     "safetensors": "train",
     "sklearn": "train",
     "matplotlib": "train",
-    "tqdm": "train",
     "tomli": "train",
     "tomli_w": "train",
     "optuna": "sweep",

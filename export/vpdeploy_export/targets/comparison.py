@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from vpdeploy.errors import ParityError
 from vpdeploy.manifest import Precision
+from vpdeploy.progress import ProgressBar
 from vpdeploy.session import Session
 
 CLOSE: Final[dict[Precision, float]] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 1e-4}
@@ -80,16 +79,17 @@ def compare(
     difference = dict.fromkeys(session.tasks, 0.0)
     largest = dict.fromkeys(session.tasks, 0.0)
     batches = _batches(rows, mixed)
-    shown = sys.stderr.isatty()
-    for batch in tqdm(batches, desc="comparing", file=sys.stderr, disable=not shown, leave=False, delay=2):
-        tasks = [task for task, _ in batch]
-        images = np.stack([pixels[index] for _, index in batch])
-        expected = session.run(images, np.array([_slot(session, task) for task in tasks], dtype=np.int32))
-        for task, right, found in zip(tasks, expected, answer(images, tasks), strict=True):
-            classes = len(cards[task].labels)
-            delta = np.abs(found[:classes].astype(np.float64) - right[:classes]).max()
-            difference[task] = float(np.maximum(difference[task], delta))  # np.maximum keeps a NaN
-            largest[task] = max(largest[task], float(np.abs(right[:classes]).max()))
+    with ProgressBar("comparing") as bar:
+        for done, batch in enumerate(batches):
+            bar.show(done / len(batches))
+            tasks = [task for task, _ in batch]
+            images = np.stack([pixels[index] for _, index in batch])
+            expected = session.run(images, np.array([_slot(session, task) for task in tasks], dtype=np.int32))
+            for task, right, found in zip(tasks, expected, answer(images, tasks), strict=True):
+                classes = len(cards[task].labels)
+                delta = np.abs(found[:classes].astype(np.float64) - right[:classes]).max()
+                difference[task] = float(np.maximum(difference[task], delta))  # np.maximum keeps a NaN
+                largest[task] = max(largest[task], float(np.abs(right[:classes]).max()))
     return tuple(
         Deviation(
             task=task,
