@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vpdeploy.backends import Backend
+from vpdeploy.backends.batch import check_images, check_slots
 from vpdeploy.bundle import Bundle
 from vpdeploy.directory import Lease, TaskDirectory
-from vpdeploy.errors import BundleError, InputError, SpecError
+from vpdeploy.errors import BundleError, SpecError
 from vpdeploy.manifest import TaskEntry
 from vpdeploy.picture import normalise, to_pixels
 from vpdeploy.prediction import Prediction, rank_classes
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from vpdeploy.picture import Picture
 
 MAX_PREDICT_BATCH = 32
+
+_LARGEST_SLOT = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,24 +167,24 @@ class Session:
             InputError: Shapes or dtypes do not fit, or a slot is out of range.
             BackendError: The runtime failed.
         """
-        size = self.preprocessing.image_size
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
-            raise InputError(
-                f"images should be uint8 [B, {size}, {size}, 3], found {images.dtype} {list(images.shape)}"
-            )
         table = self._table
-        slot_count = table.slots if table is not None else 1
-        fits = slots.shape == images.shape[:1] and slots.dtype.kind in "iu"
-        if not fits or (len(slots) and not 0 <= slots.min() <= slots.max() < slot_count):
-            raise InputError(f"slots should be {len(images)} integers in [0, {slot_count}), found {slots.tolist()[:8]}")
         if len(images) == 0:
             classes = table.sizes["classes"] if table is not None else len(self.card(self.tasks[0]).labels)
             return np.zeros((0, classes), dtype=np.float32)
-        pixels = images if self._backend.input_dtype == np.uint8 else normalise(images, self.preprocessing)
-        return self._backend.run(
-            np.ascontiguousarray(pixels),
-            None if table is None else np.ascontiguousarray(slots, dtype=np.int32),
-        )
+
+        # The backend checks what it is given. What it never sees as it came is checked here.
+        pixels: npt.NDArray[np.generic] = images
+        if self._backend.input_dtype != np.uint8:
+            size = self.preprocessing.image_size
+            check_images(images, shape=(size, size, 3), dtype=np.dtype(np.uint8))
+            pixels = normalise(images, self.preprocessing)
+        if slots.dtype != np.int32 and slots.dtype.kind in "iu":
+            # Clipped: a wide integer must not wrap into the table.
+            slots = np.clip(slots.astype(np.int64), -1, _LARGEST_SLOT).astype(np.int32)
+        if table is None:
+            check_slots(slots, count=len(images), slot_count=1)
+
+        return self._backend.run(np.ascontiguousarray(pixels), None if table is None else np.ascontiguousarray(slots))
 
     def add_task(self, prompt_set: CompiledPromptSet, *, version: int | None = None) -> None:
         """Load a task, or replace one of that name, while others are being served.

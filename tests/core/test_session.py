@@ -171,6 +171,13 @@ def test_slots_that_do_not_exist_are_refused(session: Session, random_pixels: Ma
         session.run(random_pixels(2), slots)
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.uint64])
+def test_slots_may_be_integers_of_any_width(session: Session, random_pixels: MakePixels, kind: type[np.integer[Any]]):
+    pixels = random_pixels(2)
+    expected = session.run(pixels, np.array([2, 0], np.int32))
+    np.testing.assert_allclose(session.run(pixels, np.array([2, 0], kind)), expected, **CLOSE)
+
+
 def test_an_empty_batch_has_an_empty_answer(session: Session, random_pixels: MakePixels):
     rows = session.run(random_pixels(0), np.zeros(0, np.int32))
     assert (rows.shape, rows.dtype) == ((0, 7), np.float32)
@@ -672,3 +679,5 @@ def test_float_input_is_normalised_as_the_graph_would(zoo: Path):
     assert backend.received.flags.c_contiguous
     np.testing.assert_allclose(backend.received[0, :, 2, 5], [1.0, -0.2, 0.4], atol=1e-6)
     np.testing.assert_allclose(backend.received[0, :, 0, 0], [-1.0, -1.0, 0.0], atol=1e-6)
+    with pytest.raises(InputError, match=r"images should be uint8 \[B, 8, 8, 3\], found float32"):
+        session.run(backend.received, np.zeros(1, np.int32))  # normalised already

@@ -1,4 +1,7 @@
-"""What every backend checks of a batch: a GPU answers a slot that is not there with a lost context, not an error."""
+"""The last check of a batch: a GPU answers a slot that is not there with a lost context, not an error.
+
+Who hands a batch on unchanged, as a session does, leaves the check to the backend.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +31,42 @@ def check_batch(
     Raises:
         InputError: They do not fit.
     """
+    check_images(images, shape=shape, dtype=dtype)
+    if slot_count is not None:
+        check_slots(slots, count=len(images), slot_count=slot_count)
+    elif slots is not None:
+        raise InputError("a folded model takes no slots; it holds one task")
+
+
+def check_images(images: npt.NDArray[np.generic], *, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+    """Check the images of a batch, at least one.
+
+    Args:
+        images: [B, *shape].
+        shape: Of one image.
+        dtype: Of their elements.
+
+    Raises:
+        InputError: They do not fit.
+    """
     if images.dtype != dtype or images.shape[1:] != shape or len(images) == 0:
         raise InputError(
             f"images should be {dtype} [B, {', '.join(map(str, shape))}], found {images.dtype} {list(images.shape)}"
         )
-    if slot_count is None:
-        if slots is not None:
-            raise InputError("a folded model takes no slots; it holds one task")
-        return
-    if slots is None or slots.dtype != np.int32 or slots.shape != images.shape[:1]:
-        found = "none" if slots is None else f"{slots.dtype} {list(slots.shape)}"
-        raise InputError(f"slots should be int32 [{len(images)}], found {found}")
-    if not 0 <= slots.min() <= slots.max() < slot_count:
-        raise InputError(f"slots should be in [0, {slot_count}), found {slots.tolist()[:8]}")
+
+
+def check_slots(slots: npt.NDArray[np.int32] | None, *, count: int, slot_count: int) -> None:
+    """Check the slots of a batch, at least one.
+
+    Args:
+        slots: int32 [B], numbers in [0, ``slot_count``).
+        count: Images in the batch, B.
+        slot_count: Slots of the table.
+
+    Raises:
+        InputError: They do not fit.
+    """
+    fits = slots is not None and slots.dtype == np.int32 and slots.shape == (count,)
+    if slots is None or not fits or not 0 <= slots.min() <= slots.max() < slot_count:
+        found = "none" if slots is None else f"{slots.dtype} {slots.tolist()[:8]}"
+        raise InputError(f"slots should be {count} integers in [0, {slot_count}), int32, found {found}")
