@@ -34,7 +34,7 @@ from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.pruning.scores import Scores, score_prompts
 from vpdeploy_train.pruning.search import kept_for
 from vpdeploy_train.pruning.selection import keep_hidden, keep_kv_tokens, keep_segments, keep_tokens, zero_tokens
-from vpdeploy_train.pruning.shares import Shares
+from vpdeploy_train.shares import Shares
 
 TOKENS, KV_TOKENS = 5, 3
 

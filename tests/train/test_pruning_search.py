@@ -33,8 +33,8 @@ from vpdeploy_train.pruning.report import report_of
 from vpdeploy_train.pruning.request import shares_to_try
 from vpdeploy_train.pruning.scores import Scores
 from vpdeploy_train.pruning.search import Candidate, choose, rank
-from vpdeploy_train.pruning.shares import Shares
 from vpdeploy_train.settings import TrainSettings
+from vpdeploy_train.shares import Shares
 from vpdeploy_train.state import EpochRow
 
 TOKENS = (SIDE // PATCH) ** 2 + 1

@@ -214,7 +214,7 @@ def test_a_trial_that_diverges_counts_and_the_sweep_goes_on(plan, monkeypatch):
             raise TrainingError("the loss is nan")
         return fit(*arguments, **options)
 
-    monkeypatch.setattr("vpdeploy_train.phases.fit", diverge_first)
+    monkeypatch.setattr("vpdeploy_train.workbench.fit", diverge_first)
     sweep(plan)
     assert states(plan.out) == ["fail", "complete", "complete"]
     assert table(plan.out)[0]["error"] == "the loss is nan"

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from vpdeploy.errors import SpecError
 from vpdeploy_train.config import FileSettings, checked_value, name_advice
-from vpdeploy_train.pruning.shares import Shares, parse_shares
 from vpdeploy_train.recipes import recipe_named
+from vpdeploy_train.shares import Shares, parse_shares
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["sgd", "adamw"]

@@ -1,4 +1,4 @@
-"""What every phase of one run shares, and the models that are made on it."""
+"""What every phase of one run shares: the models that are made on it, and their training."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from vpdeploy_train.batches import Batches
 from vpdeploy_train.data import ImageDataset
 from vpdeploy_train.device import make_fabric
 from vpdeploy_train.inputs import TrainingInputs
+from vpdeploy_train.loop import fit, load_stored
 from vpdeploy_train.methods import MethodOptions, PromptDimensions, PromptMethod, method_named
 from vpdeploy_train.progress import Progress
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.settings import TrainSettings
-from vpdeploy_train.state import EpochRow, StateFolder
+from vpdeploy_train.state import EpochRow, PhaseState, StateFolder
 
 STATE_FOLDER = "state"
 
@@ -131,3 +132,36 @@ class Workbench:
     def scoring_sample(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Return training images for importance scores; folders are sorted by class, so in random order."""
         return self.scoring.sample(self.settings.score_images, seed=self.settings.seed)
+
+    def run_phase(self, phase: str, model: PromptedViT, *, until: int) -> PhaseState:
+        """Bring one phase to an epoch, from its stored state if there is one.
+
+        Args:
+            phase: Its name.
+            model: Trained in place; ends with the best epoch's tensors where the phase is finished.
+            until: The epoch, counted from 1.
+
+        Raises:
+            TrainingError: The loss is not finite, or the stored state is damaged.
+        """
+        state = self.states.read(phase)
+        for row in state.history:
+            self.watch(row)
+        if state.finished:
+            load_stored(model, state.best, phase=phase)
+            return state
+        images = len(self.train.dataset)
+        with self.make_progress(phase, images * until, images * len(state.history)) as progress:
+            return fit(
+                model,
+                self.train,
+                self.val,
+                phase=phase,
+                state=state,
+                settings=self.settings,
+                fabric=self.fabric,
+                progress=progress,
+                store=lambda state: self.states.write(phase, state),
+                until=until,
+                watch=self.watch,
+            )

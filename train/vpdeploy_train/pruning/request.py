@@ -7,8 +7,8 @@ from dataclasses import replace
 from vpdeploy.errors import SpecError
 from vpdeploy_train.methods.kept import PrunableMethod
 from vpdeploy_train.methods.method import PromptMethod
-from vpdeploy_train.pruning.shares import AUTO, Shares
 from vpdeploy_train.settings import TrainSettings
+from vpdeploy_train.shares import AUTO, Shares
 
 
 def shares_to_try(settings: TrainSettings, method: PromptMethod) -> list[Shares]:

@@ -11,8 +11,8 @@ from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.pruning import selection
 from vpdeploy_train.pruning.scores import Scores, prunable_method, score_prompts
-from vpdeploy_train.pruning.shares import Shares
 from vpdeploy_train.settings import PruneMode, PruneScope
+from vpdeploy_train.shares import Shares
 from vpdeploy_train.state import EpochRow
 
 Batches = Iterable[tuple[Tensor, Tensor]]

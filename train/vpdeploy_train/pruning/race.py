@@ -1,0 +1,114 @@
+"""The race of the pruning search: smaller prompt sets start where training began, and the worse ones are stopped."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vpdeploy_train.head import fit_head
+from vpdeploy_train.loop import best_of, phase_seed
+from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.pruning.halving import rungs_of
+from vpdeploy_train.pruning.scores import Scores, prunable_method
+from vpdeploy_train.pruning.search import Candidate, kept_for, rank
+from vpdeploy_train.shares import Shares
+from vpdeploy_train.state import EpochRow, PhaseState
+from vpdeploy_train.workbench import Workbench
+
+TensorsByName = dict[str, Tensor]
+
+
+def race(
+    bench: Workbench, entrants: dict[str, Shares], models: dict[str, PromptedViT], unpruned: list[EpochRow]
+) -> tuple[list[Candidate], list[EpochRow]]:
+    """Train the candidates rung by rung, and stop the worse ones at each.
+
+    What an entrant has reached at a rung is judged by its epochs up to there, so a resumed search goes the same way.
+
+    Args:
+        bench: What the run's phases share.
+        entrants: What each phase may keep.
+        models: Each phase's model at its initial values; trained in place.
+        unpruned: The epochs of the unpruned prompts, which compete at every rung.
+
+    Returns:
+        All candidates, also the stopped ones, and their history, in the order in which they entered.
+    """
+    settings = bench.settings
+    latest: dict[str, Candidate] = {}
+    histories: dict[str, list[EpochRow]] = {}
+    running = list(entrants)
+    for rung in rungs_of(settings.prune_search, candidates=len(entrants), epochs=settings.epochs):
+        # Bring everyone who is still running to the rung.
+        for phase in running:
+            state = bench.run_phase(phase, models[phase], until=rung.epochs)
+            latest[phase] = candidate_at(phase, models[phase], entrants[phase], state, until=rung.epochs)
+            histories[phase] = state.history
+
+        # Rank them there, the unpruned prompts at the same epoch among them, and let the best go on.
+        reference = best_of(unpruned[: rung.epochs]).val_accuracy
+        ranked = rank([latest[phase] for phase in running], slack=settings.prune_slack, reference=reference)
+        running = sorted((each.phase for each in ranked[: rung.survivors]), key=list(entrants).index)
+    return [latest[phase] for phase in entrants], [row for phase in entrants for row in histories[phase]]
+
+
+def candidate_at(phase: str, model: PromptedViT, shares: Shares, state: PhaseState, *, until: int) -> Candidate:
+    """Return a phase as the search judges it at an epoch, counted from 1.
+
+    Args:
+        phase: Its name.
+        model: Its model.
+        shares: What it may keep.
+        state: Its state, which may have gone further.
+        until: The epoch.
+    """
+    history = state.history[:until]
+    return Candidate(
+        phase=phase,
+        model=model,
+        shares=shares,
+        parameters=int(model.method.summary()["parameters"]),
+        best=best_of(history),
+        epochs=len(history),
+        finished=state.finished,
+    )
+
+
+def rewind(
+    bench: Workbench, unpruned: PromptedViT, scores: Scores, initial: TensorsByName, phase: str, shares: Shares
+) -> PromptedViT:
+    """Return a smaller model at its initial values: those of the run, or fresh ones of its own.
+
+    Args:
+        bench: What the run's phases share.
+        unpruned: The trained, unpruned model.
+        scores: Its scores.
+        initial: The trained tensors' values before the training.
+        phase: The phase that will train the smaller model.
+        shares: How much it keeps.
+    """
+    settings = bench.settings
+    kept = kept_for(
+        unpruned,
+        scores,
+        bench.scoring_sample(),
+        shares=shares,
+        scope=settings.prune_scope,
+        mode=settings.prune_mode,
+        prune_kv=settings.prune_kv is not False,
+    )
+    fresh = settings.rewind == "fresh"
+    start = _fresh_state(bench, phase) if fresh else initial
+    model = bench.new_model(prunable_method(unpruned).pruned_to(kept, _without_prefix(start, "method.")))
+    model.head.load_state_dict(_without_prefix(start, "head."))
+    if fresh and settings.head == "probe":
+        fit_head(model, bench.scoring)
+    return model
+
+
+def _fresh_state(bench: Workbench, phase: str) -> TensorsByName:
+    """Return initial values other than the run's own, the same whenever the phase is run."""
+    return bench.new_model(bench.new_method(phase_seed(bench.settings.seed, phase))).trained_state()
+
+
+def _without_prefix(state: TensorsByName, prefix: str) -> TensorsByName:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
