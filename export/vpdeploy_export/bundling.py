@@ -23,7 +23,7 @@ from vpdeploy_export.parity import Expectation, ParityReport, require_parity
 from vpdeploy_export.precision.advice import advise_addition, advise_export
 from vpdeploy_export.precision.gate import run_gate
 from vpdeploy_export.precision.islands import NO_ISLANDS
-from vpdeploy_export.precision.probing import probe_switchable
+from vpdeploy_export.precision.probing import PROBE_OPSET, probe_switchable
 from vpdeploy_export.saving import save_model
 from vpdeploy_export.writer import build_switchable, check_opset
 from vpdeploy_train.methods import method_named
@@ -76,7 +76,15 @@ def export_bundle(
 
     probe, table_precision = None, precision
     if precision != "fp32":
-        probe = probe_switchable(backbone.trunk, preprocessing, *pack_all("fp32"), expectations, precision=precision)
+        layout, prompt_sets = pack_all("fp32")
+        # Built in the call, so that memory does not hold it beside the graph that is written.
+        probe = probe_switchable(
+            SwitchableGraph(backbone.trunk, preprocessing, layout, dtype=TORCH_DTYPES["fp32"], opset=PROBE_OPSET),
+            layout,
+            prompt_sets,
+            expectations,
+            precision=precision,
+        )
         table_precision = "fp32" if probe.islands.widen_prompts else precision
     layout, prompt_sets = pack_all(table_precision)
     graph = SwitchableGraph(

@@ -22,7 +22,7 @@ from vpdeploy_export.precision.advice import advise_export
 from vpdeploy_export.precision.decision import PrecisionReport
 from vpdeploy_export.precision.gate import run_gate
 from vpdeploy_export.precision.islands import NO_ISLANDS
-from vpdeploy_export.precision.probing import probe_folded
+from vpdeploy_export.precision.probing import PROBE_OPSET, probe_folded
 from vpdeploy_export.saving import publishing_model, save_model
 from vpdeploy_export.writer import build_folded, check_opset
 from vpdeploy_train.run import Run
@@ -99,7 +99,20 @@ def export_folded(
     trunk = deployed_trunk(loaded.model)
     probe = None
     if precision != "fp32":
-        probe = probe_folded(trunk, run.card.preprocessing, prompts, head, loaded.expectation, precision=precision)
+        # Built in the call, so that memory does not hold it beside the graph that is written.
+        probe = probe_folded(
+            FoldedGraph(
+                trunk,
+                run.card.preprocessing,
+                prompts,
+                head,
+                dtype=TORCH_DTYPES["fp32"],
+                image_input="uint8",
+                opset=PROBE_OPSET,
+            ),
+            loaded.expectation,
+            precision=precision,
+        )
     graph = FoldedGraph(
         trunk,
         run.card.preprocessing,

@@ -16,8 +16,8 @@ from vpdeploy_export.graph.casting import cast
 from vpdeploy_export.graph.class_token import ClassTokenAttention
 from vpdeploy_export.graph.columns import Columns, GeneratorColumns
 from vpdeploy_export.graph.folding import linear, without_affine
-from vpdeploy_export.graph.place import Place
 from vpdeploy_export.precision.islands import PARTS, Part
+from vpdeploy_export.precision.place import Place
 
 
 @dataclass(frozen=True, kw_only=True)

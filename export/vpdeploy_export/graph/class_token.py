@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdeploy_export.graph.casting import cast
-from vpdeploy_export.graph.place import Place
+from vpdeploy_export.precision.place import Place
 
 
 class ClassTokenAttention(nn.Module):

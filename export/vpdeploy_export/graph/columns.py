@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 from torch import Tensor
 
@@ -45,6 +46,17 @@ class Columns:
     value: Tensor | None = None
     bias: Tensor | None = None
     generator: GeneratorColumns | None = None
+
+    def typed_tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors that have the graph's type; biases are float32 in every graph."""
+        for value in (self.key, self.value):
+            if value is not None:
+                yield value
+        if self.generator is not None:
+            for each in fields(self.generator):
+                value = getattr(self.generator, each.name)
+                if each.name != "bias" and isinstance(value, Tensor):
+                    yield value
 
 
 NO_COLUMNS = Columns()

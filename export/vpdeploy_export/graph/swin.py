@@ -19,8 +19,8 @@ from vpdeploy_export.graph.casting import cast
 from vpdeploy_export.graph.columns import Columns
 from vpdeploy_export.graph.folding import linear, without_affine
 from vpdeploy_export.graph.patch_embedding import ImageInput, PatchEmbedding
-from vpdeploy_export.graph.place import Place
 from vpdeploy_export.precision.islands import PARTS, Part
+from vpdeploy_export.precision.place import Place
 from vpdeploy_train.trunks.swin import SwinTrunk, window_bias
 
 

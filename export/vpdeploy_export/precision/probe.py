@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from vpdeploy_export.graph.columns import Columns
-from vpdeploy_export.graph.place import Place
 from vpdeploy_export.precision.islands import Part
+from vpdeploy_export.precision.place import Place
 
 EMBEDDING: Final = "embedding"
 FINAL: Final = "final"
@@ -29,6 +28,27 @@ HIDDEN: Final = "mlp.hidden"
 
 WEIGHTS: Final = "weights"
 """Constants of a part, the prompts among those of the attention; they are the same for every image."""
+
+
+class ProbedGraph(Protocol):
+    """A float32 graph that can be probed: its attention is written as its parts, so that logits can be seen."""
+
+    embedding: nn.Module
+    blocks: nn.ModuleList
+    final: nn.Module
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return logits, float32 [B, C]."""
+        ...
+
+
+@runtime_checkable
+class PromptTensors(Protocol):
+    """What a block takes besides its tokens, where it holds tensors of the graph's own type."""
+
+    def typed_tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors that have the graph's type."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -75,11 +95,11 @@ def part_of(place: str) -> Part:
 
 
 @contextmanager
-def watching(graph: Any) -> Iterator[Maxima]:
+def watching(graph: ProbedGraph) -> Iterator[Maxima]:
     """Note the largest absolute values while a graph runs.
 
     Args:
-        graph: A float32 ``FoldedGraph`` or ``SwitchableGraph``, its attention written as its parts.
+        graph: The graph.
 
     Yields:
         What was found so far.
@@ -108,8 +128,8 @@ def _watch_block(maxima: Maxima, where: str, block: nn.Module) -> list[Any]:
     def note_inputs(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
         maxima.note(where, TOKENS, inputs[0])
         for each in inputs[1:]:
-            if isinstance(each, Columns):
-                for value in _column_tensors(each):
+            if isinstance(each, PromptTensors):
+                for value in each.typed_tensors():
                     maxima.note(where, f"attention.{WEIGHTS}", value)
 
     def note_first_input(place: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -149,15 +169,3 @@ def _note_weights(maxima: Maxima, where: str, module: nn.Module) -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         place = WEIGHTS if where in (EMBEDDING, FINAL) else f"{part_of(name)}.{WEIGHTS}"
         maxima.note(where, place, tensor)
-
-
-def _column_tensors(columns: Columns) -> Iterator[Tensor]:
-    """Yield the tensors that have the graph's type; biases are float32 in every graph."""
-    for value in (columns.key, columns.value):
-        if value is not None:
-            yield value
-    if columns.generator is not None:
-        for each in fields(columns.generator):
-            value = getattr(columns.generator, each.name)
-            if each.name != "bias" and isinstance(value, Tensor):
-                yield value

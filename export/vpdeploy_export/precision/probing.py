@@ -3,56 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpdeploy.layout import Layout
 from vpdeploy.manifest import Precision
-from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.table import Table, common_sizes
-from vpdeploy_export.compilation import CompiledPrompts
-from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 from vpdeploy_export.parity import Expectation
 from vpdeploy_export.precision.decision import PrecisionReport, choose_islands
-from vpdeploy_export.precision.probe import Maxima, watching
-from vpdeploy_train.trunks import Trunk
+from vpdeploy_export.precision.probe import Maxima, ProbedGraph, watching
 
 _BATCH = 16
-_OPSET = 20  # attention in parts: its logits can be seen
+
+PROBE_OPSET: Final = 20
+"""What a graph to probe is written for: attention is its parts there, so that its logits can be seen."""
 
 
-def probe_folded(
-    trunk: Trunk,
-    preprocessing: Preprocessing,
-    prompts: CompiledPrompts,
-    head: nn.Linear,
-    expectation: Expectation,
-    *,
-    precision: Precision,
-) -> PrecisionReport:
-    """Probe one task's graph and decide what of it stays float32.
+def probe_folded(graph: ProbedGraph, expectation: Expectation, *, precision: Precision) -> PrecisionReport:
+    """Probe one task's graph and decide what of it stays float32 in a narrower one.
 
     The deployed form of the trained model is run, in float32: the same function, and what the graph will round.
+
+    Args:
+        graph: The float32 graph, written for ``PROBE_OPSET``; it takes uint8 images.
+        expectation: Gives the images.
+        precision: Of the graph that will be written.
     """
-    graph = FoldedGraph(trunk, preprocessing, prompts, head, dtype=torch.float32, image_input="uint8", opset=_OPSET)
     maxima = _run(graph, ((pixels,) for pixels in _batches(expectation)))
     return _report(maxima, precision, [expectation], depth=len(graph.blocks))
 
 
 def probe_switchable(
-    trunk: Trunk,
-    preprocessing: Preprocessing,
+    graph: ProbedGraph,
     layout: Layout,
     prompt_sets: Sequence[CompiledPromptSet],
     expectations: Sequence[Expectation],
     *,
     precision: Precision,
 ) -> PrecisionReport:
-    """Probe the shared graph with all its tasks and decide what of it stays float32."""
-    graph = SwitchableGraph(trunk, preprocessing, layout, dtype=torch.float32, opset=_OPSET)
+    """Probe the shared graph with all its tasks and decide what of it stays float32 in a narrower one.
+
+    Args:
+        graph: The float32 graph, written for ``PROBE_OPSET``.
+        layout: Of its table, in float32.
+        prompt_sets: All tasks, in that layout.
+        expectations: Give each task's images.
+        precision: Of the graph that will be written.
+    """
     table = Table(layout, common_sizes([each.sizes() for each in prompt_sets]), len(prompt_sets))
     for slot, prompt_set in enumerate(prompt_sets):
         table.write(slot, prompt_set)
@@ -65,7 +66,7 @@ def probe_switchable(
     return _report(_run(graph, feeds), precision, expectations, depth=len(graph.blocks))
 
 
-def _run(graph: nn.Module, feeds: Iterable[tuple[Tensor, ...]]) -> Maxima:
+def _run(graph: ProbedGraph, feeds: Iterable[tuple[Tensor, ...]]) -> Maxima:
     with torch.no_grad(), watching(graph) as maxima:
         for feed in feeds:
             graph(*feed)
