@@ -9,7 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vpdeploy.backends import open_backend
+import torch
+
+from vpdeploy.backends import Backend, open_backend
 from vpdeploy.bundle import Bundle, is_bundle
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.document import Document, to_json
@@ -124,8 +126,10 @@ def convert_bundle(
 def _reference(bundle: Bundle, prompt_sets: Sequence[CompiledPromptSet], scratch: str) -> Session:
     """Open the bundle on the CPU; a bfloat16 graph, for which the CPU has no kernels, as float32."""
     graph = DeployedGraph.of_bundle(bundle)
-    narrow = graph.precision == "bf16"
-    backend = open_wide(graph.path, Path(scratch)) if narrow else open_backend(graph, runtime=CPU_RUNTIME)
+    if graph.precision == "bf16":
+        backend: Backend = open_wide(graph.path, Path(scratch))
+    else:
+        backend = open_backend(graph, runtime=CPU_RUNTIME, threads=torch.get_num_threads())
     return Session(
         backend,
         preprocessing=graph.preprocessing,

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from vpdeploy.backends import AUTO, Backend, open_backend
 from vpdeploy.deployed import DeployedGraph
@@ -134,7 +135,7 @@ def _prompt_sets(graph: DeployedGraph) -> list[CompiledPromptSet]:
 def _open(graph: DeployedGraph, runtime: str, folder: Path, stack: ExitStack) -> Backend:
     if runtime != EMULATED:
         try:
-            backend = open_backend(graph, runtime=runtime)
+            backend = open_backend(graph, runtime=runtime, threads=torch.get_num_threads())
         except BackendError as error:
             if runtime != AUTO or graph.precision == "fp32":
                 raise

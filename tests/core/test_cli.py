@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,43 @@ def assert_one_line_error(captured: Captured, code: int, message: str) -> None:
     assert err.endswith("\n")
     assert message in err
     assert found == code
+
+
+# --- waiting threads ---
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE"), ("", "")])
+def test_waiting_threads_sleep_unless_the_environment_says_otherwise(
+    run_main: Callable[..., Captured], monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert run_main("--version") == (0, f"{__version__}\n", "")
+    assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
+def test_the_wait_policy_is_set_before_any_verb_is_loaded(
+    run_main: Callable[..., Captured], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    found: list[str | None] = []
+
+    def load(**_: str) -> list[object]:
+        found.append(os.environ.get("OMP_WAIT_POLICY"))
+        return []
+
+    monkeypatch.setattr("vpdeploy.cli.main.entry_points", load)
+    run_main("--version")
+    assert found == ["PASSIVE"]
+
+
+def test_the_packages_leave_a_programs_environment_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    build_app()
+    assert "OMP_WAIT_POLICY" not in os.environ
 
 
 # --- predict ---

@@ -214,7 +214,13 @@ def test_predict_takes_paths_bytes_pillow_images_and_arrays(
         probabilities = [each.probability for each in answer.ranking]
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
-    assert session.predict(path, "flowers") == answers[:1]
+    (alone,) = session.predict(path, "flowers")
+    assert [(each.label, each.index) for each in alone.ranking] == [
+        (each.label, each.index) for each in answers[0].ranking
+    ]
+    assert [each.probability for each in alone.ranking] == pytest.approx(
+        [each.probability for each in answers[0].ranking], abs=1e-6
+    )
 
 
 def test_predict_takes_one_batch_array_of_any_length(session: Session, random_pixels: MakePixels):

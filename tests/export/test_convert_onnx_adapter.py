@@ -106,7 +106,7 @@ def test_plain_onnx_runtime_answers_as_the_session_for_every_task(
     for task, logits in expected.items():
         assert found[task].shape == logits.shape  # this task's classes, none padded
         assert np.abs(found[task] - logits).max() <= tolerance * max(1.0, np.abs(logits).max())
-    np.testing.assert_array_equal(found[""], found[first])  # without an adapter: the first task
+    np.testing.assert_allclose(found[""], found[first], atol=1e-3)  # without an adapter: the first task
     np.testing.assert_allclose(found["again"], found[""][:1], atol=1e-3)  # an adapter leaves nothing behind
     gaps = [np.abs(found[task][:, :2] - found[first][:, :2]).max() for task in list(expected)[1:]]
     assert min(gaps) > 0.05

@@ -26,7 +26,9 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, log_loss
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from train.toys import CLASSES, TOY, make_method, make_vit, random_pixels, segment_factors, write_weights
+from typer.testing import CliRunner
 
+from vpdeploy.cli.main import build_app
 from vpdeploy.errors import BundleError, SpecError, TrainingError
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.data import ImageDataset, resolve_data
@@ -248,6 +250,18 @@ def test_resuming_a_finished_run_leaves_its_results_as_they_were(settings, tmp_p
 
     train(settings, tmp_path / "run", resume=True, make_progress=refuse)
     assert results(tmp_path / "run") == before
+
+
+def test_a_resume_may_take_another_number_of_threads(settings, tmp_path, monkeypatch):
+    numbers = []
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    (tmp_path / "config.toml").write_text(replace(settings, prune=False, epochs=1).to_toml(), encoding="utf-8")
+    command = ["train", "--config", str(tmp_path / "config.toml"), "--out", str(tmp_path / "run")]
+    for threads, further in (("1", []), ("2", ["--resume"])):
+        result = CliRunner().invoke(build_app(), [*command, "--threads", threads, *further], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    assert numbers == [1, 2]
+    assert "threads" not in (tmp_path / "run" / "args.toml").read_text(encoding="utf-8")
 
 
 def test_a_resumed_phase_tells_how_much_is_done(settings, tmp_path):

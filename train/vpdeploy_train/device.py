@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision; what was asked for is never replaced by something else."""
+"""Which device computes, on how many threads and in which precision; what was asked for is never replaced."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not cuda:
         raise SpecError("--device cuda: torch sees no CUDA device; use --device cpu")
     return torch.device("cuda" if cuda and name != "cpu" else "cpu")
+
+
+def use_threads(threads: int | None) -> None:
+    """Set the number of CPU threads inside one operation of torch; None leaves it to torch."""
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def make_fabric(precision: Precision, device: torch.device) -> Fabric:

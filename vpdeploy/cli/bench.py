@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vpdeploy.cli import exits
+from vpdeploy.cli.threads import Threads
 
 if TYPE_CHECKING:
     from vpdeploy.bench.rounds import Budget
@@ -34,7 +35,7 @@ def bench(
         str | None,
         typer.Option(help="Runtime of --against, auto by default; alone, PATH is compared with itself on it."),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the runtime's choice.")] = None,
+    threads: Threads = None,
     batch_sizes: Annotated[
         str | None, typer.Option(help="Comma list; default: 1,8,32, or what the file is fixed to.")
     ] = None,

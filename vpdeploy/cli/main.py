@@ -20,6 +20,7 @@ from vpdeploy.cli.inspect import inspect
 from vpdeploy.cli.predict import predict
 from vpdeploy.cli.serve import serve
 from vpdeploy.cli.task import list_tasks, remove, rollback
+from vpdeploy.cli.threads import let_waiting_threads_sleep
 from vpdeploy.errors import VpdeployError
 
 VERB_GROUP = "vpdeploy.verbs"
@@ -74,6 +75,7 @@ def build_app() -> typer.Typer:
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 ok, 1 known error, 2 usage, 3 missing extra, 4 parity failed."""
+    let_waiting_threads_sleep()
     debug = "--debug" in sys.argv[1:2] or bool(os.environ.get("VPDEPLOY_DEBUG"))
     try:
         build_app()()

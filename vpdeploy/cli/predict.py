@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vpdeploy.cli.threads import Threads
+
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A bundle folder, or a task's .onnx file.", show_default=False)],
@@ -21,7 +23,7 @@ def predict(
             "onnxruntime-tensorrt, onnxruntime-tensorrt-rtx."
         ),
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the runtime's choice.")] = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the most probable classes of each image."""

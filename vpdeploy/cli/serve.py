@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from vpdeploy.cli.threads import Threads
+
 
 class LogFormat(str, Enum):
     """How log lines are written."""
@@ -29,7 +31,7 @@ def serve(
             "onnxruntime-tensorrt, onnxruntime-tensorrt-rtx."
         ),
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads inside one run.")] = None,
+    threads: Threads = None,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Images in one batch at most.")] = 32,
     max_delay_ms: Annotated[
         float, typer.Option(min=0, max=60000, help="How long an image waits for others to share a batch.")

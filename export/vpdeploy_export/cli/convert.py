@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vpdeploy.cli.threads import Threads
+
 
 def convert(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.", show_default=False)],
@@ -29,12 +31,15 @@ def convert(
         ),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Images to compare on; default: synthetic ones.")] = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Convert a bundle for another runtime. Nothing is written unless the result answers as the bundle does."""
     from vpdeploy_export.converting import convert_bundle
     from vpdeploy_export.targets.target import TargetOptions
+    from vpdeploy_train.device import use_threads
 
+    use_threads(threads)
     options = TargetOptions(
         name=name, max_batch=max_batch, queue_delay_ms=queue_delay_ms, device=device, provider=provider
     )

@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
 from vpdeploy.layout import Family
 from vpdeploy.manifest import Precision
@@ -31,6 +32,7 @@ def export(
         Path | None, typer.Option(help="Images for the parity gate; default: the runs' validation images.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Where the backbone's weights file lies now.")] = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compile runs into ONNX. Nothing is written unless the graph reproduces the trained models."""
@@ -50,7 +52,9 @@ def export(
 
     from vpdeploy_export.bundling import export_bundle
     from vpdeploy_export.exporting import export_folded
+    from vpdeploy_train.device import use_threads
 
+    use_threads(threads)
     precision: Precision = "fp16" if fp16 else "bf16" if bf16 else "fp32"
     if folded:
         report = export_folded(

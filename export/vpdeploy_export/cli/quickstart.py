@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
 
 
@@ -15,12 +16,16 @@ def quickstart(
     keep: Annotated[
         Path | None, typer.Option(help="Leave all files in this folder, which must be empty.", show_default=False)
     ] = None,
+    threads: Threads = None,
 ) -> None:
     """Train three tasks on real images, prune one, export, serve and ask them: a few minutes on a CPU."""
     if keep is not None and keep.exists() and (keep.is_file() or any(keep.iterdir())):
         raise SpecError(f"--keep {keep}: exists and is not empty; give another folder")
 
     from vpdeploy_export.quickstart.quickstart import render_table, run_quickstart
+    from vpdeploy_train.device import use_threads
+
+    use_threads(threads)
 
     def say(message: str) -> None:
         typer.echo(message, err=True)

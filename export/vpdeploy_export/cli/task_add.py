@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vpdeploy.cli.threads import Threads
+
 
 def add(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.", show_default=False)],
@@ -15,10 +17,13 @@ def add(
         Path | None, typer.Option(help="Images for the parity gate; default: the run's validation images.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Where the backbone's weights file lies now.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Add a run to a bundle, or publish a new version of a task. A running server follows within seconds."""
     from vpdeploy_export.bundling import add_to_bundle
+    from vpdeploy_train.device import use_threads
 
+    use_threads(threads)
     version, report = add_to_bundle(bundle, run, images=images, weights=weights)
     typer.echo(
         f"{bundle}: task '{report.task}' at version {version}; max |Δ logit| {report.max_abs_difference:.2g} "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vpdeploy.cli.threads import Threads
 from vpdeploy.text import align
 
 if TYPE_CHECKING:
@@ -34,11 +35,14 @@ def verify(
         typer.Option(help="A runtime's name, auto, or emulated (rounded on the CPU); repeat it. Default: auto."),
     ] = None,
     bisect: Annotated[bool, typer.Option("--bisect", help="Find the first value that leaves the tolerance.")] = False,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare an artifact's answers with its trained models', on any images and runtimes. Exits 4 if they differ."""
     from vpdeploy_export.verifying import verify as verify_artifact
+    from vpdeploy_train.device import use_threads
 
+    use_threads(threads)
     report = verify_artifact(
         path, runs=run or (), images=images, weights=weights, runtimes=runtime or (), bisects=bisect
     )

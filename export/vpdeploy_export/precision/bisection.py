@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import torch
 
 from vpdeploy.backends.ort import CPU_PROVIDER
 from vpdeploy.deployed import DeployedGraph
@@ -173,6 +174,7 @@ def _open(model: ir.Model, names: Sequence[str], path: Path) -> Any:
     model.graph.outputs.extend(value for node in model.graph for value in node.outputs if value.name in wanted)
     save_model(model, path, {})
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[CPU_PROVIDER])

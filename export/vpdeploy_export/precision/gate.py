@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import torch
+
 from vpdeploy.backends import Backend, open_backend
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.manifest import Precision
@@ -20,7 +22,7 @@ _Open = Callable[[DeployedGraph, Path], Backend]
 
 
 def _open_file(graph: DeployedGraph, folder: Path) -> Backend:
-    return open_backend(graph, runtime=CPU_RUNTIME)
+    return open_backend(graph, runtime=CPU_RUNTIME, threads=torch.get_num_threads())
 
 
 def _open_rounded(graph: DeployedGraph, folder: Path) -> Backend:

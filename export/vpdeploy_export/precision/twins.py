@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import onnx_ir as ir
+import torch
 
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 from vpdeploy.manifest import Precision
@@ -47,7 +48,12 @@ class TwinBackend(OrtBackend):
 
     def __init__(self, twin: ir.Model, path: Path, *, title: str) -> None:
         save_model(twin, path, {})
-        super().__init__(path, provider=CPU_PROVIDER, threads=None, reason="stands in for the graph's own precision")
+        super().__init__(
+            path,
+            provider=CPU_PROVIDER,
+            threads=torch.get_num_threads(),
+            reason="stands in for the graph's own precision",
+        )
         self._title = title
 
     @property

@@ -121,7 +121,7 @@ def run_quickstart(folder: Path, say: Say) -> QuickstartResult:
     with serving(bundle) as address:
         answers = ask_together(address, [(name, _png(example)) for name, example, _ in questions])
     right = sum(answer.label == label for answer, (_, _, label) in zip(answers, questions, strict=True))
-    with open_session(bundle) as session:
+    with open_session(bundle, threads=torch.get_num_threads()) as session:
         rows = [
             _measure(task, run, source, backbone, session, report.prompt_bytes[task.name])
             for task, run, source in zip(PLAN, runs, sources, strict=True)

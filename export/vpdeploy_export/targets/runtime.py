@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from vpdeploy.backends.providers import QUIET, one_line, onnxruntime
 from vpdeploy.errors import BackendError
@@ -27,6 +28,7 @@ class PlainSession:
     def __init__(self, path: Path, options: Any = None) -> None:
         module = onnxruntime()
         settings = module.SessionOptions() if options is None else options
+        settings.intra_op_num_threads = torch.get_num_threads()
         settings.log_severity_level = QUIET  # an overridable initializer is a warning to ONNX Runtime
         providers = {"providers": ["CPUExecutionProvider"]} if options is None else {}
         try:

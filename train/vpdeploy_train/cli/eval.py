@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vpdeploy.cli.threads import Threads
+
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
@@ -16,11 +18,14 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Where the backbone's weights file lies now.")] = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, the confusion matrix included.")] = False,
 ) -> None:
     """Print a run's accuracy on labelled images."""
+    from vpdeploy_train.device import use_threads
     from vpdeploy_train.evaluation import evaluate_run
 
+    use_threads(threads)
     result, labels = evaluate_run(run, data, split=split, batch_size=batch_size, device=device, weights=weights)
     if as_json:
         typer.echo(json.dumps({"run": str(run), "split": split, "labels": labels, **result.to_fields()}, indent=2))

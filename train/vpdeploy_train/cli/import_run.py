@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vpdeploy.cli.threads import Threads
+
 
 def import_run(
     file: Annotated[
@@ -42,15 +44,18 @@ def import_run(
     std: Annotated[
         tuple[float, float, float] | None, typer.Option(help="Of the normalisation, RGB; default: ImageNet's.")
     ] = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
     """Turn a checkpoint of the public VPT, E²VPT or VAPT code into a run."""
+    from vpdeploy_train.device import use_threads
     from vpdeploy_train.importing.backbone import BackboneChoice
     from vpdeploy_train.importing.importing import import_checkpoint
     from vpdeploy_train.importing.labels import read_labels
     from vpdeploy_train.importing.pipeline import Pipeline
     from vpdeploy_train.training import task_name_for
 
+    use_threads(threads)
     given = {"crop_ratio": crop_ratio, "mean": mean, "std": std}
     run = import_checkpoint(
         file,

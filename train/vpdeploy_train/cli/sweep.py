@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
 from vpdeploy_train.cli.options import add_options, setting_options
 from vpdeploy_train.config import read_toml
@@ -30,6 +31,7 @@ def sweep(
         Literal["median", "asha", "none"], typer.Option(help="How unpromising trials are found and stopped.")
     ] = "median",
     config: Annotated[Path | None, typer.Option(help="Settings from a TOML file; options given here win.")] = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     **options: Any,
 ) -> None:
@@ -43,8 +45,10 @@ def sweep(
     try:
         import optuna  # noqa: F401  (named first where it is missing)
 
+        from vpdeploy_train.device import use_threads
         from vpdeploy_train.sweep.sweeping import SweepPlan, run_sweep
 
+        use_threads(threads)
         plan = SweepPlan(
             settings=settings, space=space, out=out, trials=trials, storage=storage, study=study, pruner=pruner
         )

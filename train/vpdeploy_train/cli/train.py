@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vpdeploy.cli.threads import Threads
 from vpdeploy_train.cli.options import add_options, setting_options
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.settings import TrainSettings
@@ -18,6 +19,7 @@ def train(
     name: Annotated[str | None, typer.Option(help="The task's name; default: the run folder's name.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings from a TOML file; options given here win.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     **options: Any,
 ) -> None:
@@ -26,8 +28,10 @@ def train(
     settings = TrainSettings.merge(stored, {} if config is None else read_toml(config), options)
 
     try:
+        from vpdeploy_train.device import use_threads
         from vpdeploy_train.training import train_run
 
+        use_threads(threads)
         run = train_run(settings, out, resume=resume, name=name)
     except KeyboardInterrupt:
         if (out / "args.toml").is_file():

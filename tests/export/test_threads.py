@@ -1,0 +1,119 @@
+"""``--threads`` of the verbs that compute with torch, and of the ONNX Runtime sessions that they open."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from vpdeploy.cli.main import build_app
+from vpdeploy.errors import SpecError, VpdeployError
+from vpdeploy_export.converting import convert_bundle
+from vpdeploy_export.exporting import export_folded
+from vpdeploy_export.quickstart import quickstart
+from vpdeploy_export.targets.target import TargetOptions
+from vpdeploy_export.verifying import verify
+
+VERBS = {
+    "train": ("train", "--data", "nowhere", "--out", "run"),
+    "sweep": ("sweep", "--data", "nowhere", "--out", "sweep"),
+    "eval": ("eval", "nowhere"),
+    "import": ("import", "nowhere", "--format", "vpt", "--out", "run"),
+    "export": ("export", "nowhere", "--out", "x.onnx"),
+    "verify": ("verify", "nowhere"),
+    "convert": ("convert", "nowhere", "--to", "triton", "--out", "out"),
+    "task add": ("task", "add", "nowhere", "nowhere"),
+    "quickstart": ("quickstart",),
+}
+"""Of each verb, arguments with which it fails once it has begun."""
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the numbers that torch is given, and leave this process at its own."""
+    numbers: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
+    return numbers
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_verbs_threads_are_torchs(
+    verb: str, chosen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SpecError("not in a test")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(quickstart, "run_quickstart", refuse)
+    result = CliRunner().invoke(build_app(), [*VERBS[verb], "--threads", "3"])
+    assert isinstance(result.exception, VpdeployError), result.output
+    assert chosen == [3]
+    CliRunner().invoke(build_app(), list(VERBS[verb]))
+    assert chosen == [3]  # without the option, torch chooses
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_threads_at_all_are_a_usage_error(verb: str, chosen: list[int]) -> None:
+    result = CliRunner().invoke(build_app(), [*VERBS[verb], "--threads", "0"])
+    assert result.exit_code == 2
+    assert "--threads" in result.output
+    assert chosen == []
+
+
+@pytest.fixture
+def sessions_threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Have torch say that it uses three threads, and note the numbers of ONNX Runtime's sessions."""
+    numbers: list[int] = []
+    session = onnxruntime.InferenceSession
+
+    def open_session(path: str, options: Any, **settings: Any) -> Any:
+        numbers.append(options.intra_op_num_threads)
+        return session(path, options, **settings)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    return numbers
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_parity_gate_of_an_export_runs_on_torchs_threads(
+    sessions_threads: list[int],
+    traced: Callable[..., None],
+    tiny_run_paths: dict[str, Path],
+    half_folded: Any,
+    tmp_path: Path,
+    precision: Any,
+) -> None:
+    if precision == "fp32":
+        export_folded(tiny_run_paths["flowers"], tmp_path / "x.onnx")
+    else:
+        verify(half_folded.path, runtimes=["onnxruntime-cpu", "emulated"], bisects=True)
+    assert set(sessions_threads) == {3}
+
+
+def test_a_conversion_is_compared_on_torchs_threads(sessions_threads: list[int], zoo: Path, tmp_path: Path) -> None:
+    convert_bundle(zoo, tmp_path / "out", target="onnx-adapter", options=TargetOptions())
+    assert len(sessions_threads) >= 2
+    assert set(sessions_threads) == {3}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP there")
+def test_openmp_hears_that_waiting_threads_sleep(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-m", "vpdeploy", "eval", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**environment, "OMP_DISPLAY_ENV": "VERBOSE"},
+    )
+    assert "task.json is missing" in done.stderr
+    assert "GOMP_SPINCOUNT = '0'" in done.stderr  # 300000 where nothing is said
