@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.backends import Backend
 from vpdeploy.backends.batch import check_images, check_slots
+from vpdeploy.backends.protocol import Backend
 from vpdeploy.bundle import Bundle
 from vpdeploy.directory import Lease, TaskDirectory
 from vpdeploy.errors import BundleError, SpecError

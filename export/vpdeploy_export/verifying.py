@@ -12,7 +12,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from vpdeploy.backends import AUTO, Backend, open_backend
+from vpdeploy.backends import AUTO, open_backend
+from vpdeploy.backends.protocol import Backend
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BackendError, LayoutMismatchError, ParityError, SpecError
 from vpdeploy.promptset import CompiledPromptSet

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from vpdeploy.backends.protocol import Backend
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BackendError, EngineIncompatibleError, SpecError
 
-__all__ = ["AUTO", "RUNTIMES", "Backend", "Runtime", "open_backend"]
+if TYPE_CHECKING:  # the command line lists the runtimes without loading NumPy
+    from vpdeploy.backends.protocol import Backend
+    from vpdeploy.deployed import DeployedGraph
+
+__all__ = ["AUTO", "RUNTIMES", "Runtime", "open_backend"]
 
 AUTO = "auto"
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from vpdeploy.backends import Backend, open_backend
+from vpdeploy.backends import open_backend
+from vpdeploy.backends.protocol import Backend
 from vpdeploy.bench.mixes import ONE, check_mix, draw_tasks
 from vpdeploy.bench.subject import Cell, Run
 from vpdeploy.deployed import DeployedGraph

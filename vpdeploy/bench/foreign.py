@@ -12,6 +12,7 @@ from vpdeploy.backends import AUTO
 from vpdeploy.backends.providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
+    PROVIDERS,
     QUIET,
     one_line,
     onnxruntime,
@@ -29,6 +30,7 @@ _DTYPES: dict[str, type[np.generic]] = {
 }
 _PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _CHANNELS = 3
+_CPU, _CUDA = PROVIDERS[CPU_PROVIDER].runtime, PROVIDERS[CUDA_PROVIDER].runtime
 
 
 class ForeignSubject:
@@ -54,7 +56,7 @@ class ForeignSubject:
         self._onnx = read_onnx_graph(path)
         self._threads = threads
         self._runtime, self._reason = _choose_runtime(path, runtime)
-        provider = CUDA_PROVIDER if self._runtime == "onnxruntime-cuda" else CPU_PROVIDER
+        provider = CUDA_PROVIDER if self._runtime == _CUDA else CPU_PROVIDER
         self._session, self._version = _load(path, provider, threads)
         self._input = _sole_input(path, self._session.get_inputs())
         self._shape = _image_shape(path, self._input)
@@ -120,18 +122,18 @@ class ForeignSubject:
 
 def _choose_runtime(path: Path, runtime: str) -> tuple[str, str]:
     """Return a runtime's name and why it was chosen."""
-    if runtime not in (AUTO, "onnxruntime-cpu", "onnxruntime-cuda"):
+    if runtime not in (AUTO, _CPU, _CUDA):
         raise SpecError(
             f"{path}: was not written by vpdeploy export, so runtime '{runtime}' cannot run it; "
-            "choose onnxruntime-cpu, onnxruntime-cuda or auto"
+            f"choose {_CPU}, {_CUDA} or {AUTO}"
         )
-    if runtime == "onnxruntime-cpu":
+    if runtime == _CPU:
         return runtime, "asked for"
     available = CUDA_PROVIDER in onnxruntime().get_available_providers()
     obstacle = gpu_obstacle() if available else "the installed onnxruntime has no CUDA provider"
     if runtime == AUTO:
-        chosen = "onnxruntime-cuda" if obstacle is None else "onnxruntime-cpu"
-        reasons = [] if obstacle is None else [f"onnxruntime-cuda: {obstacle}"]
+        chosen = _CUDA if obstacle is None else _CPU
+        reasons = [] if obstacle is None else [f"{_CUDA}: {obstacle}"]
         return chosen, "; ".join([*reasons, "fastest that works here"])
     if obstacle is not None:
         raise BackendError(f"runtime '{runtime}' does not work here: {obstacle}")
@@ -152,7 +154,7 @@ def _load(path: Path, provider: str, threads: int | None) -> tuple[Any, str]:
     except Exception as error:
         raise BackendError(f"{path}: ONNX Runtime cannot load it: {one_line(error)}") from error
     if session.get_providers()[0] != provider:
-        raise BackendError(f"{provider} could not be started; choose onnxruntime-cpu to run without it")
+        raise BackendError(f"{provider} could not be started; choose {_CPU} to run without it")
     return session, str(ort.__version__)
 
 

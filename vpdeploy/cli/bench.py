@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vpdeploy.backends import AUTO
 from vpdeploy.cli import exits
+from vpdeploy.cli.runtimes import RuntimeOption
 from vpdeploy.cli.threads import Threads
 
 if TYPE_CHECKING:
@@ -24,13 +26,7 @@ def bench(
     against: Annotated[
         Path | None, typer.Option(help="Measure this too, in turns, and compare PATH with it.", show_default=False)
     ] = None,
-    runtime: Annotated[
-        str,
-        typer.Option(
-            help="auto: the fastest that works; or tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, "
-            "onnxruntime-tensorrt, onnxruntime-tensorrt-rtx."
-        ),
-    ] = "auto",
+    runtime: RuntimeOption = AUTO,
     against_runtime: Annotated[
         str | None,
         typer.Option(help="Runtime of --against, auto by default; alone, PATH is compared with itself on it."),
@@ -71,7 +67,7 @@ def bench(
         raise SpecError("--duration and --count exclude each other; give one of them")
     choices = [Choice(path=path, runtime=runtime)]
     if against is not None or against_runtime is not None:
-        choices.append(Choice(path=against or path, runtime=against_runtime or "auto"))
+        choices.append(Choice(path=against or path, runtime=against_runtime or AUTO))
     settings = Settings(
         batch_sizes=_parse_sizes(batch_sizes),
         mixes=tuple(name.strip() for names in mix or [] for name in names.split(",")),

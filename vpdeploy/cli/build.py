@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vpdeploy.engines.toolkit import TOOLKITS
+
 if TYPE_CHECKING:
     from vpdeploy.deployed import DeployedGraph
     from vpdeploy.engines.building import BuildRequest, BuildResult
@@ -18,7 +20,7 @@ _SIZES = "as MIN:OPT:MAX or one number"
 def build(
     path: Annotated[Path, typer.Argument(help="A bundle folder, or a task's .onnx file.", show_default=False)],
     runtime: Annotated[
-        str | None, typer.Option(help="tensorrt or tensorrt-rtx; default: the one that fits.", show_default=False)
+        str | None, typer.Option(help=f"{' or '.join(TOOLKITS)}; default: the one that fits.", show_default=False)
     ] = None,
     target: Annotated[
         str | None,

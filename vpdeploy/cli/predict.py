@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vpdeploy.backends import AUTO
+from vpdeploy.cli.runtimes import RuntimeOption
 from vpdeploy.cli.threads import Threads
 
 
@@ -16,13 +18,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
     task: Annotated[str | None, typer.Option(help="The task to ask; needed if the bundle holds several.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 5,
-    runtime: Annotated[
-        str,
-        typer.Option(
-            help="auto: the fastest that works; or tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, "
-            "onnxruntime-tensorrt, onnxruntime-tensorrt-rtx."
-        ),
-    ] = "auto",
+    runtime: RuntimeOption = AUTO,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

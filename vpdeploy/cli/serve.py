@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from vpdeploy.backends import AUTO
+from vpdeploy.cli.runtimes import RuntimeOption
 from vpdeploy.cli.threads import Threads
 
 
@@ -24,13 +26,7 @@ def serve(
     path: Annotated[Path, typer.Argument(help="A bundle, or one task's ONNX file, from vpdeploy export.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
-    runtime: Annotated[
-        str,
-        typer.Option(
-            help="auto: the fastest that works; or tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu, "
-            "onnxruntime-tensorrt, onnxruntime-tensorrt-rtx."
-        ),
-    ] = "auto",
+    runtime: RuntimeOption = AUTO,
     threads: Threads = None,
     max_batch_size: Annotated[int, typer.Option(min=1, help="Images in one batch at most.")] = 32,
     max_delay_ms: Annotated[

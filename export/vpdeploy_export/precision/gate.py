@@ -10,7 +10,8 @@ from typing import Final
 
 import torch
 
-from vpdeploy.backends import Backend, open_backend
+from vpdeploy.backends import open_backend
+from vpdeploy.backends.protocol import Backend
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.manifest import Precision
 from vpdeploy.promptset import CompiledPromptSet

@@ -9,7 +9,8 @@ from core.backends.cases import CASES, ON_HOST
 from core.backends.native_host import open_host
 from core.backends.tables import Reference
 
-from vpdeploy.backends import RUNTIMES, Backend, open_backend
+from vpdeploy.backends import RUNTIMES, open_backend
+from vpdeploy.backends.protocol import Backend
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.gpu import find_gpu
 

@@ -12,7 +12,8 @@ import pytest
 from core.backends.cases import GPU_RUNTIMES
 from core.backends.tables import Pixels, Reference, prompt_set, table
 
-from vpdeploy.backends import RUNTIMES, Backend
+from vpdeploy.backends import RUNTIMES
+from vpdeploy.backends.protocol import Backend
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BackendError, InputError
 from vpdeploy.gpu import gpu_obstacle
