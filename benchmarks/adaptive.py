@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,8 +18,11 @@ import onnxruntime
 import torch
 from torch import nn
 
-from benchmarks.folding import CLASSES, SLOTS, cpu_name, measure, preprocessing_of, random_vit, ratio
+from benchmarks.folding import CLASSES, SLOTS, preprocessing_of, random_vit
+from benchmarks.turns import measure_in_turns
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
+from vpdeploy.bench.subject import Run
+from vpdeploy.inspection.machine import cpu_name
 from vpdeploy.layout import Family, GeneratorSpec, Layout
 from vpdeploy.table import Table, common_sizes
 from vpdeploy.task import BackboneId, TaskCard
@@ -34,7 +36,6 @@ from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.trunks import trunk_of
 
-Run = Callable[[], object]
 OPSET = 20
 
 
@@ -59,10 +60,10 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         sessions = open_all(Path(folder), vit, models, options.threads)
         for batch in options.batch_sizes:
-            result = measure(runs_of(sessions, vit, batch), options.rounds)
-            cells = [f"{result['median_ms'][name]:.1f}" for name in names]
+            result = measure_in_turns(runs_of(sessions, vit, batch), options.rounds, batch=batch)
+            cells = [f"{result.median_ms(name):.1f}" for name in names]
             pairs = (("vapt", "plain"), ("superset bundle", "vapt"))
-            cells += ["{:.3f} ({:.3f}-{:.3f})".format(*ratio(result, *pair)) for pair in pairs]
+            cells += [result.ratio(*pair) for pair in pairs]
             print(f"| {batch} | {' | '.join(cells)} |")
 
 

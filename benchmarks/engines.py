@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.folding import cpu_name
 from benchmarks.table import write_zoo
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.target import parse_targets
+from vpdeploy.inspection.machine import cpu_name
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What folding is worth: time of folded prompts against the plain model and against prompts as tokens.
 
-    python benchmarks/folding.py --backbone vit_small_patch16_224 --prompts 50 --threads 2
+    python -m benchmarks.folding --backbone vit_small_patch16_224 --prompts 50 --threads 2
 
 Weights are random: time does not depend on them. Every ratio is the median over rounds in which all variants take
 turns, so that a machine whose speed drifts slows all of them alike.
@@ -11,10 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,7 +21,10 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
+from benchmarks.turns import Measured, measure_in_turns
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
+from vpdeploy.bench.subject import Run
+from vpdeploy.inspection.machine import cpu_name
 from vpdeploy.layout import Layout
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.table import Table
@@ -44,8 +43,6 @@ from vpdeploy_train.trunks import trunk_of
 CLASSES = 100
 SLOTS = 64
 
-Run = Callable[[], object]
-
 
 def main() -> None:
     options = parse_options()
@@ -53,16 +50,18 @@ def main() -> None:
     torch.manual_seed(0)
     vit = random_vit(options.backbone)
     model = prompted_model(vit, options.prompts)
-    results: list[dict[str, object]] = []
+    results: dict[int, Measured] = {}
     with TemporaryDirectory() as folder:
         graphs = write_graphs(Path(folder), vit, model, options.opset)
         for batch in options.batch_sizes:
             runs = inference_runs(graphs, vit, options.prompts, batch, options.threads)
-            results.append({"batch": batch, **measure(runs, options.rounds)})
-    training = measure(training_runs(model, options.train_batch), max(3, options.rounds // 3))
+            results[batch] = measure_in_turns(runs, options.rounds, batch=batch)
+    steps = training_runs(model, options.train_batch)
+    training = measure_in_turns(steps, max(3, options.rounds // 3), batch=options.train_batch)
     print(render(options, results, training))
     if options.json:
-        options.json.write_text(json.dumps({"inference": results, "training": training}, indent=2))
+        inference = [{"batch": batch, **result.to_fields()} for batch, result in results.items()]
+        options.json.write_text(json.dumps({"inference": inference, "training": training.to_fields()}, indent=2))
 
 
 def parse_options() -> argparse.Namespace:
@@ -176,37 +175,7 @@ def training_runs(model: PromptedViT, batch: int) -> dict[str, Run]:
     return {"prefix": prefix_step, "tokens": token_step}
 
 
-def measure(runs: dict[str, Run], rounds: int) -> dict[str, object]:
-    """Let the variants take turns; return the median of each, and of the ratios within a round.
-
-    A turn begins with a run that does not count: the others have evicted the variant's weights from the caches, and a
-    deployed model does not take turns.
-    """
-    for run in runs.values():
-        run()
-        run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds):
-        names = list(runs)[:: 1 if number % 2 else -1]
-        for name in names:
-            runs[name]()
-            started = time.perf_counter()
-            runs[name]()
-            times[name].append(time.perf_counter() - started)
-    return {
-        "median_ms": {name: statistics.median(values) * 1000 for name, values in times.items()},
-        "rounds": [{name: values[number] for name, values in times.items()} for number in range(rounds)],
-    }
-
-
-def ratio(result: dict[str, object], over: str, under: str) -> tuple[float, float, float]:
-    """Return median, first and third quartile of a ratio taken within each round."""
-    rounds: list[dict[str, float]] = result["rounds"]  # type: ignore[assignment]
-    low, middle, high = statistics.quantiles([each[over] / each[under] for each in rounds], n=4)
-    return middle, low, high
-
-
-def render(options: argparse.Namespace, results: list[dict[str, object]], training: dict[str, object]) -> str:
+def render(options: argparse.Namespace, results: dict[int, Measured], training: Measured) -> str:
     lines = [
         f"{options.backbone}, {options.prompts} prompts, {options.threads} threads, opset {options.opset}, "
         f"{options.rounds} rounds; {cpu_name()}, {platform.system()}, Python {platform.python_version()}, "
@@ -216,18 +185,15 @@ def render(options: argparse.Namespace, results: list[dict[str, object]], traini
         "| folded/plain | folded/tokens | switchable/folded |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for result in results:
-        medians: dict[str, float] = result["median_ms"]  # type: ignore[assignment]
-        cells = [f"{medians[name]:.1f}" for name in ("plain", "tokens", "folded", "switchable")]
+    for batch, result in results.items():
+        cells = [f"{result.median_ms(name):.1f}" for name in ("plain", "tokens", "folded", "switchable")]
         pairs = (("folded", "plain"), ("folded", "tokens"), ("switchable", "folded"))
-        cells += ["{:.3f} ({:.3f}-{:.3f})".format(*ratio(result, *pair)) for pair in pairs]
-        lines.append(f"| {result['batch']} | {' | '.join(cells)} |")
-    medians = training["median_ms"]  # type: ignore[assignment]
-    step = "{:.3f} ({:.3f}-{:.3f})".format(*ratio(training, "prefix", "tokens"))
+        cells += [result.ratio(*pair) for pair in pairs]
+        lines.append(f"| {batch} | {' | '.join(cells)} |")
     lines += [
         "",
-        f"training step, batch {options.train_batch}: prefix {medians['prefix']:.0f} ms, "
-        f"tokens {medians['tokens']:.0f} ms, ratio {step}",
+        f"training step, batch {options.train_batch}: prefix {training.median_ms('prefix'):.0f} ms, "
+        f"tokens {training.median_ms('tokens'):.0f} ms, ratio {training.ratio('prefix', 'tokens')}",
     ]
     return "\n".join(lines)
 
@@ -241,14 +207,6 @@ def layout_of(vit: VisionTransformer) -> Layout:
 
 def preprocessing_of(vit: VisionTransformer) -> Preprocessing:
     return Preprocessing(image_size=vit.patch_embed.img_size[0], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-
-
-def cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown processor"
 
 
 if __name__ == "__main__":

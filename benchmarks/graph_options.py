@@ -19,8 +19,10 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from benchmarks.folding import cpu_name, measure, preprocessing_of, prompted_model, random_vit, ratio
+from benchmarks.folding import preprocessing_of, prompted_model, random_vit
+from benchmarks.turns import measure_in_turns
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
+from vpdeploy.inspection.machine import cpu_name
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph
 from vpdeploy_export.graph.block import RowGraphBlock
@@ -60,12 +62,12 @@ def main() -> None:
                 )
                 for name, backend in backends.items()
             }
-            results.append(measure(runs, options.rounds))
+            results.append(measure_in_turns(runs, options.rounds, batch=batch))
     print("| graph | " + " | ".join(f"time, batch {batch}" for batch in options.batch_sizes) + " |")
     print("|---" * (1 + len(results)) + "|")
     for name in backends:
         if name != AS_WRITTEN:
-            cells = ["{:.3f} ({:.3f}-{:.3f})".format(*ratio(result, name, AS_WRITTEN)) for result in results]
+            cells = [result.ratio(name, AS_WRITTEN) for result in results]
             print(f"| {name} | {' | '.join(cells)} |")
 
 

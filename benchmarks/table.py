@@ -19,8 +19,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.folding import CLASSES, cpu_name, preprocessing_of, prompted_model, random_vit
+from benchmarks.folding import CLASSES, preprocessing_of, prompted_model, random_vit
 from vpdeploy.bundle import write_bundle
+from vpdeploy.inspection.machine import cpu_name
 from vpdeploy.layout import Layout
 from vpdeploy.loading import open_session
 from vpdeploy.manifest import Manifest, Precision

@@ -15,16 +15,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.accuracy.configurations import CONFIGURATIONS, RECIPE, Configuration
-from benchmarks.accuracy.macs import count_macs
 from benchmarks.accuracy.prepare import read_summary
 from benchmarks.accuracy.probe import fit_probe
 from benchmarks.accuracy.table import Row
-from vpdeploy.errors import TrainingError
+from vpdeploy.errors import SpecError, TrainingError
 from vpdeploy_train.backbone import Backbone, digest_tensors
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.data import ImageDataset, resolve_data
 from vpdeploy_train.device import choose_device
 from vpdeploy_train.evaluation import evaluate
+from vpdeploy_train.footprint import count_macs, shape_of
 from vpdeploy_train.inputs import make_preprocessing
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.phases import FIRST_PHASE
@@ -82,6 +82,10 @@ class Trainer:
     data: Path
     out: Path
 
+    def __post_init__(self) -> None:
+        if shape_of(self.backbone.trunk, 1) is None:
+            raise SpecError(f"{self.backbone.identity.name}: what a method costs is counted on plain ViTs; choose one")
+
     def finish(self, task: str, name: str, seed: int) -> Row:
         """Bring one configuration to its end and test the model once.
 
@@ -111,7 +115,7 @@ class Trainer:
                 head_parameters=sum(parameter.numel() for parameter in final.model.head.parameters()),
                 backbone_parameters=sum(parameter.numel() for parameter in self.backbone.vit.parameters()),
                 bytes=len(safetensors.torch.save(final.model.trained_state())),
-                macs=count_macs(final.model, self.backbone.image_size),
+                macs=count_macs(final.model),
                 seconds=round(seconds, 1),
                 data=summary["sha256"][:12],
             )

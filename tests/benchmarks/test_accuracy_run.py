@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from benchmarks.accuracy import run
-from benchmarks.accuracy.macs import count_macs
 from benchmarks.accuracy.table import RESULT_FILE, read_rows
 from benchmarks.accuracy.trainer import Trainer, cpu_attention
 from vpdeploy_train.config import read_toml
+from vpdeploy_train.footprint import count_macs
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.training import train_run
@@ -93,11 +93,11 @@ def test_a_result_file_of_other_settings_is_not_continued(
     assert "epochs was 1, now 2; give another --out" in capsys.readouterr().err
 
 
-def test_macs_are_those_of_one_more_image(tiny_run_paths: dict[str, Path], tiny_weights: Path):
+def test_macs_are_those_of_one_image_of_the_deployed_model(tiny_run_paths: dict[str, Path], tiny_weights: Path):
     path = tiny_run_paths["birds"]  # 10 prompts in each of 3 blocks, 7 classes
     model = Run.read(path).load_model(tiny_runs.backbone_of(tiny_weights))
     rows, width, prompts = tiny_runs.TOKENS, tiny_runs.WIDTH, 10
     full_block = (4 + 2 * 2) * rows * width**2 + 2 * rows * (rows + prompts) * width
     last_block = (2 * rows + 2 + 2 * 2) * width**2 + 2 * (rows + prompts) * width
     patches = tiny_runs.PATCHES * 3 * tiny_runs.PATCH**2 * width
-    assert count_macs(model, tiny_runs.SIDE) == patches + 2 * full_block + last_block + 7 * width
+    assert count_macs(model) == patches + 2 * full_block + last_block + 7 * width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -38,12 +39,15 @@ class Contest:
     Attributes:
         cell: Batch size and mix.
         runs: One for each subject.
+        settling: Runs that begin each turn and do not count. The others have evicted a subject's weights from the
+            caches; a model that is deployed alone does not take turns.
         rounds: Of each complete round, each subject's time, in s.
         spent_s: Time of all complete rounds, in s.
     """
 
     cell: Cell
     runs: Sequence[Run]
+    settling: int = 0
     rounds: list[tuple[float, ...]] = field(default_factory=list)
     spent_s: float = 0.0
 
@@ -62,8 +66,8 @@ def measure(
     budget: Budget,
     *,
     warm_up: int,
-    clock: Callable[[], float],
-    on_round: Callable[[float], None],
+    clock: Callable[[], float] = time.perf_counter,
+    on_round: Callable[[float], None] = lambda share: None,
 ) -> bool:
     """Fill the contests with rounds until each has spent the budget.
 
@@ -106,6 +110,8 @@ def _run_round(contest: Contest, clock: Callable[[], float], *, backwards: bool)
     times: dict[int, float] = {}
     for subject in reversed(order) if backwards else order:
         run = contest.runs[subject]
+        for _ in range(contest.settling):
+            run()
         started = clock()
         run()
         times[subject] = clock() - started

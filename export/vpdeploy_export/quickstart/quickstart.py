@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vpdeploy.bench.mixes import ONE
+from vpdeploy.bench.rounds import Budget, Contest, measure
+from vpdeploy.bench.statistics import summarise_latency
+from vpdeploy.bench.subject import Cell
 from vpdeploy.errors import SpecError
 from vpdeploy.loading import open_session
 from vpdeploy.manifest import GRAPH_FILE
@@ -213,12 +216,10 @@ def _latency_ms(session: Session, task: str) -> float:
     pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
     with session.lease(task) as lease:
         slots = np.array([lease.slot], dtype=np.int32)
-        times = []
-        for _ in range(_LATENCY_RUNS):
-            started = time.perf_counter()
-            session.run(pixels, slots)
-            times.append((time.perf_counter() - started) * 1000)
-    return statistics.median(times)
+        contest = Contest(cell=Cell(batch=1, mix=ONE), runs=[lambda: session.run(pixels, slots)])
+        if not measure([contest], Budget(duration_s=None, count=_LATENCY_RUNS), warm_up=0):
+            raise KeyboardInterrupt
+    return summarise_latency(contest.seconds(0)).p50
 
 
 def _png(example: Example) -> bytes:

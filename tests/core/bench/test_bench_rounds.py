@@ -76,6 +76,16 @@ def test_warm_up_runs_do_not_count(stage: Stage):
     assert (len(stage.order), one.seconds(0)) == (5, [1.0, 1.0, 1.0])
 
 
+def test_runs_that_settle_a_turn_do_not_count(stage: Stage):
+    one = Contest(
+        cell=Cell(batch=1, mix="one"), runs=[stage.run("A", 9.0, 1.0, 9.0, 2.0), stage.run("B", 9.0, 3.0)], settling=1
+    )
+    stage.measure([one], Budget(duration_s=None, count=2))
+    assert "".join(stage.order) == "AABBBBAA"
+    assert one.rounds == [(1.0, 3.0), (2.0, 3.0)]
+    assert one.spent_s == 9.0
+
+
 def test_a_duration_is_shared_by_the_subjects_of_a_cell(stage: Stage):
     one = contest(stage.run("A", 0.25), stage.run("B", 0.75))
     stage.measure([one], Budget(duration_s=8.0))
