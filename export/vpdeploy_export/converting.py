@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from vpdeploy.backends import Backend, open_backend
+from vpdeploy.backends import open_backend
+from vpdeploy.backends.protocol import Backend
 from vpdeploy.bundle import Bundle, is_bundle
 from vpdeploy.deployed import DeployedGraph
 from vpdeploy.document import Document, to_json
