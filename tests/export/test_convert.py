@@ -24,9 +24,10 @@ from vpdeploy.errors import BundleCorruptError, BundleError, ParityError, SpecEr
 from vpdeploy_export import converting, saving
 from vpdeploy_export.bundling import export_bundle
 from vpdeploy_export.converting import convert_bundle
+from vpdeploy_export.passes import TableConstantsPass
 from vpdeploy_export.targets import TARGETS, triton
 from vpdeploy_export.targets.comparison import Deviation, compare, require_closeness
-from vpdeploy_export.targets.target import TargetOptions
+from vpdeploy_export.targets.target import Conversion, TargetOptions
 
 ANYWHERE = ["onnx-adapter", "triton"]
 """Targets that need no GPU."""
@@ -48,6 +49,20 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return int(raised.value.code or 0), out, err
 
     return run
+
+
+def test_a_graph_without_an_input_of_the_layout_is_refused(zoo: Path, tmp_path: Path):
+    missing: Any = None  # nothing but the bundle is read
+    conversion = Conversion(
+        bundle=Bundle.open(zoo),
+        prompt_sets=(),
+        session=missing,
+        images=missing,
+        options=TargetOptions(),
+        scratch=tmp_path,
+    )
+    with pytest.raises(BundleCorruptError, match=r"model.onnx: the graph has no input 'prompts'; export again"):
+        conversion.graph(TableConstantsPass({"prompts": np.zeros((1, 2), np.float32)}, 2))
 
 
 # --- what is written ---
@@ -281,8 +296,8 @@ def test_a_conversion_that_answers_otherwise_is_not_published(
 ):
     real = converting.Conversion.graph
 
-    def shifted(conversion: converting.Conversion) -> Any:
-        model = real(conversion)
+    def shifted(conversion: converting.Conversion, *passes: Any) -> Any:
+        model = real(conversion, *passes)
         for name, value in model.graph.initializers.items():
             array = value.const_value.numpy()
             if array.dtype == np.float32 and array.ndim == 1:

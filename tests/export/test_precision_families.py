@@ -14,8 +14,8 @@ from test_backbone_graphs import difference, expected_logits, random_pixels
 from vpdeploy_export.compilation import compile_prompts, deployed_trunk
 from vpdeploy_export.graph import FoldedGraph
 from vpdeploy_export.parity import TOLERANCES
+from vpdeploy_export.passes.narrow import TYPES
 from vpdeploy_export.precision.islands import Islands, Part
-from vpdeploy_export.precision.narrow import TYPES
 from vpdeploy_export.precision.twins import open_rounded
 from vpdeploy_export.saving import save_model
 from vpdeploy_export.writer import build_folded

@@ -13,10 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vpdeploy.errors import ExportError
-from vpdeploy_export.precision.narrow import narrow_results
-from vpdeploy_export.precision.rounding import RoundPass
+from vpdeploy_export.passes.narrow import narrow_results
 from vpdeploy_export.precision.twins import rounded_twin, wide_twin
-from vpdeploy_export.precision.widening import WidenPass
 
 TYPES = {"fp16": (TensorProto.FLOAT16, np.float16), "bf16": (TensorProto.BFLOAT16, ml_dtypes.bfloat16)}
 RNG = np.random.default_rng(0)
@@ -105,24 +103,6 @@ def test_an_overflow_that_onnx_runtime_does_not_show_is_seen(tmp_path: Path, x: 
     assert not np.isfinite(found).all()
 
 
-@pytest.mark.parametrize("value", [1.0, -3.14159, 65519.0, 65520.0, 1e-7, 6e-8, 0.0, 2.0**-24, 3.3e38])
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_rounding_is_that_of_the_type_from_the_smallest_to_the_largest(precision: str, value: float):
-    graph = helper.make_graph(
-        [helper.make_node("Neg", ["x"], ["y"])],
-        "negate",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
-    )
-    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
-    kind, dtype = TYPES[precision]
-    result = RoundPass(["y"], ir.DataType(kind))(model)
-    assert result.modified
-    with np.errstate(over="ignore"):
-        expected = np.array([-value], np.float32).astype(dtype).astype(np.float32)
-    np.testing.assert_array_equal(run(result.model, x=np.array([value], np.float32)), expected)
-
-
 def test_values_that_are_only_moved_are_not_rounded_again():
     model = ir.from_proto(chain("fp16"))
     assert narrow_results(model, ir.DataType.FLOAT16) == ["narrow", "product", "scaled", "result"]
@@ -134,35 +114,3 @@ def test_a_value_of_unknown_type_is_an_error():
     del proto.graph.value_info[:]
     with pytest.raises(ExportError, match="does not tell the type of 'narrow'; export it again"):
         narrow_results(ir.from_proto(proto), ir.DataType.FLOAT16)
-
-
-def test_a_float32_graph_is_left_alone():
-    graph = helper.make_graph(
-        [helper.make_node("Neg", ["x"], ["y"])],
-        "negate",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
-    )
-    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
-    assert not WidenPass()(model).modified
-    assert not RoundPass([], ir.DataType.FLOAT16)(model).modified
-
-
-def test_narrow_inputs_constants_and_type_attributes_are_widened():
-    table = helper.make_tensor_value_info("table", TensorProto.FLOAT16, ["slots", 4])
-    nodes = [
-        helper.make_node("Constant", [], ["two"], value=numpy_helper.from_array(np.array(2, np.float16))),
-        helper.make_node("Mul", ["table", "two"], ["double"]),
-        helper.make_node("Cast", ["double"], ["again"], to=TensorProto.FLOAT16),
-        helper.make_node("Cast", ["again"], ["y"], to=TensorProto.FLOAT),
-    ]
-    graph = helper.make_graph(
-        nodes, "g", [table], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["slots", 4])]
-    )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    model = WidenPass()(ir.from_proto(onnx.shape_inference.infer_shapes(proto))).model
-    assert model.graph.inputs[0].dtype == ir.DataType.FLOAT16
-    computed = [value for node in model.graph for value in node.outputs]
-    assert {value.dtype for value in computed} == {ir.DataType.FLOAT}
-    values = np.array([[40000, 1, 2, 3]], np.float16)
-    np.testing.assert_array_equal(run(model, table=values), 2 * values.astype(np.float32))  # 80000 is no float16

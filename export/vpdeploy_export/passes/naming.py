@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import onnx_ir as ir
@@ -17,8 +18,25 @@ class NameByModulePass(ir.passes.InPlacePass):
     """Name nodes and values ``MODULE.OPERATOR``, numbered where a module has several; name unnamed weights alike.
 
     ``blocks.3.mlp.fc1.MatMul`` is found again in a profile, in an engine's layers and in an error message; ``val_98``
-    is not. Graph inputs and outputs keep their names.
+    is not.
+
+    Rules:
+
+    1. A node is named for the innermost module it was traced in and for its operator; one that was traced outside of
+       all modules for its operator alone. A name that is taken is numbered.
+    2. What a node computes first has the node's name, its further outputs are numbered from 1.
+    3. An initializer whose name the exporter made up is named for the module of the first node that reads it:
+       ``MODULE.weight`` with two or more axes of floating-point numbers, else ``NODE.constant``.
+    4. Graph inputs and outputs keep their names, for callers know them by these, and so do initializers that the
+       model's author named.
+    5. A graph none of whose nodes says where it was traced is refused: it would lose the names it has. It was not
+       traced by torch, or has been cleaned of what the tracer noted.
     """
+
+    def requires(self, model: ir.Model) -> None:
+        """Refuse a graph without the tracer's notes."""
+        if not any(_SCOPES in node.metadata_props for node in model.graph):
+            raise ir.passes.PreconditionError("no node of the graph says which module it was traced in")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rename in place."""
@@ -27,13 +45,18 @@ class NameByModulePass(ir.passes.InPlacePass):
         outputs = set(graph.outputs)
         modified = False
         for node in graph:
+            # The node, and with it what it computes.
             module = module_of(node)
             name = _free(f"{module}.{node.op_type}" if module else node.op_type, taken)
             modified |= node.name != name
             node.name = name
             for index, value in enumerate(node.outputs):
                 if value not in outputs:
-                    value.name = name if index == 0 else f"{name}.{index}"
+                    fresh = name if index == 0 else f"{name}.{index}"
+                    modified |= value.name != fresh
+                    value.name = fresh
+
+            # The weights that it is the first to read.
             for value in _unnamed_weights(node, graph):
                 fresh = _free(f"{module or name}.weight" if _is_weight(value) else f"{name}.constant", taken)
                 graph.initializers.pop(value.name or "")
@@ -41,6 +64,12 @@ class NameByModulePass(ir.passes.InPlacePass):
                 graph.initializers[fresh] = value
                 modified = True
         return ir.passes.PassResult(model, modified)
+
+    def ensures(self, model: ir.Model) -> None:
+        """Check that no two nodes have one name."""
+        counts = Counter(node.name or "" for node in model.graph)
+        if twice := sorted(name for name, count in counts.items() if count > 1):
+            raise ir.passes.PostconditionError(f"several nodes are named {', '.join(twice)}")
 
 
 def module_of(node: ir.Node) -> str:

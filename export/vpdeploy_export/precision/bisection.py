@@ -22,8 +22,9 @@ from vpdeploy.picture import normalise
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.table import Table, common_sizes
 from vpdeploy_export.parity import TOLERANCES, Expectation
+from vpdeploy_export.passes import ExposePass
+from vpdeploy_export.passes.narrow import moves_only
 from vpdeploy_export.precision.locating import Location, locate
-from vpdeploy_export.precision.narrow import moves_only
 from vpdeploy_export.precision.twins import rounded_twin, wide_twin
 from vpdeploy_export.saving import save_model
 
@@ -38,10 +39,10 @@ class Deviation:
     """How far one value is from float32.
 
     Attributes:
-        location: Which value.
-        relative_error: Largest difference as a share of the largest float32 magnitude; infinite where the value is not
-            finite and float32's is.
-        largest: Largest float32 magnitude.
+        location: The value's place in the model.
+        relative_error: The largest difference as a share of the largest float32 magnitude; infinite where the value is
+            not finite and float32's is.
+        largest: The largest float32 magnitude.
     """
 
     location: Location
@@ -65,7 +66,7 @@ class Bisection:
 
     Attributes:
         deviations: One for each computed value.
-        tolerance: The precision's, as a share of the largest magnitude.
+        tolerance: The largest deviation that the precision allows, as a share of the largest magnitude.
         images: How many images were run.
     """
 
@@ -115,9 +116,9 @@ def bisect(
     """Run a graph rounded after every operation and in float32, and compare all values on the way.
 
     Args:
-        graph: As written; float32 graphs have nothing to find.
-        expectations: Give the images; their answers are not used.
-        prompt_sets: Of a bundle's graph: one for each expectation.
+        graph: The graph as it was written; in a float32 graph there is nothing to find.
+        expectations: They give the images; their answers are not used.
+        prompt_sets: One for each expectation where the graph is a bundle's; else there are none.
 
     Raises:
         BackendError: ONNX Runtime cannot run the graph.
@@ -169,10 +170,7 @@ def _open(model: ir.Model, names: Sequence[str], path: Path) -> Any:
     """Load a graph that also gives the named values."""
     import onnxruntime
 
-    given = {value.name for value in model.graph.outputs}
-    wanted = set(names) - given
-    model.graph.outputs.extend(value for node in model.graph for value in node.outputs if value.name in wanted)
-    save_model(model, path, {})
+    save_model(ExposePass(names)(model).model, path, {})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
@@ -189,7 +187,7 @@ def _feeds(
     *,
     float_input: bool,
 ) -> list[_Feed]:
-    """Return small batches of the images, evenly from all tasks."""
+    """Return small batches of the images, equally many of each task."""
     arrays: _Feed = {}
     if prompt_sets:
         table = Table(prompt_sets[0].layout, common_sizes([each.sizes() for each in prompt_sets]), len(prompt_sets))

@@ -10,9 +10,8 @@ import torch
 
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 from vpdeploy.manifest import Precision
-from vpdeploy_export.precision.narrow import TITLES, TYPES, narrow_results
-from vpdeploy_export.precision.rounding import RoundPass
-from vpdeploy_export.precision.widening import WidenPass
+from vpdeploy_export.passes import RoundPass, WidenPass
+from vpdeploy_export.passes.narrow import TITLES, TYPES, narrow_results
 from vpdeploy_export.saving import save_model
 
 CPU_RUNTIME: Final = "onnxruntime-cpu"
@@ -38,12 +37,12 @@ def wide_twin(path: Path) -> ir.Model:
 
 
 class TwinBackend(OrtBackend):
-    """ONNX Runtime on a twin of a graph; reports say so.
+    """ONNX Runtime on a twin of a graph; reports name it, so that nobody takes it for the graph itself.
 
     Args:
         twin: The graph to run.
         path: A file to write it to; it may be deleted once the backend is open.
-        title: What reports call it.
+        title: The name that reports give to the backend.
     """
 
     def __init__(self, twin: ir.Model, path: Path, *, title: str) -> None:
@@ -58,7 +57,7 @@ class TwinBackend(OrtBackend):
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """The name that reports give to the backend."""
         return self._title
 
 
@@ -67,13 +66,18 @@ def open_rounded(path: Path, precision: Precision, folder: Path) -> TwinBackend:
 
     Args:
         path: The ONNX file.
-        precision: Its precision.
-        folder: For the twin's file, while it is opened.
+        precision: The precision of the graph in that file.
+        folder: Where the twin's file lies while it is opened.
     """
     title = f"{CPU_RUNTIME}, {TITLES[precision]} emulated"
     return TwinBackend(rounded_twin(path, precision), folder / "rounded.onnx", title=title)
 
 
 def open_wide(path: Path, folder: Path) -> TwinBackend:
-    """Run a graph on the CPU with all arithmetic in float32; the arguments are ``open_rounded``'s."""
+    """Run a graph on the CPU with all arithmetic in float32.
+
+    Args:
+        path: The ONNX file.
+        folder: Where the twin's file lies while it is opened.
+    """
     return TwinBackend(wide_twin(path), folder / "wide.onnx", title=f"{CPU_RUNTIME}, float32")

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from vpdeploy.layout import CLASS_AXIS
 from vpdeploy.table import Table, common_sizes
-from vpdeploy_export.targets.rewriting import TableConstants
+from vpdeploy_export.passes import TableConstantsPass
 from vpdeploy_export.targets.target import Conversion
 
 
@@ -19,7 +19,7 @@ def constant_table(conversion: Conversion) -> tuple[ir.Model, Table]:
     table = Table(conversion.bundle.manifest.layout, sizes, len(prompt_sets))
     for slot, prompt_set in enumerate(prompt_sets):
         table.write(slot, prompt_set)
-    return TableConstants(table.arrays, sizes[CLASS_AXIS])(conversion.graph()).model, table
+    return conversion.graph(TableConstantsPass(table.arrays, sizes[CLASS_AXIS])), table
 
 
 def task_facts(conversion: Conversion) -> dict[str, dict[str, Any]]:

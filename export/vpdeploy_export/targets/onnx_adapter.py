@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from vpdeploy.manifest import GRAPH_FILE
 from vpdeploy.tensorfile import Tensors
+from vpdeploy_export.passes import TableDefaultsPass, ZeroSlotPass
 from vpdeploy_export.saving import save_model
 from vpdeploy_export.targets.comparison import CLOSE, compare
 from vpdeploy_export.targets.labels import write_labels
-from vpdeploy_export.targets.rewriting import TableDefaults, ZeroSlot
 from vpdeploy_export.targets.runtime import PlainSession
 from vpdeploy_export.targets.target import Conversion, Target, Written
 
@@ -28,7 +28,7 @@ README_FILE = "README.txt"
 def _write(conversion: Conversion, folder: Path) -> Written:
     """Write the model, the adapters, labels and a readme, and compare every task."""
     first = conversion.prompt_sets[0]
-    model = ZeroSlot()(TableDefaults(conversion.tensors(first))(conversion.graph()).model).model
+    model = conversion.graph(TableDefaultsPass(conversion.tensors(first)), ZeroSlotPass())
     save_model(model, folder / GRAPH_FILE, {})
     tasks: dict[str, Mapping[str, Any]] = {}
     for prompt_set in conversion.prompt_sets:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vpdeploy.bundle import Bundle
+from vpdeploy.errors import BundleCorruptError
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.session import Session
 from vpdeploy.tensorfile import Tensors
@@ -64,9 +65,23 @@ class Conversion:
     options: TargetOptions
     scratch: Path
 
-    def graph(self) -> ir.Model:
-        """Read the bundle's graph; every call gives a model of its own."""
-        return ir.load(self.bundle.path / self.bundle.manifest.graph_file)
+    def graph(self, *passes: ir.passes.InPlacePass) -> ir.Model:
+        """Read the bundle's graph and rewrite it; every call gives a model of its own.
+
+        Args:
+            passes: What to run over it, in this order.
+
+        Raises:
+            BundleCorruptError: The graph is not the one that the manifest describes.
+        """
+        path = self.bundle.path / self.bundle.manifest.graph_file
+        model = ir.load(path)
+        try:
+            for each in passes:
+                each(model)
+        except ir.passes.PreconditionError as error:
+            raise BundleCorruptError(f"{path}: {error}; export again") from error
+        return model
 
     def cpu_graph(self, path: Path) -> Path:
         """Return a written graph as the CPU provider can run it: itself, or a bfloat16 graph's float32 twin."""

@@ -68,6 +68,23 @@ def test_a_second_time_changes_nothing(model: ir.Model):
     assert not NameByModulePass()(model).modified
 
 
+def test_a_value_that_is_renamed_alone_counts_as_a_change(model: ir.Model):
+    NameByModulePass()(model)
+    model.graph[0].outputs[0].name = "val_1"
+    assert NameByModulePass()(model).modified
+    assert model.graph[0].outputs[0].name == "blocks.0.query.MatMul"
+
+
+def test_a_graph_that_was_not_traced_keeps_its_names(model: ir.Model):
+    NameByModulePass()(model)
+    names = [each.name for each in model.graph]
+    for each in model.graph:
+        each.metadata_props.clear()
+    with pytest.raises(ir.passes.PreconditionError, match="no node of the graph says which module it was traced in"):
+        NameByModulePass()(model)
+    assert [each.name for each in model.graph] == names
+
+
 def test_a_name_that_is_taken_is_numbered(model: ir.Model):
     model.graph.initializers["blocks.0.query.bias"].name = "blocks.0.query.MatMul"
     NameByModulePass()(model)
