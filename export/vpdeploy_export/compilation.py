@@ -1,4 +1,4 @@
-"""Compiling a model: from prompts to the keys, values and generators that a graph takes."""
+"""Compiling a model: its prompts become the keys, values and generators that a graph takes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledGenerator:
-    """One block's adaptive prompts, float64; the formula stands at ``vpdeploy_train.methods.method.Generator``.
+    """What makes one block's adaptive prompts, float64; ``vpdeploy_train.methods.method.Generator`` has the formula.
 
     Attributes:
-        mix: [T, n].
-        scale: [D].
-        shift: [T, D].
-        down: [r, D].
-        up: [D, r].
-        eps: Of the LayerNorm that is read.
+        mix: Weights that mix the n patches into T prompts, [T, n].
+        scale: What each channel of the mixed patches is multiplied by, [D].
+        shift: What is added to them then, [T, D].
+        down: First layer of the feature projector, [r, D].
+        up: Its second layer, [D, r].
+        eps: The eps of the LayerNorm that the generator reads.
     """
 
     mix: Array
@@ -52,10 +52,10 @@ class CompiledBlock:
     """One block's share of a compiled prompt set, float64. A column stands for all prompts that are equal.
 
     Attributes:
-        key: [H, P, d].
-        value: [H, P, d].
-        bias: Added to the attention logits, [P]: log m where the column stands for m equal prompts.
-        generator: Where the block has adaptive prompts.
+        key: The columns' keys, [H, P, d].
+        value: The columns' values, [H, P, d].
+        bias: What is added to the columns' logits, [P]: log m where a column stands for m equal prompts.
+        generator: What makes adaptive prompts of the image; None where the block has none.
     """
 
     key: Array
@@ -82,7 +82,7 @@ class CompiledPrompts:
 
     @property
     def lengths(self) -> list[int]:
-        """Prefix length P of each block."""
+        """The prefix length P of each block."""
         return [block.key.shape[1] for block in self.blocks]
 
     @property
@@ -110,6 +110,8 @@ def compile_prompts(model: PromptedViT) -> CompiledPrompts:
             "--pooling published averages over adaptive prompts, for which no graph is written; "
             "train with --pooling patches"
         )
+
+    # Everything is compiled in float64, and the model brought back to its type whatever happens.
     dtype = next(model.head.parameters()).dtype
     trunk = model.trunk
     last = len(trunk.blocks) - 1
@@ -117,8 +119,11 @@ def compile_prompts(model: PromptedViT) -> CompiledPrompts:
     model.eval().double()
     try:
         with torch.no_grad():
+            # Prompts that stay tokens: those that are pooled, and those that live on through the blocks.
             pooled = model.method.prompts(last, trunk, unused) if model.pools_prompts else None
             inserted = model.method.inserted()
+
+            # All others become columns or a generator of their block.
             blocks = []
             for index in range(len(trunk.blocks)):
                 generator = model.method.generator(index, trunk)
@@ -137,7 +142,7 @@ def compile_prompts(model: PromptedViT) -> CompiledPrompts:
 
 
 def deployed_trunk(model: PromptedViT) -> Trunk:
-    """Return the backbone that is deployed: the model's, updates of its weights merged into a copy."""
+    """Return the backbone that is deployed: the model's own, or a copy with the updates of its weights merged."""
     if not any(parametrize.is_parametrized(module) for module in model.vit.modules()):
         return model.trunk
     merged = copy.deepcopy(model.vit)
@@ -167,10 +172,10 @@ def _compile_prefix(
     """Return the columns of block ``index``: its distinct key/value prompts, then its distinct visual ones, projected.
 
     Args:
-        index: Block, 0 to L - 1.
+        index: The block, 0 to L - 1.
         trunk: The backbone, float64.
-        key_values: Key and value prompts, each float64 [H, T_KV, d], or None.
-        prompts: Visual prompts, float64 [T, D], or None.
+        key_values: The key prompts and the value prompts, each float64 [H, T_KV, d], or None.
+        prompts: The visual prompts, float64 [T, D], or None.
     """
     if (key_values is not None and key_values[0].dim() != 3) or (prompts is not None and prompts.dim() != 2):
         raise ExportError(f"block {index}: prompts that depend on the image cannot be compiled into a prefix")
@@ -204,7 +209,8 @@ def _distinct(rows: Tensor) -> tuple[list[int], Array]:
     """Find the distinct rows of [T, n], compared exactly; -0.0 equals 0.0.
 
     Returns:
-        Where each distinct row stands first, in order, and the logarithm of how often it occurs, float64 [P].
+        The index at which each distinct row stands first, ascending, and the logarithm of how often it occurs,
+        float64 [P].
     """
     # Adding 0.0 turns -0.0 into 0.0 and changes nothing else.
     identities = [row.tobytes() for row in rows.detach().numpy() + 0.0]

@@ -1,6 +1,6 @@
 """The deployed graph as torch modules: the backbone with everything foldable folded, typed in its final precision.
 
-Kept apart from the training model on purpose: the parity gate compares the two.
+It is kept apart from the training model on purpose: the parity gate compares the two.
 """
 
 from vpdeploy_export.graph.graphs import FoldedGraph, SwitchableGraph

@@ -10,16 +10,17 @@ from vpdeploy_export.precision.place import Place
 
 
 class ClassTokenAttention(nn.Module):
-    """One query a head against all tokens.
+    """Attention of one row, with one query a head, to all tokens.
 
     With x the normalised tokens and p the attention's weights, q (x W_kᵀ + b_k)ᵀ = (q W_k) xᵀ + q b_k and
     p (x W_vᵀ + b_v) = (p x) W_vᵀ + (Σ p) b_v. Carrying the query to the tokens, and what it gathers there back, takes
-    2 H N D multiply-accumulates; keys and values of all tokens take 2 N D². Exact.
+    2 H N D multiply-accumulates; keys and values of all tokens take 2 N D². Both give
+    the same numbers up to rounding.
 
     Args:
         key: The key projection, of weight [D, D].
         value: The value projection.
-        heads: H.
+        heads: The number of heads, H.
     """
 
     key_weight: Tensor
@@ -43,26 +44,33 @@ class ClassTokenAttention(nn.Module):
         """Return softmax(q kᵀ + bias) v.
 
         Args:
-            query: [B, H, 1, d], scaled.
-            tokens: Normalised rows that become keys and values, [B, M, D].
+            query: The class token's query, [B, H, 1, d], scaled.
+            tokens: The normalised rows that become keys and values, [B, M, D].
             prefix: Keys and values that are not made of rows, [1 or B, H, P, d] each.
-            bias: float32 [1 or B, P + M], or None for zeros.
+            bias: What is added to the logits, float32 [1 or B, P + M]; None means zero.
 
         Returns:
-            [B, H, 1, d].
+            What the class token takes from all columns, [B, H, 1, d].
         """
+        # Carry the query to the tokens, [B, H, D], and compare it with them there: logits [B, H, M].
         dtype = self.key_weight.dtype
         carried = self.carried((query @ self.key_weight)[:, :, 0])
         logits = carried @ tokens.transpose(1, 2) + (query @ self.key_bias)[:, :, 0]
+
+        # Without a prefix, gather the tokens by weight, [B, H, D], and carry that back; the weights add up to 1.
         if prefix is None:
             weights = _softmax(self.logits(logits), bias)
             gathered = self.gathered(cast(weights, dtype) @ tokens)
             mixed: Tensor = gathered[:, :, None] @ self.value_weight + self.value_bias
             return mixed
+
+        # With one, a single softmax over both, float32 [B, H, P + M].
         key, value = prefix
         length = key.shape[2]
         on_prefix = (query @ key.transpose(-2, -1))[:, :, 0]
         weights = _softmax(self.logits(torch.cat([on_prefix, logits], dim=-1)), bias)
+
+        # The tokens' part carries the share of the bias that its weights add up to; the prefix's values stand ready.
         on_tokens = weights[..., length:]
         gathered = self.gathered(cast(on_tokens, dtype) @ tokens)
         share = cast(on_tokens.sum(-1, keepdim=True), dtype)[..., None]
@@ -71,6 +79,6 @@ class ClassTokenAttention(nn.Module):
 
 
 def _softmax(logits: Tensor, bias: Tensor | None) -> Tensor:
-    """Return float32 [B, H, columns]."""
+    """Return the weights of all columns, float32 [B, H, columns]."""
     logits = cast(logits, torch.float32)
     return (logits if bias is None else logits + bias[:, None]).softmax(-1)

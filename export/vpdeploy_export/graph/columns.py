@@ -10,16 +10,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorColumns:
-    """Tensors that make a block's adaptive prompts; a leading 1 stands for constants.
+    """Tensors that make a block's adaptive prompts; where the first axis is 1, they are constants.
 
     Attributes:
-        mix: [1 or B, T, n].
-        scale: [1 or B, 1, D].
-        shift: [1 or B, T, D].
-        down: [1 or B, r, D].
-        up: [1 or B, D, r].
-        bias: float32 [1 or B, T] on the generated columns' logits; None means zero.
-        eps: Of the LayerNorm that is read; None where it is the block's own.
+        mix: Weights that mix the n patches into T prompts, [1 or B, T, n].
+        scale: What each channel of the mixed patches is multiplied by, [1 or B, 1, D].
+        shift: What is added to them then, [1 or B, T, D].
+        down: First layer of the feature projector, [1 or B, r, D].
+        up: Its second layer, [1 or B, D, r].
+        bias: What is added to the generated columns' logits, float32 [1 or B, T]; None means zero.
+        eps: The eps of the LayerNorm that the generator reads; None where that is the block's own norm.
     """
 
     mix: Tensor
@@ -37,8 +37,8 @@ class Columns:
 
     Attributes:
         key: Prefix keys, [1 or B, H, P, d], or None.
-        value: As ``key``.
-        bias: float32 [1 or B, P] on the prefix's logits; None means zero.
+        value: Prefix values, [1 or B, H, P, d], or None.
+        bias: What is added to the prefix's logits, float32 [1 or B, P]; None means zero.
         generator: What makes further columns from the image, or None.
     """
 

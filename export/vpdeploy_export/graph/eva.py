@@ -1,7 +1,7 @@
 """Deployed parts of vision transformers with rotary positions.
 
-Folded as for plain ones; the sines and cosines of the rotary positions are constants. Prefix and generated prompts are
-not rotated, as in training.
+The same is folded as for plain ones, and the sines and cosines of the rotary positions are constants. Prefix and
+generated prompts are not rotated, as in training.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ def without_affine(
     W (γ ⊙ x̂ + β) + b = (W diag γ) x̂ + (W β + b). What x̂ is used for besides then needs no norm of its own.
 
     Args:
-        norm: A LayerNorm; another norm keeps its affine.
-        projections: Weight [M, D] and bias [M] or None of each.
+        norm: A LayerNorm; a norm of another kind keeps its affine.
+        projections: Weight [M, D], and bias [M] or None, of each projection.
 
     Returns:
         The norm left over, and weight and bias of each projection, float64.

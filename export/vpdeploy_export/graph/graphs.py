@@ -1,4 +1,4 @@
-"""The two deployed graphs: one task's, prompts folded in, and all tasks', prompts taken from the table."""
+"""The two deployed graphs: one task's, with its prompts folded in, and that of all tasks, with a table's prompts."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class _Graph(nn.Module):
     Args:
         trunk: The frozen backbone; its parts are copied.
         preprocessing: Image size, mean and standard deviation.
-        dtype: Of weights and matrix products.
-        image_input: Form of the ``image`` input.
-        opset: From ``FUSED_ATTENTION_OPSET`` on, attention is one operator.
-        islands: What stays float32 in a narrower graph.
+        dtype: The type of weights and matrix products.
+        image_input: The form of the ``image`` input.
+        opset: The ONNX opset that will be written; from ``FUSED_ATTENTION_OPSET`` on, attention is one operator.
+        islands: The parts that stay float32 in a narrower graph.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class _Graph(nn.Module):
         """Return logits, float32 [B, C].
 
         Args:
-            feature: float32 [B, D].
-            weight: float32 [D, C] or [B, D, C].
-            bias: float32 [C] or [B, C].
+            feature: The pooled feature, float32 [B, D].
+            weight: The head's weight, float32 [D, C] or [B, D, C].
+            bias: The head's bias, float32 [C] or [B, C].
         """
         if self.dtype == torch.float32:
             return (feature @ weight if weight.dim() == 2 else (feature[:, None, :] @ weight)[:, 0]) + bias
@@ -80,17 +80,17 @@ class _Graph(nn.Module):
 
 
 class FoldedGraph(_Graph):
-    """One task's graph: prompts and head are constants, every block has the prefix length it needs.
+    """The graph of one task: prompts and head are constants, and every block has the prefix length it needs.
 
     Args:
         trunk: The frozen backbone, or the method's own copy with its weights merged.
         preprocessing: Image size, mean and standard deviation.
         prompts: The compiled prompts.
         head: The trained head.
-        dtype: Of weights and matrix products.
-        image_input: Form of the ``image`` input.
-        opset: ONNX opset that will be written.
-        islands: What stays float32 in a narrower graph.
+        dtype: The type of weights and matrix products.
+        image_input: The form of the ``image`` input.
+        opset: The ONNX opset that will be written.
+        islands: The parts that stay float32 in a narrower graph.
     """
 
     inserted: Tensor | None
@@ -181,15 +181,15 @@ class FoldedGraph(_Graph):
 
 
 class SwitchableGraph(_Graph):
-    """All tasks' graph: each row of a batch takes its prompts and head from its slot of the table.
+    """The graph of all tasks: each row of a batch takes its prompts and head from its slot of the table.
 
     Args:
         trunk: The frozen backbone.
         preprocessing: Image size, mean and standard deviation.
-        layout: Of the table.
-        dtype: Of weights and matrix products.
-        opset: ONNX opset that will be written.
-        islands: What stays float32 in a narrower graph.
+        layout: The layout of the table.
+        dtype: The type of weights and matrix products.
+        opset: The ONNX opset that will be written.
+        islands: The parts that stay float32 in a narrower graph.
     """
 
     def __init__(
@@ -210,8 +210,8 @@ class SwitchableGraph(_Graph):
         """Compute logits.
 
         Args:
-            image: uint8 [B, H, W, 3].
-            slot: int32 [B].
+            image: The pixels, uint8 [B, H, W, 3].
+            slot: The slot of each row's task, int32 [B].
             table: The layout's tensors in their order, each [S, ...].
 
         Returns:

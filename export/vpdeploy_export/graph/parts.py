@@ -24,9 +24,9 @@ class GraphParts:
     """What a graph is made of.
 
     Attributes:
-        embedding: ``image`` to the first block's tokens.
+        embedding: Takes ``image`` and returns the first block's tokens.
         blocks: Each takes tokens and ``Columns``, and returns the next block's tokens.
-        final: The last block's tokens to the pooled feature, [B, D].
+        final: Takes the last block's tokens and returns the pooled feature, [B, D].
     """
 
     embedding: nn.Module
@@ -50,8 +50,8 @@ def graph_parts(trunk: Trunk, preprocessing: Preprocessing, *, image_input: Imag
     Args:
         trunk: The frozen backbone.
         preprocessing: Image size, mean and standard deviation.
-        image_input: Form of the ``image`` input.
-        fused: Write attention as one operator instead of its parts.
+        image_input: The form of the ``image`` input.
+        fused: Whether attention is written as one operator; else it is written as its parts.
 
     Raises:
         ExportError: No graph is written for the backbone's family.

@@ -14,15 +14,15 @@ ImageInput = Literal["uint8", "float"]
 
 
 class PatchEmbedding(nn.Module):
-    """Images to tokens: normalisation, patch projection, positions and class token, folded.
+    """Turns images into tokens: normalisation, patch projection, positions and class token, folded.
 
     A patch projection is a matrix product over non-overlapping patches. Pixels enter it as (u - 128) / 128, which is
     exact in float16; the rest of scaling and normalisation sits in its weight and constant.
 
     Args:
         model: The frozen backbone: timm's ``VisionTransformer``, ``Eva`` or ``SwinTransformer``.
-        preprocessing: Mean and standard deviation.
-        image_input: ``uint8``: [B, H, W, 3] pixels; ``float``: [B, 3, H, W], already normalised.
+        preprocessing: Tells mean and standard deviation.
+        image_input: ``uint8`` takes pixels [B, H, W, 3]; ``float`` takes images [B, 3, H, W], already normalised.
     """
 
     weight: Tensor
@@ -36,6 +36,8 @@ class PatchEmbedding(nn.Module):
         self.patch = projection.kernel_size[0]
         self.grid = preprocessing.image_size // self.patch
         self.image_input = image_input
+
+        # The projection, in float64, of pixels as they enter.
         weight = projection.weight.detach().double()
         bias = torch.zeros(weight.shape[0]).double() if projection.bias is None else projection.bias.detach().double()
         if image_input == "uint8":
@@ -43,10 +45,14 @@ class PatchEmbedding(nn.Module):
             std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
             bias = bias + (weight * (128 / 255 - mean) / std).sum((1, 2, 3))
             weight = weight * (128 / 255) / std
+
+        # Positions of the patches, and the rows before them: class token and registers.
         count, width = self.grid**2, weight.shape[0]
         positions = _positions(model, self.grid, width)
         leading = positions.shape[1] - count
         position: Tensor | None = positions[:, leading:]
+
+        # Constants that nothing stands between are added up: bias and positions, unless a norm is between them.
         self.norm = None if isinstance(model.patch_embed.norm, nn.Identity) else copy.deepcopy(model.patch_embed.norm)
         if self.norm is None:
             position, bias = positions[:, leading:] + bias, torch.zeros(0)
@@ -60,6 +66,7 @@ class PatchEmbedding(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return tokens, [B, N, D], from ``image`` in the form that ``image_input`` names."""
         grid, patch = self.grid, self.patch
+        # Patches as rows, [B, n, patch · patch · 3].
         if self.image_input == "uint8":
             # The cast comes first: TensorRT takes uint8 as the type of an input that is cast, and of nothing else.
             pixels = (image.to(self.weight.dtype) - 128.0) * (1 / 128)
@@ -68,11 +75,15 @@ class PatchEmbedding(nn.Module):
         else:
             patches = image.to(self.weight.dtype).reshape(-1, 3, grid, patch, grid, patch).permute(0, 2, 4, 3, 5, 1)
             patches = patches.reshape(-1, grid * grid, patch * patch * 3)
+
+        # Projection, norm where the backbone has one, positions: [B, n, D].
         tokens = patches @ self.weight
         if self.norm is not None and self.bias is not None:
             tokens = self.norm(tokens + self.bias)
         if self.position is not None:
             tokens = tokens + self.position
+
+        # Class token and registers come before the patches.
         if self.leading.shape[1] == 0:
             return tokens
         return torch.cat([self.leading.expand(tokens.shape[0], -1, -1), tokens], dim=1)

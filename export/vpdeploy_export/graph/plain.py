@@ -1,7 +1,7 @@
 """Deployed parts of plain vision transformers.
 
-Folded into constants: pixel scaling and normalisation into the patch embedding; its bias and the positions into one
-addition; the class token and its position. With CLS pooling the last block computes the class token's row only.
+Pixel scaling and normalisation are folded into the patch embedding, its bias and the positions into one addition, and
+the class token and its position into one constant. With CLS pooling the last block computes the class token's row only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the last block's tokens to the feature."""
+"""The end of the backbone: from the last block's tokens to the pooled feature."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNUSED = ("patch_embed", "pos_embed", "cls_token", "reg_token", "rope")
 
 
 class Pooling(nn.Module):
-    """Final norm and pooling, by the backbone's own parts.
+    """Runs the final norm and the pooling, by the backbone's own parts.
 
     Args:
         model: The frozen backbone, a ``VisionTransformer`` or an ``Eva``; its parts are copied.

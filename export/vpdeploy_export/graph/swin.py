@@ -48,7 +48,7 @@ class SwinGraphBlock(nn.Module):
     Args:
         block: The frozen ``SwinTransformerBlock``; its parts are copied.
         merging: The patch merging that runs first, or None.
-        side: Tokens along a side of the map that enters.
+        side: The number of tokens along a side of the map that enters.
     """
 
     bias: Tensor
@@ -57,6 +57,7 @@ class SwinGraphBlock(nn.Module):
 
     def __init__(self, block: Any, merging: nn.Module | None, side: int) -> None:
         super().__init__()
+        # The map that enters, and the windows that it is parted into behind a patch merging.
         self.side = side
         self.merging = copy.deepcopy(merging)
         side = side if merging is None else (side + 1) // 2
@@ -66,6 +67,8 @@ class SwinGraphBlock(nn.Module):
         self.pads = bool((windows == side**2).any())
         self.area = attention.window_area
         self.count = len(windows) // self.area
+
+        # Projections, with the norm's affine and the logits' scale folded in.
         biases = [None] * 3 if attention.qkv.bias is None else attention.qkv.bias.chunk(3)
         projections = list(zip(attention.qkv.weight.chunk(3), biases, strict=True))
         norm = copy.deepcopy(block.norm1) if self.pads else None
@@ -75,6 +78,8 @@ class SwinGraphBlock(nn.Module):
         self.query, self.key, self.value = (
             linear(weight * factor, bias * factor) for (weight, bias), factor in zip(folded, factors, strict=True)
         )
+
+        # The other parts as they are, and the constants: position bias with shift mask, and both gathers.
         self.projection = copy.deepcopy(attention.proj)
         self.mlp_norm, self.mlp = copy.deepcopy(block.norm2), copy.deepcopy(block.mlp)
         with torch.no_grad():
@@ -88,8 +93,8 @@ class SwinGraphBlock(nn.Module):
         """Give every part its type; a norm runs in the wider one of what it reads and of what reads it.
 
         Args:
-            dtype: Of the parts that are not ``wide``.
-            wide: The parts that are float32. What is added to the logits always is.
+            dtype: The type of the parts that are not ``wide``.
+            wide: The parts that are float32. What is added to the logits is always float32.
         """
         attention, mlp, tokens = (torch.float32 if part in wide else dtype for part in PARTS)
         self.attention_type, self.mlp_type, self.token_type = attention, mlp, tokens
@@ -107,24 +112,32 @@ class SwinGraphBlock(nn.Module):
         """Run patch merging and block.
 
         Args:
-            tokens: [B, N, D].
-            columns: What the tokens of every window attend to besides themselves; no generator.
+            tokens: The block's input, [B, N, D].
+            columns: What the tokens of every window attend to besides themselves; there is no generator among it.
 
         Returns:
-            [B, N, D], or [B, ⌈side/2⌉², 2D] behind a patch merging.
+            The next block's tokens, [B, N, D], or [B, ⌈side/2⌉², 2D] behind a patch merging.
         """
+        # Patch merging, where the block opens a stage: four tokens become one of twice the width.
         tokens = cast(tokens, self.token_type)
         if self.merging is not None:
             tokens = self.merging(tokens.unflatten(1, (self.side, self.side))).flatten(1, 2)
+
+        # Norm, and one gather that shifts, pads and parts into W windows of A places: [B, W·A, D].
         rows = cast(self.norm(cast(tokens, self.norm_type)), self.attention_type)
         if self.pads:
             rows = torch.nn.functional.pad(rows, (0, 0, 0, 1))
         rows = rows.index_select(1, self.windows)
+
+        # Queries, keys and values of all windows, [B, H, W·A, d]; logits within each, float32 [B, H, W, A, A].
         query, key, value = (self._heads(part(rows)) for part in (self.query, self.key, self.value))
         own_key, own_value = (self._windows(part) for part in (key, value))
         logits = cast(self.logits(self._windows(query) @ own_key.transpose(-2, -1)), torch.float32) + self.bias
+
+        # Attention, [B, H, W·A, d].
         if columns.key is not None and columns.value is not None:
             # One softmax over both parts; the prefix is multiplied once for all windows, and copied for none.
+            # Its logits are [B, H, W·A, P], the weights of both parts [B, H, W, A, P + A].
             prefix_key, prefix_value = (cast(part, self.attention_type) for part in (columns.key, columns.value))
             prefix = cast(self.prefix_logits(query @ prefix_key.transpose(-2, -1)), torch.float32)
             if columns.bias is not None:
@@ -135,8 +148,12 @@ class SwinGraphBlock(nn.Module):
             mixed = mixed + weights[..., :length].flatten(2, 3) @ prefix_value
         else:
             mixed = (cast(logits.softmax(-1), value.dtype) @ own_value).flatten(2, 3)
+
+        # Heads side by side, output projection, every token back to its place, first residual: [B, N, D].
         mixed = self.projection(mixed.transpose(1, 2).flatten(2)).index_select(1, self.places)
         tokens = tokens + cast(mixed, self.token_type)
+
+        # MLP and second residual.
         normalised = cast(self.mlp_norm(cast(tokens, self.mlp_norm_type)), self.mlp_type)
         return tokens + cast(self.mlp(normalised), self.token_type)
 
@@ -152,7 +169,7 @@ class SwinGraphBlock(nn.Module):
 
 
 class _SwinPooling(nn.Module):
-    """Final norm and pooling, by the backbone's own parts."""
+    """Runs the final norm and the pooling, by the backbone's own parts."""
 
     def __init__(self, model: Any, side: int) -> None:
         super().__init__()
@@ -168,10 +185,13 @@ def _window_positions(side: int, window: tuple[int, int], shift: tuple[int, int]
 
     The token ``side²`` stands for padding.
     """
+    # Which token stands where, after shift and padding.
     tokens = torch.arange(side**2).reshape(1, side, side, 1)
     shifted = torch.roll(tokens, shifts=(-shift[0], -shift[1]), dims=(1, 2))
     padding = [-side % step for step in window]
     padded = nn.functional.pad(shifted, (0, 0, 0, padding[1], 0, padding[0]), value=side**2)
+
+    # Read window by window, and the inverse of that.
     windows = window_partition(padded, window).flatten()
     places = torch.empty(side**2 + 1, dtype=torch.long)
     places[windows] = torch.arange(len(windows))

@@ -1,4 +1,4 @@
-"""What to do when the parity gate closes."""
+"""What to do when an export misses the tolerance of the parity gate."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from vpdeploy.deployed import DeployedGraph
 from vpdeploy.manifest import Precision
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy_export.parity import CHECK_WEIGHTS, Expectation
+from vpdeploy_export.passes.narrow import TITLES
 from vpdeploy_export.precision.bisection import bisect
-from vpdeploy_export.precision.narrow import TITLES
 
 _NEXT: Final[dict[Precision, str]] = {
     "fp16": "try --bf16, or leave --fp16 out for float32",

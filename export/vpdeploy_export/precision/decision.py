@@ -21,10 +21,10 @@ class PrecisionReport:
     """What a probe found and what follows.
 
     Attributes:
-        precision: Of the graph.
-        islands: What stays float32.
-        maxima: Largest absolute values by block and place.
-        images: Where each task's images come from.
+        precision: The precision of the graph.
+        islands: The parts that stay float32.
+        maxima: The largest absolute values by block and place.
+        images: Where each task's images come from, by task.
     """
 
     precision: Precision
@@ -55,8 +55,8 @@ def choose_islands(maxima: Maxima, precision: Precision, *, depth: int) -> Islan
 
     Args:
         maxima: What the probe found.
-        precision: Of the graph.
-        depth: Number of blocks, L.
+        precision: The precision of the graph.
+        depth: The number of blocks, L.
     """
     largest = LARGEST.get(precision)
     if largest is None:

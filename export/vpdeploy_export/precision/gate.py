@@ -44,12 +44,12 @@ def run_gate(
     """Compare a graph with the trained models on the CPU, the tasks mixed in every batch.
 
     Args:
-        graph: As written.
-        expectations: What each task should answer.
-        prompt_sets: Of a bundle's graph: one for each expectation.
+        graph: The graph as it was written.
+        expectations: They say what each task should answer.
+        prompt_sets: One for each expectation where the graph is a bundle's; else there are none.
 
     Returns:
-        For each task the worse of its comparisons: of the file, and rounded after every operation.
+        For each task the worse of its comparisons: the file as it is, and the graph rounded after every operation.
     """
     found: list[list[ParityReport]] = []
     with TemporaryDirectory(prefix="vpdeploy-gate-") as folder:

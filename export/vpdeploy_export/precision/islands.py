@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Part = Literal["attention", "mlp", "residual"]
-"""Of a block. ``attention``: projections, prompts, logits, output projection; ``mlp``: its products and activation;
-``residual``: the tokens between them."""
+"""A part of a block. ``attention`` is projections, prompts, logits and output projection; ``mlp`` is its products and
+activation; ``residual`` is the tokens between them."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -18,9 +18,9 @@ class Islands:
     """Which parts of a float16 or bfloat16 graph are float32.
 
     Attributes:
-        blocks: Parts by block, 0 to L - 1; blocks without any are absent.
-        embedding: The patch embedding.
-        final: The final norm and pooling.
+        blocks: The float32 parts by block, 0 to L - 1; blocks without any are absent.
+        embedding: Whether the patch embedding is float32.
+        final: Whether the final norm and pooling are float32.
     """
 
     blocks: Mapping[int, frozenset[Part]] = field(default_factory=dict)

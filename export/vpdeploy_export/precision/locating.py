@@ -21,9 +21,9 @@ class Location:
     """A value's place.
 
     Attributes:
-        block: 0 to L - 1, or None before the first and behind the last.
-        part: Of the block, or ``embedding`` or ``head``.
-        name: Of the value in the graph.
+        block: The block, 0 to L - 1; None before the first and behind the last.
+        part: The part of the block, or ``embedding`` or ``head`` outside of the blocks.
+        name: The value's name in the graph.
     """
 
     block: int | None

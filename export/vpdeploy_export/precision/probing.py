@@ -1,4 +1,4 @@
-"""Running the probe: every task's real prompts, the parity gate's images, float32."""
+"""Running the probe: the float32 graph, with every task's real prompts, on the images of the parity gate."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def probe_folded(graph: ProbedGraph, expectation: Expectation, *, precision: Pre
 
     Args:
         graph: The float32 graph, written for ``PROBE_OPSET``; it takes uint8 images.
-        expectation: Gives the images.
-        precision: Of the graph that will be written.
+        expectation: It gives the images.
+        precision: The precision of the graph that will be written.
     """
     maxima = _run(graph, ((pixels,) for pixels in _batches(expectation)))
     return _report(maxima, precision, [expectation], depth=len(graph.blocks))
@@ -49,10 +49,10 @@ def probe_switchable(
 
     Args:
         graph: The float32 graph, written for ``PROBE_OPSET``.
-        layout: Of its table, in float32.
+        layout: The layout of its table, in float32.
         prompt_sets: All tasks, in that layout.
-        expectations: Give each task's images.
-        precision: Of the graph that will be written.
+        expectations: They give each task's images.
+        precision: The precision of the graph that will be written.
     """
     table = Table(layout, common_sizes([each.sizes() for each in prompt_sets]), len(prompt_sets))
     for slot, prompt_set in enumerate(prompt_sets):

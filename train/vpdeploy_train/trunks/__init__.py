@@ -30,8 +30,8 @@ def trunk_of(model: nn.Module, name: str | None = None) -> Trunk:
     """Return the view of a timm model that prompts work with.
 
     Args:
-        model: Created with ``num_classes=0``.
-        name: What to call it in an error; its class by default.
+        model: The timm model; it was created with ``num_classes=0``.
+        name: The name that errors call it by; None is the name of its class.
 
     Raises:
         SpecError: No family takes it; the message names the part that prompts cannot enter.

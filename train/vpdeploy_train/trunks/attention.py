@@ -21,15 +21,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, prefix: Prefix | None, *, 
     """Attend to a prefix and to the tokens' own keys and values.
 
     Args:
-        query: [B, H, M, d], unscaled.
-        key: [B, H, N, d].
-        value: [B, H, N, d].
-        prefix: What precedes ``key`` and ``value``, or None.
-        scale: Of the logits; None means 1/√d.
+        query: The queries, [B, H, M, d], unscaled.
+        key: The tokens' keys, [B, H, N, d].
+        value: The tokens' values, [B, H, N, d].
+        prefix: The keys and values that precede the tokens', or None.
+        scale: What the logits are multiplied by; None means 1/√d.
 
     Returns:
-        [B, H, M, d].
+        What each query takes from prefix and tokens, [B, H, M, d].
     """
+    # Keys and values of the prefix come first, [B, H, P + N, d]; its bias is the only one, [B, 1, 1, P + N].
     mask = None
     if prefix is not None:
         batch, heads, tokens, _ = key.shape

@@ -20,7 +20,7 @@ from vpdeploy_train.trunks.trunk import Prefix
 
 
 class EvaTrunk(RowTrunk):
-    """A pre-norm ViT with rotary or learned positions; layer scale, SwiGLU and inner norms by its own parts."""
+    """A pre-norm ViT with rotary or learned positions; layer scale, SwiGLU and inner norms are the model's."""
 
     model_type: ClassVar[type[nn.Module]] = Eva
 
@@ -60,20 +60,28 @@ class EvaTrunk(RowTrunk):
         """Run block ``index``, all its own parts (layer scale, norms, MLP) as they are."""
         block = self.model.blocks[index]
         attention = block.attn
+
+        # Rows that the block computes, M = N or 1; query [B, H, M, d], key and value of all rows [B, H, N, d].
         rows = tokens[:, :1] if first_row_only else tokens
         normalised = block.norm1(tokens)
         weights = projections(attention)
         query = attention.q_norm(_heads(normalised[:, :1] if first_row_only else normalised, *weights[0], attention))
         key = attention.k_norm(_heads(normalised, *weights[1], attention))
         value = _heads(normalised, *weights[2], attention)
+
+        # Rotary positions turn the patches' queries and keys.
         rotation = self.rotation(index)
         if rotation is not None:
             # Row 0 alone is the class token, which is at no place.
             query = query if first_row_only else _rotate(query, rotation, attention)
             key = _rotate(key, rotation, attention)
+
+        # Attention [B, H, M, d], heads side by side [B, M, D], output projection, first residual.
         mixed = attend(query.type_as(value), key.type_as(value), value, prefix)
         mixed = attention.proj(attention.norm(mixed.transpose(1, 2).flatten(2)))
         rows = rows + (mixed if block.gamma_1 is None else block.gamma_1 * mixed)
+
+        # MLP and second residual, [B, M, D].
         hidden = block.mlp(block.norm2(rows))
         output: Tensor = rows + (hidden if block.gamma_2 is None else block.gamma_2 * hidden)
         return output
@@ -90,7 +98,7 @@ def projections(attention: Any) -> list[tuple[Tensor, Tensor | None]]:
     """Return weight [D, D] and bias [D] of query, key and value, which timm keeps in one tensor or in three.
 
     Args:
-        attention: An ``EvaAttention`` or ``AttentionRope``.
+        attention: The block's attention, an ``EvaAttention`` or ``AttentionRope``.
     """
     if attention.qkv is None:
         return [(part.weight, part.bias) for part in (attention.q_proj, attention.k_proj, attention.v_proj)]

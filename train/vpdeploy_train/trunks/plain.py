@@ -15,7 +15,7 @@ from vpdeploy_train.trunks.trunk import Prefix
 
 
 class PlainTrunk(RowTrunk):
-    """A plain ViT: class token or average pooling, registers, layer scale, QK norm and pre-norm by its own parts."""
+    """A plain ViT; class token or average pooling, registers, layer scale, QK norm and pre-norm are the model's."""
 
     model_type: ClassVar[type[nn.Module]] = VisionTransformer
 
@@ -43,11 +43,16 @@ class PlainTrunk(RowTrunk):
         """Run block ``index``, all its own parts (layer scale, QK norm, MLP) as they are."""
         block = self.model.blocks[index]
         attention: Attention = block.attn
+        # Rows that the block computes, M = N or 1; query [B, H, M, d], key and value of all rows [B, H, N, d].
         rows = tokens[:, :1] if first_row_only else tokens
         query, key, value = _project_tokens(attention, block.norm1(tokens), first_row_only=first_row_only)
+
+        # Attention [B, H, M, d], heads side by side [B, M, D], output projection, first residual.
         mixed = attend(query, key, value, prefix)
         mixed = attention.norm(mixed.transpose(1, 2).flatten(2))
         rows = rows + block.ls1(attention.proj(mixed))
+
+        # MLP and second residual, [B, M, D].
         output: Tensor = rows + block.ls2(block.mlp(block.norm2(rows)))
         return output
 
@@ -65,12 +70,17 @@ class PlainTrunk(RowTrunk):
 def _project_tokens(attention: Attention, normalised: Tensor, *, first_row_only: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return query, key and value, each [B, H, rows, d]; the query has one row if ``first_row_only``."""
     heads, head_width, width = attention.num_heads, attention.head_dim, attention.attn_dim
+    # All rows: one product gives the three.
     if not first_row_only:
         parts = attention.qkv(normalised).unflatten(-1, (3, heads, head_width)).permute(2, 0, 3, 1, 4)
         return attention.q_norm(parts[0]), attention.k_norm(parts[1]), parts[2]
+
+    # Row 0 alone: its query [B, 1, D] by a part of the weight, keys and values [B, N, 2D] by the rest.
     weight, bias = attention.qkv.weight, attention.qkv.bias
     query = F.linear(normalised[:, :1], weight[:width], None if bias is None else bias[:width])
     pair = F.linear(normalised, weight[width:], None if bias is None else bias[width:])
+
+    # Into heads.
     query = query.unflatten(-1, (heads, head_width)).transpose(1, 2)
     pair = pair.unflatten(-1, (2, heads, head_width)).permute(2, 0, 3, 1, 4)
     return attention.q_norm(query), attention.k_norm(pair[0]), pair[1]

@@ -40,7 +40,7 @@ class RowTrunk(Trunk):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage."""
+        """The stages: all blocks form one."""
         heads = self.model.blocks[0].attn.num_heads
         return (Stage(depth=len(self.model.blocks), width=self.model.embed_dim, heads=heads),)
 
@@ -62,7 +62,7 @@ class RowTrunk(Trunk):
 
     @property
     def grid(self) -> int:
-        """Patches along a side."""
+        """The number of patches along a side."""
         return self.image_size // self.patch_size
 
     def patches(self, tokens: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class SwinTrunk(Trunk):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages."""
+        """The stages, each with the width and heads of its blocks."""
         return tuple(
             Stage(depth=len(stage.blocks), width=stage.blocks[0].dim, heads=stage.blocks[0].attn.num_heads)
             for stage in self.model.layers
@@ -87,9 +87,12 @@ class SwinTrunk(Trunk):
 
     def run(self, index: int, tokens: Tensor, prefix: Prefix | None, *, first_row_only: bool = False) -> Tensor:
         """Run block ``index``, and before it the patch merging of a stage that it opens."""
+        # Patch merging, where the block opens a stage: four tokens become one of twice the width.
         merging = self.merging(index)
         if merging is not None:
             tokens = merging(tokens)
+
+        # Attention in windows, MLP, and a residual around each, [B, height, width, D].
         block: Any = self.blocks[index]
         tokens = tokens + _attend_windows(block, block.norm1(tokens), prefix)
         output: Tensor = tokens + block.mlp(block.norm2(tokens))
@@ -125,12 +128,18 @@ def _attend_windows(block: Any, normalised: Tensor, prefix: Prefix | None) -> Te
     attention = block.attn
     batch, height, width, _ = normalised.shape
     shift, window = block.shift_size, block.window_size
+
+    # Shift, pad, and part into W windows of A tokens: [B, W, A, D].
     padding = [-side % step for side, step in zip((height, width), window, strict=True)]
     shifted = torch.roll(normalised, shifts=(-shift[0], -shift[1]), dims=(1, 2)) if any(shift) else normalised
     shifted = F.pad(shifted, (0, 0, 0, padding[1], 0, padding[0]))
-    windows = window_partition(shifted, window).flatten(1, 2).unflatten(0, (batch, -1))  # [B, W, A, D]
+    windows = window_partition(shifted, window).flatten(1, 2).unflatten(0, (batch, -1))
+
+    # Query, key and value, [B, W, H, A, d], and what the block adds to the logits, [1, 1 or W, H, A, A].
     query, key, value = attention.qkv(windows).unflatten(-1, (3, attention.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
     mask = window_bias(block).to(query.dtype)[None]
+
+    # The prefix stands before every window's own keys and values, [B, W, H, P + A, d]; its columns have its bias alone.
     if prefix is not None:
         length, count = prefix.key.shape[-2], windows.shape[1]
         key = torch.cat([_for_windows(prefix.key, batch, count, key), key], dim=3)
@@ -139,8 +148,12 @@ def _attend_windows(block: Any, normalised: Tensor, prefix: Prefix | None) -> Te
         if prefix.bias is not None:
             columns = F.pad(prefix.bias.to(mask.dtype), (0, mask.shape[-1] - length))
             mask = mask + (columns if columns.dim() == 1 else columns[:, None, None, None])
+
+    # Attention [B, W, H, A, d], heads side by side, output projection: [B·W, A, D].
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     mixed = attention.proj(mixed.transpose(2, 3).flatten(3)).flatten(0, 1)
+
+    # The windows back into a map, without padding and shift.
     shifted = window_reverse(mixed, window, height + padding[0], width + padding[1])[:, :height, :width]
     return torch.roll(shifted, shifts=shift, dims=(1, 2)) if any(shift) else shifted
 

@@ -17,9 +17,9 @@ class Prefix:
     """Keys and values that precede those of a block's tokens.
 
     Attributes:
-        key: [H, P, d], or [B, H, P, d] where they depend on the image.
-        value: As ``key``.
-        bias: Added to the attention logits of the prefix, [P] or [B, P]; None means zero.
+        key: The keys, [H, P, d], or [B, H, P, d] where they depend on the image.
+        value: The values, shaped like the keys.
+        bias: What is added to the prefix's attention logits, [P] or [B, P]; None means zero.
     """
 
     key: Tensor
@@ -33,7 +33,7 @@ class Trunk(ABC):
     A trunk holds no tensors of its own: the model's parts are used as they are.
 
     Args:
-        model: The timm model, created with ``num_classes=0``.
+        model: The timm model; it was created with ``num_classes=0``.
     """
 
     model_type: ClassVar[type[nn.Module]]
@@ -61,7 +61,7 @@ class Trunk(ABC):
     @property
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
-        """Depth, width and heads of consecutive blocks of the same sizes."""
+        """The stages: each is a run of consecutive blocks of the same width and number of heads."""
 
     @property
     def block_stages(self) -> tuple[Stage, ...]:
@@ -70,7 +70,7 @@ class Trunk(ABC):
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch, of the first stage where there are several, in pixels."""
+        """Side of a patch in pixels; where there are several stages, of a patch of the first one."""
         return int(self.model.patch_embed.patch_size[0])
 
     @property
@@ -97,11 +97,11 @@ class Trunk(ABC):
         """Run block ``index`` on tokens that also attend to a prefix.
 
         Args:
-            index: Block, 0 to L - 1.
-            tokens: [B, N, D], or as ``embed`` gives them.
+            index: The block, 0 to L - 1.
+            tokens: The block's input, [B, N, D], or in the form that ``embed`` gives.
             prefix: Keys and values to attend to besides the tokens' own, or None.
-            first_row_only: Compute queries, output projection and MLP for row 0 alone; keys and values still come
-                from all rows. Exact for the last block of a model that reads its class token only.
+            first_row_only: Whether queries, output projection and MLP are computed for row 0 alone; keys and values
+                still come from all rows. That is exact for the last block of a model that reads its class token only.
 
         Returns:
             The next block's tokens; [B, 1, D] if ``first_row_only``.
@@ -115,8 +115,8 @@ class Trunk(ABC):
         projections (VPT, arXiv 2203.12119, eq. 4-5, restricted to what reaches other tokens).
 
         Args:
-            index: Block, 0 to L - 1.
-            prompts: [..., T, D].
+            index: The block, 0 to L - 1.
+            prompts: The prompt tokens, [..., T, D].
 
         Returns:
             Key and value, each [..., H, T, d].
@@ -133,7 +133,7 @@ class Trunk(ABC):
 
     @property
     def grid(self) -> int | None:
-        """Patches along a side where all blocks share one patch grid, else None."""
+        """The number of patches along a side where all blocks share one patch grid, else None."""
         return None
 
     def patches(self, tokens: Tensor) -> Tensor:
