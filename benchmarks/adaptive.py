@@ -32,7 +32,8 @@ from vpdeploy_export.packing import pack
 from vpdeploy_export.saving import save_model
 from vpdeploy_export.tokens import TokenPromptedViT, build_token_prompted
 from vpdeploy_export.writer import build_folded, build_switchable
-from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions
+from vpdeploy_train.methods import METHODS
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.trunks import trunk_of
 
@@ -69,7 +70,7 @@ def main() -> None:
 
 def model_of(vit: nn.Module, name: str, prompts: int) -> PromptedViT:
     dimensions = PromptDimensions.of(trunk_of(vit))
-    options = MethodOptions(prompt_tokens=prompts)
+    options = METHODS[name].Options(prompt_tokens=prompts)
     return PromptedViT(vit, METHODS[name].create(dimensions, options, torch.Generator().manual_seed(0)), CLASSES).eval()
 
 

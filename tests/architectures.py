@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vpdeploy.preprocessing import Preprocessing
-from vpdeploy_train.methods import PromptDimensions
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import Kept
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.trunks import trunk_of
 

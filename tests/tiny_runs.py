@@ -21,10 +21,11 @@ from vpdeploy.task import TaskCard
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.packing import choose_layout, pack
 from vpdeploy_train.backbone import Backbone, load_backbone
-from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions, PromptMethod
+from vpdeploy_train.methods import METHODS, MethodOptions
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import SEGMENTS, Kept
-from vpdeploy_train.methods.method import NoPrompts
+from vpdeploy_train.methods.method import NoPrompts, PromptDimensions, PromptMethod
+from vpdeploy_train.option import options_of
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import Pooling
@@ -136,11 +137,17 @@ def compiled_set(
     return pack(prompts, model.head, card, layout, model.trunk)
 
 
+def options_for(method: str, **values: Any) -> MethodOptions:
+    """A method's options: of some values, those that it knows."""
+    kind = METHODS[method].Options
+    return kind(**{name: value for name, value in values.items() if name in options_of(kind)})
+
+
 def random_method(vit: VisionTransformer, name: str, *, seed: int = 0, **options: Any) -> PromptMethod:
     """A method by name, random in every tensor, so that each of them matters."""
     dimensions = PromptDimensions.of(trunk_of(vit))
     generator = torch.Generator().manual_seed(seed)
-    method = METHODS[name].create(dimensions, MethodOptions(**options), generator)
+    method = METHODS[name].create(dimensions, options_for(name, **options), generator)
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
@@ -230,7 +237,7 @@ def write_mixed_runs(folder: Path) -> list[Path]:
     """Write runs of three methods on one backbone: E²VPT, VAPT and a linear head; 3, 4 and 5 classes."""
     weights = write_weights(folder / "vit.safetensors", seed=3)
     backbone = backbone_of(weights)
-    options = {"prompt_tokens": 5, "kv_tokens": 3, "hidden": 4, "rank": 3, "norm": "block"}
+    options = {"prompt_tokens": 5, "kv_tokens": 3, "vapt_hidden": 4, "lora_rank": 3, "vapt_norm": "block"}
     for number, name in enumerate(("e2vpt", "vapt", "linear")):
         method = random_method(backbone.vit, name, seed=number, **options)
         model = prompted(backbone.vit, method, 3 + number, seed=number)

@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-RECIPE: Mapping[str, Any] = {
-    "optimizer": "adamw",
-    "resize": "squash",  # the whole image: where something lies may be the question
-    "augment": "none",  # a mirrored or cropped image may have another answer
-    "prompt_tokens": 10,
-    "kv_tokens": 5,
-    "head": "probe",
-}
+from vpdeploy_train.config import SharedSettings
+
+RECIPE: Mapping[str, Any] = SharedSettings(
+    {
+        "optimizer": "adamw",
+        "resize": "squash",  # the whole image: where something lies may be the question
+        "augment": "none",  # a mirrored or cropped image may have another answer
+        "prompt_tokens": 10,
+        "kv_tokens": 5,
+        "head": "probe",
+    }
+)
 """Settings of every trained configuration; all others are the trainer's defaults."""
 
 PROMPT_RATES = (0.1, 0.03, 0.3)

@@ -26,7 +26,7 @@ from vpdeploy_export.precision.islands import NO_ISLANDS
 from vpdeploy_export.precision.probing import PROBE_OPSET, probe_switchable
 from vpdeploy_export.saving import save_model
 from vpdeploy_export.writer import build_switchable, check_opset
-from vpdeploy_train.methods import method_named
+from vpdeploy_train.methods import method_of_run
 from vpdeploy_train.run import Run
 
 
@@ -213,7 +213,7 @@ def _require_prompts(run: Run) -> None:
     Raises:
         SpecError: The task cannot share a graph; the message says what to do.
     """
-    if method_named(run.card.method).form == "weights":
+    if method_of_run(run.card.method).form == "weights":
         raise SpecError(
             f"{run.path}: method '{run.card.method}' changes the backbone's weights, so the task cannot share a graph "
             "with others; export it alone as FILE.onnx, or train prompts"

@@ -76,7 +76,9 @@ def test_importing_loads_no_heavy_package(program: str):
     assert finished.stdout == "[]\n", finished.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help"), ("export", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("--version",), ("eval", "--help"), ("export", "--help"), ("predict", "--help")]
+)
 def test_asking_for_help_loads_no_heavy_package(arguments: tuple[str, ...]):
     program = f"""
     import atexit, sys
@@ -89,6 +91,20 @@ def test_asking_for_help_loads_no_heavy_package(arguments: tuple[str, ...]):
     assert finished.returncode == 0
     assert finished.stdout
     assert finished.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_help_of_a_training_verb_loads_torch_for_the_methods_options_and_no_timm(verb: str):
+    program = f"""
+    import atexit, sys
+    atexit.register(lambda: print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr))
+    sys.argv[0] = 'vpdeploy'
+    from vpdeploy.cli.main import main
+    main()
+    """
+    finished = python(program, verb, "--help")
+    assert "--vapt-kernel" in finished.stdout
+    assert finished.stderr == "['torch']\n"
 
 
 def test_importing_the_package_loads_nothing_outside_the_standard_library():

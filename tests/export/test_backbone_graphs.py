@@ -22,7 +22,8 @@ from vpdeploy_export.graph.parts import graph_parts
 from vpdeploy_export.packing import choose_layout, pack
 from vpdeploy_export.saving import save_model
 from vpdeploy_export.writer import build_folded, build_switchable
-from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions
+from vpdeploy_train.methods import METHODS
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels
 from vpdeploy_train.trunks import trunk_of
 
@@ -142,7 +143,9 @@ def test_published_pooling_is_folded_exactly(tmp_path, case):
 def test_published_pooling_averages_over_shallow_prompts_in_the_graph_too():
     vit = architectures.make("MAE's pooling")
     source = torch.Generator().manual_seed(0)
-    prompts = METHODS["vpt-shallow"].create(PromptDimensions.of(trunk_of(vit)), MethodOptions(prompt_tokens=3), source)
+    prompts = METHODS["vpt-shallow"].create(
+        PromptDimensions.of(trunk_of(vit)), METHODS["vpt-shallow"].Options(prompt_tokens=3), source
+    )
     model = PromptedViT(vit, prompts, 4, pools_prompts=True).eval()
     pixels = random_pixels(vit)
     assert difference(run_module(folded(model), pixels), expected_logits(model, pixels)) < CLOSE
@@ -153,7 +156,7 @@ def test_published_pooling_averages_over_shallow_prompts_in_the_graph_too():
 def test_every_method_is_folded_on_rotary_positions(case, method):
     vit = architectures.make(case)
     source = torch.Generator().manual_seed(0)
-    options = MethodOptions(prompt_tokens=3, hidden=2, rank=2)
+    options = tiny_runs.options_for(method, prompt_tokens=3, vapt_hidden=2, lora_rank=2)
     prompts = METHODS[method].create(PromptDimensions.of(trunk_of(vit)), options, source)
     with torch.no_grad():
         for parameter in prompts.parameters():
@@ -180,7 +183,7 @@ def test_tasks_of_different_lengths_share_one_graph(tmp_path, case):
     models = [
         architectures.with_prompts(vit, seed=1),
         architectures.with_prompts(vit, tokens=9, kv_tokens=0, seed=2),
-        tiny_runs.prompted(vit, METHODS["linear"].create(PromptDimensions.of(trunk), MethodOptions(), None), 4),
+        tiny_runs.prompted(vit, METHODS["linear"](), 4),
     ]
     compiled = [compile_prompts(model) for model in models]
     layout = choose_layout(dict(zip("abc", compiled, strict=True)), backbone, trunk, precision="fp32")

@@ -26,7 +26,7 @@ from vpdeploy_train.prompted import PromptedViT, normalise_pixels
 
 MakePixels = Callable[..., np.ndarray]
 
-OPTIONS = {"prompt_tokens": 5, "kv_tokens": 3, "hidden": 4, "rank": 3}
+OPTIONS = {"prompt_tokens": 5, "kv_tokens": 3, "vapt_hidden": 4, "lora_rank": 3}
 ADAPTIVE = ("vapt", "vapt-pruned", "linear")
 PAPER = ("vapt-paper", "linear")
 SUPERSET = ("e2vpt", "vapt", "vpt-deep", "vapt-pruned", "linear")
@@ -50,7 +50,7 @@ def models(weights: Path) -> dict[str, PromptedViT]:
     for number, name in enumerate([*METHODS, "vapt-paper", "vapt-pruned"]):
         kind = name.partition("-p")[0]
         norm = "paper" if name == "vapt-paper" else "block"
-        method = tiny_runs.random_method(backbone.vit, kind, seed=number, norm=norm, **OPTIONS)
+        method = tiny_runs.random_method(backbone.vit, kind, seed=number, vapt_norm=norm, **OPTIONS)
         if name == "vapt-pruned":
             assert isinstance(method, PrunableMethod)
             method = method.pruned_to(PRUNED, method.state_dict()).eval()

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from vpdeploy.errors import SpecError
 from vpdeploy_train.architectures import create_plain, plain_name
 from vpdeploy_train.backbone import load_backbone
-from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions
-from vpdeploy_train.methods.method import NoPrompts
+from vpdeploy_train.methods import METHODS
+from vpdeploy_train.methods.method import NoPrompts, PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.trunks import trunk_of
 
@@ -111,12 +111,12 @@ def test_a_hierarchy_gives_each_block_its_own_width_and_heads():
 def test_methods_that_need_rows_are_refused_on_a_hierarchy(method, message):
     dimensions = PromptDimensions.of(trunk_of(architectures.make("Swin-T")))
     with pytest.raises(SpecError, match=re.escape(message)):
-        METHODS[method].create(dimensions, MethodOptions(), torch.Generator())
+        METHODS[method].create(dimensions, METHODS[method].Options(), torch.Generator())
 
 
 def test_lora_is_refused_where_query_key_and_value_are_three_projections():
     model = architectures.make("EVA-02 with three projections")
-    method = METHODS["lora"].create(PromptDimensions.of(trunk_of(model)), MethodOptions(), torch.Generator())
+    method = METHODS["lora"].create(PromptDimensions.of(trunk_of(model)), METHODS["lora"].Options(), torch.Generator())
     with pytest.raises(SpecError, match="method 'lora' needs query, key and value in one projection"):
         PromptedViT(model, method, 3)
 
@@ -125,7 +125,7 @@ def test_lora_is_refused_where_query_key_and_value_are_three_projections():
 @pytest.mark.parametrize("method", ["vapt", "vpt-shallow", "lora"])
 def test_all_methods_run_on_rotary_positions(case, method):
     model = architectures.make(case)
-    options = MethodOptions(prompt_tokens=3, hidden=2, rank=2)
+    options = tiny_runs.options_for(method, prompt_tokens=3, vapt_hidden=2, lora_rank=2)
     prompts = METHODS[method].create(PromptDimensions.of(trunk_of(model)), options, torch.Generator().manual_seed(0))
     prompted = PromptedViT(model, prompts, 3)
     prompted(architectures.random_images(model)).square().sum().backward()

@@ -28,7 +28,7 @@ EPOCHS = 3
 
 @pytest.fixture
 def settings(colours: Path, toy_weights: Path) -> TrainSettings:
-    return TrainSettings(
+    return TrainSettings.of(
         data=f"{colours}#final",
         backbone=TOY,
         weights=str(toy_weights),
@@ -42,7 +42,7 @@ def settings(colours: Path, toy_weights: Path) -> TrainSettings:
 
 
 def invoke(*arguments: str) -> Any:
-    return CliRunner().invoke(build_app(), ["train", *arguments])
+    return CliRunner().invoke(build_app(["train"]), ["train", *arguments])
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from train.toys import TOY
 
 from vpdeploy.errors import SpecError
 from vpdeploy_train.evaluation import evaluate_run
-from vpdeploy_train.methods import MethodOptions, PromptDimensions, method_named
+from vpdeploy_train.methods import METHODS
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.training import train_run
@@ -38,14 +39,13 @@ def pictures() -> None:
 
 
 def settings_of(colours: Path, weights: Path, **values: Any) -> TrainSettings:
-    return TrainSettings(
+    return TrainSettings.of(
         **{
             "data": str(colours),
             "backbone": TOY,
             "weights": str(weights),
             "prompt_tokens": 4,
             "kv_tokens": 4,
-            "vapt_hidden": 4,
             "epochs": EPOCHS,
             "batch_size": 8,
             "device": "cpu",
@@ -132,16 +132,16 @@ def test_a_halving_interrupted_at_its_later_rungs_ends_with_the_same_bytes(halve
 @pytest.mark.usefixtures("pictures")
 def test_adaptive_prompts_are_pruned_and_rewound_to_their_initial_values(settings, tmp_path):
     # Any accuracy will do, so the smallest set is chosen; at this rate not one float32 value moves.
-    values = {"method": "vapt", "keep": "0.5", "prune_candidates": None, "keep_hidden": 0.5}
-    frozen = replace(settings, **values, prune=True, prune_slack=0.99, lr=1e-30, epochs=1)
+    values = {"method": "vapt", "vapt_hidden": 4, "keep": "0.5", "prune_candidates": None, "keep_hidden": 0.5}
+    frozen = settings.changed(**values, prune=True, prune_slack=0.99, lr=1e-30, epochs=1)
     run = train(frozen, tmp_path / "run")
     kept = run.structure["kept"]
     assert [len(block) for block in kept["tokens"]] == [2, 2]
     assert len(kept["hidden"]) == 2
-    options = MethodOptions(prompt_tokens=4, hidden=4)
+    options = METHODS["vapt"].Options(prompt_tokens=4, vapt_hidden=4)
     dimensions = PromptDimensions.of(run.load_backbone().trunk)
     generator = torch.Generator().manual_seed(frozen.seed)
-    initial = method_named("vapt").create(dimensions, options, generator).state_dict()
+    initial = METHODS["vapt"].create(dimensions, options, generator).state_dict()
     assert torch.equal(run.state["method.first"], initial["first"][kept["tokens"][0]])
     assert torch.equal(run.state["method.kernels.0"], initial["kernels.0"])
     assert torch.equal(run.state["method.down"], initial["down"][kept["hidden"]])
@@ -158,7 +158,7 @@ def test_adaptive_prompts_are_pruned_and_rewound_to_their_initial_values(setting
 
 def test_a_pruned_adaptive_run_is_read_back_as_it_was_trained(settings, tmp_path):
     pruning = {"prune": True, "prune_candidates": 2, "keep_hidden": 0.5, "prune_slack": 0.99}
-    run = train(replace(settings, method="vapt", epochs=2, **pruning), tmp_path / "run")
+    run = train(settings.changed(method="vapt", vapt_hidden=4, epochs=2, **pruning), tmp_path / "run")
     result, _ = evaluate_run(tmp_path / "run", None, split="val")
     assert run.card.details["pruning"]["chosen"] != "train"
     assert result.accuracy == pytest.approx(run.card.details["metrics"]["val_accuracy"])
@@ -180,7 +180,7 @@ def test_zero_tokens_stay_in_the_tensors_and_key_value_prompts_are_removed(setti
 
 
 def test_zeros_are_refused_for_adaptive_prompts_before_anything_is_written(settings, tmp_path):
-    zero = replace(settings, method="vapt", prune=True, prune_mode="zero")
+    zero = settings.changed(method="vapt", vapt_hidden=4, prune=True, prune_mode="zero")
     with pytest.raises(SpecError, match="--prune-mode zero"):
         train(zero, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -195,7 +195,7 @@ def test_a_run_tells_how_much_of_the_model_was_tuned(settings, tmp_path):
 
 
 def test_of_low_rank_updates_the_backbone_is_no_part(settings, tmp_path):
-    run = train(replace(settings, method="lora", epochs=1), tmp_path / "run")
+    run = train(settings.changed(method="lora", epochs=1), tmp_path / "run")
     backbone = sum(parameter.numel() for parameter in run.load_backbone().vit.parameters())
     head = 3 * 32 + 3
     updates = run.card.details["prompts"]["parameters"]

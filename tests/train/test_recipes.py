@@ -1,6 +1,6 @@
 import logging
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from vpdeploy_train.config import read_toml
 from vpdeploy_train.data.augmentation import scaled_side
 from vpdeploy_train.data.example import DataSource
 from vpdeploy_train.recipes import RECIPES, recipe_named
-from vpdeploy_train.settings import TrainSettings
+from vpdeploy_train.settings import TrainSettings, every_option
 from vpdeploy_train.suitability import check_data
 
 CLASSES = {
@@ -44,7 +44,7 @@ def test_the_documentation_lists_every_recipe_with_its_classes():
 def test_every_recipe_gives_settings_that_are_valid(name, method):
     settings = merge(name, method=method)
     assert (settings.recipe, settings.method) == (name, method)
-    assert set(RECIPES[name].settings(method)) <= {field.name for field in fields(TrainSettings)}
+    assert set(RECIPES[name].settings(method)) <= every_option().keys()
 
 
 def test_vtab_is_squashed_and_not_varied():
@@ -84,14 +84,15 @@ def test_fine_grained_images_are_scaled_to_256_and_cropped_to_224():
 )
 def test_prompts_are_as_long_as_published(name, lengths):
     settings = merge(name, method="e2vpt")
-    assert (settings.prompt_tokens, settings.kv_tokens) == lengths
+    assert (settings.options.prompt_tokens, settings.options.kv_tokens) == lengths
 
 
 def test_vapt_has_its_own_length_and_published_rates():
     settings = merge("fgvc/dogs", method="vapt")
-    assert (settings.prompt_tokens, settings.vapt_hidden, settings.lr, settings.weight_decay) == (10, 8, 25.0, 1e-3)
+    options = settings.options
+    assert (options.prompt_tokens, options.vapt_hidden, settings.lr, settings.weight_decay) == (10, 8, 25.0, 1e-3)
     assert merge("fgvc/dogs").lr is None
-    assert merge("vtab/cifar100", method="vapt").prompt_tokens == 10
+    assert merge("vtab/cifar100", method="vapt").options.prompt_tokens == 10
 
 
 def test_other_options_win_over_a_recipe_wherever_it_stands():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,12 +14,13 @@ from vpdeploy.cli.main import build_app
 from vpdeploy.errors import SpecError
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.data import AUGMENTATIONS
-from vpdeploy_train.settings import Augment, TrainSettings, default_of
+from vpdeploy_train.methods import METHODS
+from vpdeploy_train.option import options_of
+from vpdeploy_train.settings import Augment, TrainSettings, default_of, every_option
 
-EVERYTHING: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "data": "photos",
     "recipe": "vtab/kitti",
-    "method": "vpt-deep",
     "backbone": "test_vit",
     "weights": "w.safetensors",
     "image_size": 32,
@@ -29,16 +29,6 @@ EVERYTHING: dict[str, Any] = {
     "normalisation": "imagenet",
     "pooling": "patches",
     "val_fraction": 0.25,
-    "prompt_tokens": 3,
-    "kv_tokens": 2,
-    "kv_shared": False,
-    "prompt_dropout": 0.0,
-    "vapt_hidden": 4,
-    "vapt_kernel": 3,
-    "vapt_norm": "paper",
-    "vapt_start": "zero",
-    "lora_rank": 4,
-    "segment_order": "strided",
     "head": "zero",
     "epochs": 7,
     "batch_size": 5,
@@ -67,16 +57,47 @@ EVERYTHING: dict[str, Any] = {
     "prune_slack": 0.125,
     "rewind": "fresh",
 }
-"""Every setting, none at its default."""
+"""Every setting that all methods have but the method itself, none at its default."""
+
+OWN: dict[str, dict[str, Any]] = {
+    "e2vpt": {
+        "prompt_tokens": 3,
+        "prompt_dropout": 0.0,
+        "segment_order": "strided",
+        "kv_tokens": 2,
+        "kv_shared": False,
+    },
+    "vapt": {
+        "prompt_tokens": 3,
+        "prompt_dropout": 0.0,
+        "vapt_hidden": 4,
+        "vapt_kernel": 3,
+        "vapt_norm": "paper",
+        "vapt_start": "zero",
+    },
+    "vpt-deep": {"prompt_tokens": 3, "prompt_dropout": 0.0, "segment_order": "strided"},
+    "vpt-shallow": {"prompt_tokens": 3},
+    "linear": {},
+    "lora": {"lora_rank": 4},
+    "full": {},
+}
+"""Every option of every method, none at its default."""
+
+EVERYTHING = {method: {**COMMON, "method": method, **own} for method, own in OWN.items()}
+every_method = pytest.mark.parametrize("method", EVERYTHING)
 
 
 def make(**values: Any) -> TrainSettings:
-    return TrainSettings(data="digits", **values)
+    return TrainSettings.of(data="digits", **values)
 
 
-def test_the_example_above_sets_everything_to_another_value_than_the_default():
-    assert EVERYTHING.keys() == {setting.name for setting in fields(TrainSettings)}
-    assert not [name for name, value in EVERYTHING.items() if value == default_of(name)]
+@every_method
+def test_the_example_above_sets_everything_to_another_value_than_the_default(method):
+    own = options_of(METHODS[method].Options)
+    assert EVERYTHING.keys() == set(METHODS)
+    assert EVERYTHING[method].keys() == {*options_of(TrainSettings), *own}
+    assert not [name for name, value in COMMON.items() if value == default_of(name)]
+    assert not [name for name, value in OWN[method].items() if value == own[name].default]
 
 
 def test_options_win_over_the_config_and_the_config_over_defaults():
@@ -90,7 +111,7 @@ def test_an_option_that_is_false_or_zero_is_given():
     merged = TrainSettings.merge(
         {"data": "digits", "prune": True, "seed": 5, "prompt_dropout": 0.5}, {"prune": False, "seed": 0}
     )
-    assert (merged.prune, merged.seed, merged.prompt_dropout) == (False, 0, 0.5)
+    assert (merged.prune, merged.seed, merged.options.prompt_dropout) == (False, 0, 0.5)
 
 
 def test_missing_data_is_refused_with_what_to_give():
@@ -276,10 +297,11 @@ def test_the_automatic_search_tries_as_many_shares_as_asked_for(candidates, coun
     assert all(0 < each.tokens < 1 and 0 < each.segments <= 1 and each.hidden == 1 for each in shares)
 
 
-def test_settings_survive_toml(tmp_path: Path):
-    settings = TrainSettings(**EVERYTHING)
+@every_method
+def test_settings_survive_toml(tmp_path: Path, method: str):
+    settings = TrainSettings.of(**EVERYTHING[method])
     (tmp_path / "args.toml").write_text(settings.to_toml(), encoding="utf-8")
-    assert read_toml(tmp_path / "args.toml") == EVERYTHING
+    assert read_toml(tmp_path / "args.toml") == EVERYTHING[method]
     assert TrainSettings.merge(read_toml(tmp_path / "args.toml")) == settings
 
 
@@ -308,12 +330,12 @@ def test_a_difference_names_the_option_and_both_values():
 @pytest.fixture
 def help_text(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("COLUMNS", "300")
-    result = CliRunner().invoke(build_app(), ["train", "--help"])
+    result = CliRunner().invoke(build_app(["train"]), ["train", "--help"])
     assert result.exit_code == 0
     return result.output
 
 
-@pytest.mark.parametrize("name", [setting.name for setting in fields(TrainSettings)])
+@pytest.mark.parametrize("name", every_option())
 def test_help_lists_every_setting(help_text, name):
     assert re.search(rf"--{name.replace('_', '-')}\b", help_text)
 
@@ -327,7 +349,7 @@ def test_help_states_the_default_of_each_number(help_text):
     entries = re.split(r" (?=--[a-z])", " ".join(help_text.split()))
     for name in ("prompt_tokens", "kv_tokens", "epochs", "batch_size", "score_images"):
         entry = next(entry for entry in entries if entry.startswith(f"--{name.replace('_', '-')} "))
-        assert f"[default: {default_of(name)}]" in entry
+        assert f"[default: {every_option()[name].default}]" in entry
 
 
 def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainSettings:
@@ -342,20 +364,21 @@ def invoke(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> TrainSettings:
         raise Stop
 
     monkeypatch.setattr("vpdeploy_train.training.train_run", take)
-    result = CliRunner().invoke(build_app(), ["train", *arguments])
+    result = CliRunner().invoke(build_app(["train"]), ["train", *arguments])
     assert isinstance(result.exception, Stop), result.output
     return received[0]
 
 
-def test_every_setting_reaches_the_training_from_the_command_line(monkeypatch, tmp_path):
+@every_method
+def test_every_setting_reaches_the_training_from_the_command_line(monkeypatch, tmp_path, method):
     arguments = ["--out", str(tmp_path / "run")]
-    for name, value in EVERYTHING.items():
+    for name, value in EVERYTHING[method].items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
             arguments.append(f"--{option}" if value else f"--no-{option}")
         else:
             arguments += [f"--{option}", str(value)]
-    assert invoke(monkeypatch, *arguments) == TrainSettings(**EVERYTHING)
+    assert invoke(monkeypatch, *arguments) == TrainSettings.of(**EVERYTHING[method])
 
 
 def test_options_win_over_the_config_file_on_the_command_line(monkeypatch, tmp_path):
@@ -364,6 +387,7 @@ def test_options_win_over_the_config_file_on_the_command_line(monkeypatch, tmp_p
     assert settings == TrainSettings(data="photos", epochs=4, lr=0.5)
 
 
-def test_a_resumed_run_needs_no_repeated_options(monkeypatch, tmp_path):
-    (tmp_path / "args.toml").write_text(TrainSettings(**EVERYTHING).to_toml(), encoding="utf-8")
-    assert invoke(monkeypatch, "--out", str(tmp_path), "--resume") == TrainSettings(**EVERYTHING)
+@every_method
+def test_a_resumed_run_needs_no_repeated_options(monkeypatch, tmp_path, method):
+    (tmp_path / "args.toml").write_text(TrainSettings.of(**EVERYTHING[method]).to_toml(), encoding="utf-8")
+    assert invoke(monkeypatch, "--out", str(tmp_path), "--resume") == TrainSettings.of(**EVERYTHING[method])

@@ -55,7 +55,7 @@ def pictures() -> None:
 
 @pytest.fixture
 def plan(colours: Path, toy_weights: Path, tmp_path: Path) -> SweepPlan:
-    settings = TrainSettings(
+    settings = TrainSettings.of(
         data=str(colours),
         backbone=TOY,
         weights=str(toy_weights),
@@ -268,7 +268,7 @@ def test_methods_draw_only_what_they_know(plan):
 
 def test_what_pruning_keeps_can_be_varied(plan, monkeypatch):
     monkeypatch.setattr("vpdeploy_train.training.plot_pruning", lambda _, path: path.touch())
-    settings = replace(plan.settings, prune=True, prompt_tokens=4, epochs=1, prune_slack=0.5)
+    settings = plan.settings.changed(prune=True, prompt_tokens=4, epochs=1, prune_slack=0.5)
     space = {"keep": Range(low=0.2, high=0.9, log=False, whole=False)}
     result = sweep(replace(plan, settings=settings, space=space, trials=1))
     card = Run.read(result.best_run).card
@@ -297,7 +297,7 @@ def test_a_missing_optuna_is_named_with_its_extra():
 
 def test_epochs_are_watched_once_they_are_stored(plan, tmp_path):
     seen: list[EpochRow] = []
-    settings = replace(plan.settings, prompt_tokens=1)
+    settings = plan.settings.changed(prompt_tokens=1)
     train_run(settings, tmp_path / "run", make_progress=quiet, watch=seen.append)
     assert [(row.phase, row.epoch) for row in seen] == [("train", 1), ("train", 2)]
     again: list[EpochRow] = []
@@ -309,11 +309,11 @@ def test_the_command_line_prints_where_the_sweep_stands(plan):
     (plan.out.parent / "c.toml").write_text(plan.settings.to_toml(), encoding="utf-8")
     arguments = ["sweep", "--config", str(plan.out.parent / "c.toml"), "--out", str(plan.out), "--trials", "1"]
     arguments += ["--lr", "0.01:1", "--pruner", "none"]
-    result = CliRunner().invoke(build_app(), [*arguments, "--json"])
+    result = CliRunner().invoke(build_app(arguments), [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     fields = json.loads(result.stdout)
     assert fields["trials"] == {"complete": 1}
     assert 0.01 <= fields["values"]["lr"] <= 1
     assert Path(fields["run"], "task.json").is_file()
-    text = CliRunner().invoke(build_app(), arguments).stdout
+    text = CliRunner().invoke(build_app(arguments), arguments).stdout
     assert f"best: trial 0, validation accuracy {fields['best']['val_accuracy']:.4f}" in text

@@ -13,6 +13,7 @@ from vpdeploy.cli.main import build_app
 from vpdeploy.errors import SpecError
 from vpdeploy_train.cli.sweep import _plan
 from vpdeploy_train.config import read_toml
+from vpdeploy_train.methods import METHODS
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.sweep.space import (
     Choices,
@@ -26,7 +27,7 @@ from vpdeploy_train.sweep.space import (
 
 
 def make(**values: Any) -> TrainSettings:
-    return TrainSettings(data="digits", **values)
+    return TrainSettings.of(data="digits", **values)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +116,13 @@ def test_the_default_varies_only_what_the_method_knows_and_nobody_has_chosen():
 
 def test_values_take_the_types_of_their_settings():
     settings = with_values(make(), {"prompt_tokens": 5.0, "keep": 0.3333, "lr": 0.5, "method": "vpt-deep"})
-    assert (settings.prompt_tokens, settings.keep, settings.lr, settings.method) == (5, "0.333", 0.5, "vpt-deep")
-    assert isinstance(settings.prompt_tokens, int)
+    assert (settings.options.prompt_tokens, settings.keep, settings.lr, settings.method) == (
+        5,
+        "0.333",
+        0.5,
+        "vpt-deep",
+    )
+    assert isinstance(settings.options.prompt_tokens, int)
 
 
 def test_a_space_is_refused_where_a_setting_would_be():
@@ -140,7 +146,7 @@ def test_a_value_that_is_given_is_not_varied(tmp_path):
     config = write(tmp_path / "c.toml", 'data = "digits"\nkv_tokens = 2\nweight_decay = 0.0')
     settings, space = _plan({"lr": None}, config, None)
     assert space.keys() == {"lr", "prompt_tokens"}
-    assert settings.kv_tokens == 2
+    assert settings.options.kv_tokens == 2
 
 
 def test_a_file_replaces_the_defaults(tmp_path):
@@ -159,7 +165,27 @@ def test_trials_prune_only_where_it_is_asked_for():
 
 def test_help_offers_what_a_sweep_adds_and_every_option_of_training(monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    result = CliRunner().invoke(build_app(), ["sweep", "--help"])
+    result = CliRunner().invoke(build_app(["sweep"]), ["sweep", "--help"])
     assert result.exit_code == 0
     for option in ("--trials", "--search", "--storage", "--study", "--pruner", "--json", "--lr", "--prompt-tokens"):
         assert re.search(rf"{option}\b", result.output)
+
+
+def test_where_methods_are_compared_a_fixed_option_reaches_those_that_know_it():
+    settings, space = _plan(
+        {"data": "digits", "method": "vapt,e2vpt", "kv_tokens": "3", "vapt_norm": "paper", "prompt_tokens": "4"},
+        None,
+        None,
+    )
+    assert settings.method == "vapt"
+    assert space["kv_tokens"] == Choices(values=(3,))
+    check_space(settings, space)
+    trial = with_values(settings, {"method": "e2vpt", "kv_tokens": 3, "prompt_tokens": 4})
+    assert trial.options == METHODS["e2vpt"].Options(kv_tokens=3, prompt_tokens=4)
+    with pytest.raises(SpecError, match="--lora-rank: method 'vapt' does not know it, only lora"):
+        _plan({"data": "digits", "method": "vapt,e2vpt", "lora_rank": "3"}, None, None)
+
+
+def test_every_number_of_a_method_can_be_varied():
+    _, space = _plan({"data": "digits", "method": "lora", "lora_rank": "2:16"}, None, None)
+    assert space["lora_rank"] == Range(low=2.0, high=16.0, log=False, whole=True)

@@ -34,7 +34,8 @@ from vpdeploy_train.batches import Batches
 from vpdeploy_train.data import ImageDataset, resolve_data
 from vpdeploy_train.device import choose_device, make_fabric
 from vpdeploy_train.evaluation import Evaluation, evaluate, evaluate_run
-from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions
+from vpdeploy_train.methods import METHODS
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
@@ -86,7 +87,7 @@ def settings(colours: Path, toy_weights: Path) -> TrainSettings:
 
 
 def base_settings(colours: Path, weights: Path) -> TrainSettings:
-    return TrainSettings(
+    return TrainSettings.of(
         data=str(colours),
         backbone=TOY,
         weights=str(weights),
@@ -229,7 +230,7 @@ def test_an_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(finished
     ids=lambda change: next(iter(change)),
 )
 def test_a_run_interrupted_again_and_again_ends_with_the_same_bytes(settings, tmp_path, change):
-    settings = replace(settings, **change, keep="0.5")
+    settings = settings.changed(**change, keep="0.5")
     train(settings, tmp_path / "whole")
     resume = False
     for moment in (("train", "epoch", 1), ("train", "batch", 1, 2), ("prune-1", "epoch", 1), ("prune-1", "start", 0)):
@@ -280,7 +281,7 @@ def test_a_resumed_phase_tells_how_much_is_done(settings, tmp_path):
 
 def test_a_killed_process_is_resumed_to_the_bytes_of_an_uninterrupted_run(colours, tmp_path):
     weights = write_weights(tmp_path / "w.safetensors", "test_vit", img_size=32)
-    settings = TrainSettings(
+    settings = TrainSettings.of(
         data=str(colours),
         backbone="test_vit",
         weights=str(weights),
@@ -323,7 +324,7 @@ def test_a_killed_process_is_resumed_to_the_bytes_of_an_uninterrupted_run(colour
 def test_resuming_with_other_settings_is_refused(finished, settings, change, option):
     before = results(finished)
     with pytest.raises(SpecError, match=f"cannot resume with other settings: {option}"):
-        train(replace(settings, **change), finished, resume=True)
+        train(settings.changed(**change), finished, resume=True)
     assert results(finished) == before
 
 
@@ -368,7 +369,7 @@ def test_an_empty_folder_is_taken(settings, tmp_path):
 )
 def test_what_does_not_fit_is_refused_and_can_be_corrected_in_the_same_folder(settings, tmp_path, change, message):
     with pytest.raises(SpecError, match=message):
-        train(replace(settings, **change), tmp_path / "run")
+        train(settings.changed(**change), tmp_path / "run")
     train(replace(settings, prune=False, epochs=1), tmp_path / "run")
 
 
@@ -499,14 +500,14 @@ def test_everything_is_always_a_candidate_beside_the_shares(finished):
 
 def test_pruning_removes_tokens_and_rewinds_to_the_initial_values(settings, colours, tmp_path):
     # Any accuracy will do, so the smallest set is chosen; at this rate not one float32 value moves.
-    frozen = replace(settings, prune_slack=0.99, lr=1e-30, epochs=1, kv_tokens=4)
+    frozen = settings.changed(prune_slack=0.99, lr=1e-30, epochs=1, kv_tokens=4)
     run = train(frozen, tmp_path / "run")
     report = run.card.details["pruning"]
     assert report["chosen"] == "prune-2"
     kept = run.structure["kept"]
     assert [len(block) for block in kept["tokens"]] == [len(block) for block in kept["kv_tokens"]] == [1, 1]
     assert all(row.count("1") == 12 for block in kept["segments"] for row in block)
-    options = MethodOptions(prompt_tokens=4, kv_tokens=4)
+    options = METHODS["e2vpt"].Options(prompt_tokens=4, kv_tokens=4)
     generator = torch.Generator().manual_seed(frozen.seed)
     initial = METHODS["e2vpt"].create(PromptDimensions.of(run.load_backbone().trunk), options, generator).state_dict()
     for block in range(2):
@@ -567,7 +568,7 @@ def test_the_epoch_that_is_best_on_validation_is_the_result(settings, tmp_path, 
 
 def test_images_are_varied_anew_in_every_epoch(settings, tmp_path):
     # Nothing is learned at this rate, so only the images can make the losses differ.
-    settings = replace(settings, lr=1e-30, prompt_dropout=0.0, prune=False)
+    settings = settings.changed(lr=1e-30, prompt_dropout=0.0, prune=False)
     losses = {}
     for augment in ("none", "crop-flip"):
         train(replace(settings, augment=augment), tmp_path / augment)
@@ -596,7 +597,7 @@ def test_a_shared_choice_keeps_the_same_tokens_in_every_block(settings, tmp_path
 
 @pytest.mark.parametrize("method", ["linear", "vpt-deep", "e2vpt"])
 def test_each_method_trains_its_own_tensors(settings, tmp_path, method):
-    run = train(replace(settings, method=method, prune=False, epochs=1), tmp_path / "run")
+    run = train(settings.changed(method=method, prune=False, epochs=1), tmp_path / "run")
     prompts = {name.split(".")[1]: tuple(value.shape) for name, value in run.state.items() if "method" in name}
     expected = {
         "linear": {},
@@ -609,7 +610,7 @@ def test_each_method_trains_its_own_tensors(settings, tmp_path, method):
 
 @pytest.mark.parametrize("change", [{"prompt_tokens": 0}, {"kv_tokens": 0}, {"prompt_tokens": 0, "kv_tokens": 0}])
 def test_a_kind_of_prompt_can_be_left_out(settings, tmp_path, change):
-    train(replace(settings, epochs=1, **change), tmp_path / "run")
+    train(settings.changed(epochs=1, **change), tmp_path / "run")
     accuracy, _ = evaluate_run(tmp_path / "run", None, split="val")
     assert accuracy.images == 6
 
@@ -686,7 +687,7 @@ def test_a_single_step_trains_something(settings, tmp_path):
 def test_every_trained_tensor_but_the_heads_bias_is_decayed(settings, tmp_path, optimizer, kind):
     with watched_steps() as steps:
         train(
-            replace(settings, optimizer=optimizer, weight_decay=0.125, epochs=1, prune=False, kv_shared=False),
+            settings.changed(optimizer=optimizer, weight_decay=0.125, epochs=1, prune=False, kv_shared=False),
             tmp_path / "run",
         )
     assert len(steps) == STEPS

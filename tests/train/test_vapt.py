@@ -10,9 +10,9 @@ from train.toys import CLASSES, DEPTH, PATCH, SIDE, WIDTH, make_vit, random_pixe
 
 from vpdeploy.errors import SpecError
 from vpdeploy.task import Stage
-from vpdeploy_train.methods import METHODS, MethodOptions, PromptDimensions
+from vpdeploy_train.methods import METHODS
 from vpdeploy_train.methods.kept import Kept, Masks
-from vpdeploy_train.methods.method import NoPrompts
+from vpdeploy_train.methods.method import NoPrompts, PromptDimensions
 from vpdeploy_train.methods.vapt import VAPT
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.trunks import trunk_of
@@ -96,7 +96,7 @@ def test_the_generator_is_the_same_function():
 
 
 def fresh(vit: nn.Module, start: str) -> VAPT:
-    options = MethodOptions(prompt_tokens=TOKENS, start=start, dropout=0.0)
+    options = VAPT.Options(prompt_tokens=TOKENS, vapt_start=start, prompt_dropout=0.0)
     method = METHODS["vapt"].create(PromptDimensions.of(trunk_of(vit)), options, torch.Generator().manual_seed(0))
     assert isinstance(method, VAPT)
     return method
@@ -136,14 +136,14 @@ def test_every_tensor_learns_from_the_second_step_on():
 def test_parameters_are_counted_as_in_the_paper(tokens, expected):
     blocks = (Stage(depth=12, width=768, heads=12),) * 12
     dimensions = PromptDimensions(blocks=blocks, patch_size=16, grid=14, norm_eps=1e-6)
-    method = METHODS["vapt"].create(dimensions, MethodOptions(prompt_tokens=tokens), torch.Generator())
+    method = METHODS["vapt"].create(dimensions, VAPT.Options(prompt_tokens=tokens), torch.Generator())
     assert method.summary()["parameters"] == expected
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("block", 1e-6), ("paper", 1e-5)])
 def test_the_layer_norms_eps_is_the_blocks_or_the_papers(norm, eps):
     dimensions = PromptDimensions.of(trunk_of(make_vit()))
-    assert METHODS["vapt"].create(dimensions, MethodOptions(norm=norm), torch.Generator()).eps == eps
+    assert METHODS["vapt"].create(dimensions, VAPT.Options(vapt_norm=norm), torch.Generator()).eps == eps
 
 
 def test_dropout_drops_whole_channels_while_training():

@@ -16,9 +16,9 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, nn
 
 from vpdeploy_export.compilation import CompiledBlock
-from vpdeploy_train.methods import PromptDimensions
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import SEGMENTS, Kept
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.trunks import Prefix, trunk_of
 

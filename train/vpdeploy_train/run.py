@@ -24,7 +24,8 @@ from vpdeploy.errors import BundleCorruptError, BundleError, SpecError
 from vpdeploy.files import write_atomically
 from vpdeploy.task import RUN_FORMAT, TaskCard
 from vpdeploy_train.backbone import Backbone, load_backbone
-from vpdeploy_train.methods import PromptDimensions, PromptMethod, restore_method
+from vpdeploy_train.methods import restore_method
+from vpdeploy_train.methods.method import PromptDimensions, PromptMethod
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.settings import Pooling
 
@@ -165,5 +166,5 @@ class Run:
         dimensions = PromptDimensions.of(backbone.trunk)
         try:
             return restore_method(self.card.method, dimensions, dict(self.structure))
-        except BundleCorruptError as error:
-            raise BundleCorruptError(f"{self.path / CARD_FILE}: {error}") from error
+        except (BundleCorruptError, SpecError) as error:
+            raise type(error)(f"{self.path / CARD_FILE}: {error}") from error

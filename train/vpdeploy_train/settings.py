@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-import math
+import functools
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import MISSING, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.config import FileSettings, checked_value, name_advice
+from vpdeploy_train.config import FileSettings, SharedSettings, name_advice
+from vpdeploy_train.methods import METHODS, LoadedMethods, MethodOptions
+from vpdeploy_train.option import (
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Limits,
+    Option,
+    between,
+    check_options,
+    option,
+    options_of,
+    require,
+    values_of,
+)
 from vpdeploy_train.recipes import recipe_named
 from vpdeploy_train.shares import Shares, parse_shares
+
+if TYPE_CHECKING:
+    from vpdeploy_train.methods.method import PromptMethod
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["sgd", "adamw"]
@@ -23,23 +40,15 @@ Resize = Literal["crop", "squash"]
 Normalisation = Literal["backbone", "imagenet"]
 Augment = Literal["none", "flip", "crop", "crop-flip", "rand-augment"]
 Device = Literal["auto", "cpu", "cuda"]
-SegmentOrder = Literal["contiguous", "strided"]
 Pooling = Literal["model", "patches", "published"]
-PromptNorm = Literal["block", "paper"]
-PromptStart = Literal["apart", "zero"]
 
-_DEFAULT_LR: dict[str, float] = {"sgd": 0.25, "adamw": 0.1}
-_DEFAULT_LR_OF_WEIGHTS: dict[str, dict[str, float]] = {
-    # Where a backbone's own weights move, they have to move far less than prompts.
-    "full": {"sgd": 0.01, "adamw": 4e-4},
-    "lora": {"sgd": 0.1, "adamw": 4e-3},
-}
 _DEFAULT_WEIGHT_DECAY: dict[str, float] = {"sgd": 0.001, "adamw": 0.01}
 
-
-def _option(default: Any, text: str, choices: Any = None) -> Any:
-    """Declare a setting: its default, what it means, and the values it may take."""
-    return field(default=default, metadata={"help": text, "choices": get_args(choices) if choices else ()})
+VERB_WORDS: Final = frozenset(
+    {"out", "name", "config", "resume", "as_json", "json", "help", "threads"}
+    | {"trials", "search", "storage", "study", "pruner"}
+)
+"""Parameters of the verbs that train, which no option of a method may be called by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,130 +61,123 @@ class TrainSettings:
         SpecError: A value is out of range, or two contradict each other.
     """
 
-    data: str
-    recipe: str | None = _option(
+    data: str = option(
+        MISSING,
+        "folder, .csv/.json/.jsonl manifest, vtab:DIR, hf:NAME, digits[:TASK] or shapes:TASK; "
+        "with #final behind it, train on the validation images, too",
+    )
+    recipe: str | None = option(
         None, "the papers' settings for a data set, such as vtab/cifar100 or fgvc/cub; other options win"
     )
-    method: str = _option("e2vpt", "e2vpt, vapt, vpt-deep, vpt-shallow, linear, lora or full")
-    backbone: str = _option("vit_mini_patch8_64", "timm name of the frozen ViT; the default ships with vpdeploy")
-    weights: str | None = _option(None, "state dict: safetensors, Google's .npz or a torch file; default: timm's")
-    image_size: int | None = _option(None, "side of the backbone's input in pixels; default: the backbone's own")
-    resize: Resize = _option("crop", "centre crop, or squash to a square", Resize)
-    crop_ratio: float | None = _option(
-        None, "share of the scaled image that the centre crop keeps; default: the backbone's own"
+    method: str = option("e2vpt", "one of " + ", ".join(METHODS))
+    backbone: str = option("vit_mini_patch8_64", "timm name of the frozen ViT; the default ships with vpdeploy")
+    weights: str | None = option(None, "state dict: safetensors, Google's .npz or a torch file; default: timm's")
+    image_size: int | None = option(
+        None, "side of the backbone's input in pixels; default: the backbone's own", limits=between(8, 4096)
     )
-    pooling: Pooling = _option(
-        "model", "the model's own, the mean over patches, or as published over patches and prompts", Pooling
+    resize: Resize = option("crop", "centre crop, or squash to a square")
+    crop_ratio: float | None = option(
+        None,
+        "share of the scaled image that the centre crop keeps; default: the backbone's own",
+        limits=Limits(low=0, high=1, low_open=True),
     )
-    normalisation: Normalisation = _option("backbone", "mean and std: the backbone's, or ImageNet's", Normalisation)
-    val_fraction: float = _option(0.2, "share of the training images held out where there is no validation split")
+    pooling: Pooling = option(
+        "model", "the model's own, the mean over patches, or as published over patches and prompts"
+    )
+    normalisation: Normalisation = option("backbone", "mean and std: the backbone's, or ImageNet's")
+    val_fraction: float = option(
+        0.2,
+        "share of the training images held out where there is no validation split",
+        limits=Limits(low=0, high=1, low_open=True, high_open=True),
+    )
 
-    prompt_tokens: int = _option(10, "visual prompts per block")
-    kv_tokens: int = _option(5, "key/value prompts per block (e2vpt)")
-    kv_shared: bool = _option(True, "keys and values share one tensor of key/value prompts (e2vpt)")
-    prompt_dropout: float = _option(0.1, "dropout on the visual prompts (e2vpt, vapt, vpt-deep)")
-    vapt_hidden: int = _option(8, "hidden units of the feature projector (vapt)")
-    vapt_kernel: int = _option(2, "side of the convolution kernel (vapt)")
-    vapt_norm: PromptNorm = _option("block", "LayerNorm eps: the block's, shared at run time, or 1e-5", PromptNorm)
-    vapt_start: PromptStart = _option("apart", "tokens begin a little apart, or at zero (the paper)", PromptStart)
-    lora_rank: int = _option(8, "rank of the updates (lora)")
-    segment_order: SegmentOrder = _option("contiguous", "how channels form segments", SegmentOrder)
+    options: MethodOptions = MethodOptions()
+    """What the method itself lets its user choose: an object of its ``Options``; here, the method's own defaults."""
 
-    head: Head = _option("probe", "where the classifier starts: a linear probe, or zero (the papers)", Head)
-    epochs: int = _option(100, "passes over the training images")
-    batch_size: int = _option(64, "images per step")
-    optimizer: Optimizer = _option("adamw", "adamw, or sgd (the papers' recipe, momentum 0.9)", Optimizer)
-    lr: float | None = _option(
-        None, "learning rate for batches of 256, scaled by batch/256; default 0.1 adamw, 0.25 sgd"
+    head: Head = option("probe", "where the classifier starts: a linear probe, or zero (the papers)")
+    epochs: int = option(100, "passes over the training images", limits=AT_LEAST_ONE)
+    batch_size: int = option(64, "images per step", limits=AT_LEAST_ONE)
+    optimizer: Optimizer = option("adamw", "adamw, or sgd (the papers' recipe, momentum 0.9)")
+    lr: float | None = option(
+        None, "learning rate for batches of 256, scaled by batch/256; default: the method's own", limits=POSITIVE
     )
-    weight_decay: float | None = _option(
-        None, "on all trained tensors but the head's bias; default 0.01 adamw, 0.001 sgd"
+    weight_decay: float | None = option(
+        None, "on all trained tensors but the head's bias; default 0.01 adamw, 0.001 sgd", limits=NOT_NEGATIVE
     )
-    head_lr_scale: float | None = _option(
-        None, "the classifier's learning rate as a multiple of the prompts'; default 0.03 from a probe, else 1"
+    head_lr_scale: float | None = option(
+        None,
+        "the classifier's learning rate as a multiple of the prompts'; default 0.03 from a probe, else 1",
+        limits=POSITIVE,
     )
-    warmup_epochs: float | None = _option(None, "linear warm-up before the cosine; default a tenth of the epochs")
-    grad_clip: float = _option(0.0, "largest gradient norm; 0 = no clipping")
-    early_stop: int = _option(0, "stop after this many epochs without a better validation result; 0 = never")
-    augment: Augment | None = _option(
-        None, "none, flip, crop, crop-flip or rand-augment; default: what suits the data", Augment
+    warmup_epochs: float | None = option(None, "linear warm-up before the cosine; default a tenth of the epochs")
+    grad_clip: float = option(0.0, "largest gradient norm; 0 = no clipping", limits=NOT_NEGATIVE)
+    early_stop: int = option(
+        0, "stop after this many epochs without a better validation result; 0 = never", limits=NOT_NEGATIVE
     )
-    workers: int | None = _option(None, "processes that load images; default: none where all fit into memory")
-    seed: int = _option(0, "of everything random")
-    device: Device = _option("auto", "auto, cpu or cuda", Device)
-    precision: Precision = _option("fp32", "of the forward and backward pass", Precision)
+    augment: Augment | None = option(None, "none, flip, crop, crop-flip or rand-augment; default: what suits the data")
+    workers: int | None = option(
+        None, "processes that load images; default: none where all fit into memory", limits=NOT_NEGATIVE
+    )
+    seed: int = option(0, "of everything random", limits=between(0, 2**32 - 1))
+    device: Device = option("auto", "auto, cpu or cuda")
+    precision: Precision = option("fp32", "of the forward and backward pass")
 
-    prune: bool | None = _option(None, "prune and rewind after training; default: yes for e2vpt")
-    prune_scope: PruneScope = _option("layer", "each block its own tokens, or one choice shared by all", PruneScope)
-    prune_mode: PruneMode = _option(
-        "remove", "remove pruned tokens, or leave zeros that are attended to (the papers' code)", PruneMode
+    prune: bool | None = option(None, "prune and rewind after training; default: the method's own")
+    prune_scope: PruneScope = option("layer", "each block its own tokens, or one choice shared by all")
+    prune_mode: PruneMode = option(
+        "remove", "remove pruned tokens, or leave zeros that are attended to (the papers' code)"
     )
-    prune_kv: bool | None = _option(None, "prune key/value prompts, too; default: where the method has them")
-    keep: str = _option("auto", "shares of tokens kept to try, e.g. 0.5,0.25; everything is always tried")
-    keep_segments: str = _option("auto", "shares of segments kept, one for each of --keep, or one for all")
-    keep_hidden: float = _option(1.0, "share of the feature projector's hidden units kept (vapt)")
-    prune_search: PruneSearch = _option(
-        "halving", "stop the worse candidates at 1/4 and 1/2 of the epochs, or train each in full", PruneSearch
+    prune_kv: bool | None = option(None, "prune key/value prompts, too; default: where the method has them")
+    keep: str = option("auto", "shares of tokens kept to try, e.g. 0.5,0.25; everything is always tried")
+    keep_segments: str = option("auto", "shares of segments kept, one for each of --keep, or one for all")
+    keep_hidden: float = option(
+        1.0, "share of a feature projector's hidden units kept", limits=Limits(low=0, high=1, low_open=True)
     )
-    prune_candidates: int | None = _option(
+    prune_search: PruneSearch = option(
+        "halving", "stop the worse candidates at 1/4 and 1/2 of the epochs, or train each in full"
+    )
+    prune_candidates: int | None = option(
         None, "how many shares --keep auto tries; default 6, which cost 3 trainings at most by halving"
     )
-    score_images: int = _option(2048, "most training images that importance scores are averaged over")
-    prune_slack: float = _option(0.0, "validation accuracy, in [0, 1], that a smaller set may cost")
-    rewind: Rewind = _option("initial", "retrain from the stored initial values, or from fresh ones", Rewind)
+    score_images: int = option(
+        2048, "most training images that importance scores are averaged over", limits=AT_LEAST_ONE
+    )
+    prune_slack: float = option(
+        0.0, "validation accuracy, in [0, 1], that a smaller set may cost", limits=Limits(low=0, high=1, high_open=True)
+    )
+    rewind: Rewind = option("initial", "retrain from the stored initial values, or from fresh ones")
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            choices = setting.metadata.get("choices")
-            value = getattr(self, setting.name)
-            if choices and value not in choices and not (value is None and setting.default is None):
-                raise SpecError(f"--{_dashed(setting.name)} '{value}': choose one of {', '.join(choices)}")
+        check_options(self)
         if self.recipe is not None:
             recipe_named(self.recipe)
-        _check(self.epochs >= 1, "--epochs", "at least 1", self.epochs)
-        _check(self.batch_size >= 1, "--batch-size", "at least 1", self.batch_size)
-        _check(0 <= self.prompt_tokens <= 1000, "--prompt-tokens", "0 to 1000", self.prompt_tokens)
-        _check(0 <= self.kv_tokens <= 1000, "--kv-tokens", "0 to 1000", self.kv_tokens)
-        _check(1 <= self.vapt_hidden <= 4096, "--vapt-hidden", "1 to 4096", self.vapt_hidden)
-        _check(1 <= self.vapt_kernel <= 32, "--vapt-kernel", "1 to 32", self.vapt_kernel)
-        _check(1 <= self.lora_rank <= 1024, "--lora-rank", "1 to 1024", self.lora_rank)
-        _check(0 <= self.prompt_dropout < 1, "--prompt-dropout", "in [0, 1)", self.prompt_dropout)
-        _check(0 < self.val_fraction < 1, "--val-fraction", "in (0, 1)", self.val_fraction)
-        _check(self.image_size is None or 8 <= self.image_size <= 4096, "--image-size", "8 to 4096", self.image_size)
-        _check(self.crop_ratio is None or 0 < self.crop_ratio <= 1, "--crop-ratio", "in (0, 1]", self.crop_ratio)
-        _check(math.isfinite(self.base_lr) and self.base_lr > 0, "--lr", "positive", self.lr)
-        _check(math.isfinite(self.decay) and self.decay >= 0, "--weight-decay", "at least 0", self.weight_decay)
-        _check(
-            math.isfinite(self.head_scale) and self.head_scale > 0,
-            "--head-lr-scale",
-            "positive",
-            self.head_lr_scale,
-        )
-        _check(0 <= self.warmup <= self.epochs, "--warmup-epochs", "0 to --epochs", self.warmup_epochs)
-        _check(math.isfinite(self.grad_clip) and self.grad_clip >= 0, "--grad-clip", "at least 0", self.grad_clip)
-        _check(self.early_stop >= 0, "--early-stop", "at least 0", self.early_stop)
-        _check(self.workers is None or self.workers >= 0, "--workers", "at least 0", self.workers)
-        # Each phase's seed is derived by a product that has to stay below torch's limit of 2^64.
-        _check(0 <= self.seed < 2**32, "--seed", "0 to 4294967295", self.seed)
-        _check(0 < self.keep_hidden <= 1, "--keep-hidden", "in (0, 1]", self.keep_hidden)
-        _check(self.score_images >= 1, "--score-images", "at least 1", self.score_images)
-        _check(0 <= self.prune_slack < 1, "--prune-slack", "in [0, 1)", self.prune_slack)
+        require(0 <= self.warmup <= self.epochs, "--warmup-epochs", "0 to --epochs", self.warmup_epochs)
         self.keep_ratios()
+        expected = self.kind.Options
+        if type(self.options) is MethodOptions and expected is not MethodOptions:
+            object.__setattr__(self, "options", expected())
+        elif type(self.options) is not expected:
+            raise SpecError(
+                f"method '{self.method}' has options of its own, {expected.__qualname__}, "
+                f"found {type(self.options).__qualname__}"
+            )
+
+    @property
+    def kind(self) -> type[PromptMethod]:
+        """The method's class."""
+        return METHODS.named(self.method)
 
     @property
     def base_lr(self) -> float:
         """Learning rate for batches of 256 images."""
-        if self.lr is not None:
-            return self.lr
-        return _DEFAULT_LR_OF_WEIGHTS.get(self.method, _DEFAULT_LR)[self.optimizer]
+        return self.kind.rates.of(self.optimizer) if self.lr is None else self.lr
 
     @property
     def head_scale(self) -> float:
         """The classifier's learning rate as a multiple of the prompts'; one that starts well moves slowly."""
         if self.head_lr_scale is not None:
             return self.head_lr_scale
-        settled = self.head == "probe" and self.method not in ("linear", *_DEFAULT_LR_OF_WEIGHTS)
-        return 0.03 if settled else 1.0
+        return 0.03 if self.head == "probe" and self.kind.settles_head else 1.0
 
     @property
     def decay(self) -> float:
@@ -190,7 +192,7 @@ class TrainSettings:
     @property
     def prunes(self) -> bool:
         """Whether pruning follows the training."""
-        return self.method == "e2vpt" if self.prune is None else self.prune
+        return self.kind.pruned_by_default if self.prune is None else self.prune
 
     def keep_ratios(self) -> list[Shares]:
         """Return the shares that the pruning search tries, besides keeping everything.
@@ -200,66 +202,168 @@ class TrainSettings:
         """
         return parse_shares(self.keep, self.keep_segments, hidden=self.keep_hidden, candidates=self.prune_candidates)
 
+    def to_fields(self) -> dict[str, Any]:
+        """Return all settings by name, the method's own among them; those that are None are left out."""
+        values = values_of(self) | values_of(self.options)
+        return {name: value for name, value in values.items() if value is not None}
+
     def to_toml(self) -> str:
         """Return the settings as TOML; those that are None are left out."""
         import tomli_w  # the command line reads this module's options without the extra installed
 
-        return tomli_w.dumps({name: value for name, value in asdict(self).items() if value is not None})
+        return tomli_w.dumps(self.to_fields())
+
+    @classmethod
+    def of(cls, **values: Any) -> TrainSettings:
+        """Build settings from their flat names, those of the method among them; None means "not given".
+
+        Raises:
+            SpecError: A name is unknown, or none of the method's, or a value is out of range.
+        """
+        return cls.merge(values)
 
     @classmethod
     def merge(cls, *layers: Mapping[str, Any]) -> TrainSettings:
         """Build settings from layers of named values, the later ones winning; None means "not given".
 
-        Where a layer names a recipe, its settings lie beneath all layers.
+        Where a layer names a recipe, its settings lie beneath all layers. What a recipe, a file or other
+        ``SharedSettings`` say for other methods than the chosen one is left out.
 
         Raises:
-            SpecError: A name is unknown, a value has the wrong type or range, or ``data`` is missing; where the layer
-                was read from a file, the message names it.
+            SpecError: A name is unknown or none of the method's, a value has the wrong type or range, or ``data`` is
+                missing; where the layer was read from a file, the message names it.
         """
-        known = {setting.name: setting for setting in fields(cls)}
+        method = _last_of(layers, "method") or default_of("method")
+        recipe = _last_of(layers, "recipe")
+        known = _known_to(method)
         merged: dict[str, Any] = {}
+        shared: dict[str, Any] = {}
+        if recipe is not None:
+            shared |= recipe_named(recipe).settings(method)
+            merged |= {name: value for name, value in shared.items() if name in known}
         origins: dict[str, str] = {}
         for layer in layers:
             origin = f"{layer.file}: " if isinstance(layer, FileSettings) else ""
             for name, value in layer.items():
                 if name not in known:
-                    raise SpecError(f"{origin}unknown setting '{name}'; {name_advice(name, list(known))}")
-                if value is not None:
-                    merged[name] = checked_value(name, value, str(known[name].type), origin=origin)
+                    _check_foreign(name, value, method, shared, is_shared=isinstance(layer, SharedSettings), at=origin)
+                elif value is not None:
+                    merged[name] = known[name].typed(value, origin=origin)
                     origins[name] = origin
+            if isinstance(layer, SharedSettings):
+                shared |= layer
         if "data" not in merged:
             raise SpecError("--data is missing: give a folder, a .csv/.json/.jsonl manifest, or 'digits'")
         try:
-            if "recipe" in merged:
-                merged = recipe_named(merged["recipe"]).settings(merged.get("method", default_of("method"))) | merged
-            return cls(**merged)
+            own = {name: merged.pop(name) for name in list(merged) if name not in options_of(cls)}
+            return cls(**merged, options=METHODS.named(method).Options(**own))
         except SpecError as error:
             raise SpecError(f"{origins.get(_setting_named_by(error), '')}{error}") from None
 
+    def changed(self, **values: Any) -> TrainSettings:
+        """Return a copy in which some settings, given by their flat names, have other values.
+
+        Where the method is another, its options keep what was chosen here and it knows, too.
+
+        Raises:
+            SpecError: A value is out of range.
+            TypeError: There is no such setting.
+        """
+        common = {name: value for name, value in values.items() if name in options_of(type(self))}
+        own = {name: value for name, value in values.items() if name not in common}
+        kind = METHODS.named(common.get("method", self.method))
+        if kind is self.kind:
+            return replace(self, **common, options=replace(self.options, **own))
+        declared = options_of(type(self.options))
+        chosen = {
+            name: value
+            for name, value in values_of(self.options).items()
+            if value != declared[name].default and name in options_of(kind.Options)
+        }
+        return replace(self, **common, options=kind.Options(**chosen | own))
+
     def difference(self, other: TrainSettings) -> str | None:
         """Name the first setting in which ``other`` differs; None when they are equal."""
-        for setting in fields(self):
-            mine, theirs = getattr(self, setting.name), getattr(other, setting.name)
-            if mine != theirs:
-                return f"--{_dashed(setting.name)} was {mine}, now {theirs}"
+        mine, theirs = (values_of(each) | values_of(each.options) for each in (self, other))
+        for name in mine:
+            if mine[name] != theirs.get(name):
+                return f"--{name.replace('_', '-')} was {mine[name]}, now {theirs.get(name)}"
         return None
 
 
 def default_of(name: str) -> Any:
-    """Return a setting's default, None where it has none."""
-    setting = next(setting for setting in fields(TrainSettings) if setting.name == name)
-    return None if setting.default is MISSING else setting.default
+    """Return the default of a setting that all methods have, None where it has none."""
+    default = options_of(TrainSettings)[name].default
+    return None if default is MISSING else default
 
 
-def _check(holds: bool, option: str, expected: str, found: object) -> None:
-    if not holds:
-        raise SpecError(f"{option} should be {expected}, found {found}")
+@functools.cache
+def usable_methods() -> LoadedMethods:
+    """Load every installed method whose options fit beside those of all others."""
+    return METHODS.load(reserved=options_of(TrainSettings).keys() | VERB_WORDS)
+
+
+def usable_method(name: str) -> type[PromptMethod]:
+    """Load a method.
+
+    Raises:
+        SpecError: There is none of that name, or it is broken, or its options do not fit beside those of others.
+    """
+    methods = usable_methods()
+    if name not in methods.kinds and name in methods.refusals:
+        raise SpecError(methods.refusals[name])
+    METHODS.require(name)
+    return methods.kinds[name]
+
+
+def every_option() -> dict[str, Option]:
+    """Return the settings that all methods have, then those of each method, by name."""
+    own = usable_methods().options()
+    return {**options_of(TrainSettings), **{name: next(iter(methods.values())) for name, methods in own.items()}}
+
+
+def _last_of(layers: tuple[Mapping[str, Any], ...], name: str) -> Any:
+    """Return what the last layer that gives a text setting says; None where none does.
+
+    Raises:
+        SpecError: It is no text, or no method or recipe of that name is known.
+    """
+    found = None
+    for layer in layers:
+        value = layer.get(name)
+        if value is None:
+            continue
+        origin = f"{layer.file}: " if isinstance(layer, FileSettings) else ""
+        found = options_of(TrainSettings)[name].typed(value, origin=origin)
+        try:
+            METHODS.require(found) if name == "method" else recipe_named(found)
+        except SpecError as error:
+            raise SpecError(f"{origin}{error}") from None
+    return found
+
+
+def _known_to(method: str) -> dict[str, Option]:
+    return {**options_of(TrainSettings), **options_of(usable_method(method).Options)}
+
+
+def _check_foreign(name: str, value: Any, method: str, shared: Mapping[str, Any], *, is_shared: bool, at: str) -> None:
+    """Accept a setting of another method where it is shared by several, or says what something shared says.
+
+    Raises:
+        SpecError: No method knows it, or the chosen one does not.
+    """
+    everything = every_option()
+    if name not in everything:
+        raise SpecError(f"{at}unknown setting '{name}'; {name_advice(name, list(everything))}")
+    if value is None:
+        return
+    typed = everything[name].typed(value, origin=at)
+    if is_shared or (name in shared and shared[name] == typed):
+        return
+    knowing = " and ".join(usable_methods().options()[name])
+    raise SpecError(f"{everything[name].flag}: method '{method}' does not know it, only {knowing}; leave it away")
 
 
 def _setting_named_by(error: SpecError) -> str:
     """Return the setting that a refusal, which begins with its option, is about."""
     return str(error).partition(" ")[0].rstrip(":").removeprefix("--").replace("-", "_")
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")

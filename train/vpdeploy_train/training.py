@@ -18,7 +18,6 @@ from vpdeploy_train.config import read_toml
 from vpdeploy_train.device import choose_device, deterministic
 from vpdeploy_train.footprint import prompt_bytes, tuned_percent
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
-from vpdeploy_train.methods import method_named
 from vpdeploy_train.phases import PhasesResult, run_phases
 from vpdeploy_train.plots import plot_curves
 from vpdeploy_train.progress import ConsoleProgress, Progress
@@ -70,7 +69,6 @@ def train_run(
         TrainingError: The loss is not finite, or the stored state is damaged.
     """
     _check_folder(settings, out, resume=resume)
-    method_named(settings.method)
     device = choose_device(settings.device)
     if inputs is None:
         inputs = load_inputs(settings, backbone=backbone)
@@ -90,7 +88,7 @@ def train_run(
         backbone=inputs.backbone.identity,
         preprocessing=inputs.preprocessing,
         details={
-            "hyperparameters": {key: value for key, value in asdict(settings).items() if value is not None},
+            "hyperparameters": settings.to_fields(),
             "images": {"train": len(source.train), "val": len(source.val), "test": len(source.test)},
             "metrics": _metrics(result.best),
             "prompts": {

@@ -16,7 +16,7 @@ from vpdeploy_train.data import ImageDataset
 from vpdeploy_train.device import make_fabric
 from vpdeploy_train.inputs import TrainingInputs
 from vpdeploy_train.loop import fit, load_stored
-from vpdeploy_train.methods import MethodOptions, PromptDimensions, PromptMethod, method_named
+from vpdeploy_train.methods.method import PromptDimensions, PromptMethod
 from vpdeploy_train.progress import Progress
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.settings import TrainSettings
@@ -104,23 +104,11 @@ class Workbench:
         """Return unpruned prompts at their initial values.
 
         Raises:
-            SpecError: The method is unknown, or does not fit the backbone.
+            SpecError: The method does not fit the backbone.
         """
         settings = self.settings
-        options = MethodOptions(
-            prompt_tokens=settings.prompt_tokens,
-            kv_tokens=settings.kv_tokens,
-            kv_shared=settings.kv_shared,
-            dropout=settings.prompt_dropout,
-            segment_order=settings.segment_order,
-            hidden=settings.vapt_hidden,
-            kernel=settings.vapt_kernel,
-            norm=settings.vapt_norm,
-            start=settings.vapt_start,
-            rank=settings.lora_rank,
-        )
         generator = torch.Generator().manual_seed(seed)
-        return method_named(settings.method).create(PromptDimensions.of(self.backbone.trunk), options, generator)
+        return settings.kind.create(PromptDimensions.of(self.backbone.trunk), settings.options, generator)
 
     def new_model(self, method: PromptMethod) -> PromptedViT:
         """Return a model of prompts, on the run's device, its head at the run's initial values."""

@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Annotated, Any, NoReturn
 
@@ -17,6 +17,7 @@ from vpdeploy.cli import exits
 from vpdeploy.cli.bench import bench
 from vpdeploy.cli.build import build
 from vpdeploy.cli.inspect import inspect
+from vpdeploy.cli.late import complete_verb
 from vpdeploy.cli.predict import predict
 from vpdeploy.cli.serve import serve
 from vpdeploy.cli.task import list_tasks, remove, rollback
@@ -42,8 +43,16 @@ _ORDER = (
 )
 
 
-def build_app() -> typer.Typer:
-    """Return the command line with every verb that is installed."""
+def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
+    """Return the command line with every verb that is installed.
+
+    Args:
+        arguments: The command line that it will be given: the verb there learns the rest of its options, which may load
+            much; the others are only listed.
+
+    Raises:
+        VpdeployError: The command line names something that there is not.
+    """
     app = typer.Typer(
         name="vpdeploy",
         help="Train, compile and serve prompt-tuned vision transformers: many tasks, one engine, one batch.",
@@ -64,6 +73,10 @@ def build_app() -> typer.Typer:
     for point in entry_points(group=VERB_GROUP):
         group, _, name = point.name.rpartition(".")
         (task_verbs if group == "task" else verbs)[name] = point.load()
+    asked, rest = _verb_in(arguments)
+    for name, verb in verbs.items():
+        if name == asked:
+            complete_verb(verb, rest)
     for name in sorted(verbs, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)):
         app.command(name)(verbs[name])
     for name in sorted(task_verbs):
@@ -78,7 +91,7 @@ def main() -> NoReturn:
     let_waiting_threads_sleep()
     debug = "--debug" in sys.argv[1:2] or bool(os.environ.get("VPDEPLOY_DEBUG"))
     try:
-        build_app()()
+        build_app(sys.argv[1:])()
     except VpdeployError as error:
         _fail(error, exits.exit_code(error), debug)
     except ModuleNotFoundError as error:
@@ -93,6 +106,14 @@ def main() -> NoReturn:
     except OSError as error:
         _fail(_storage_error(error), exits.KNOWN_ERROR, debug)
     sys.exit(exits.OK)
+
+
+def _verb_in(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """Return the verb of a command line and what stands behind it; the options before it take no values."""
+    for place, argument in enumerate(arguments):
+        if not argument.startswith("-"):
+            return argument, arguments[place + 1 :]
+    return None, ()
 
 
 def _print_version(asked: bool) -> None:

@@ -28,7 +28,7 @@ def _settings(data: str, *, epochs: int, prune: bool = False) -> TrainSettings:
 
     The classifier starts at the linear probe and moves slowly; the prompts, which start at random, move fast.
     """
-    return TrainSettings(
+    return TrainSettings.of(
         data=data,
         method="e2vpt",
         prompt_tokens=8,

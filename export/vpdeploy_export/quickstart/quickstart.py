@@ -183,7 +183,8 @@ def _measure(
     test = batches(source.test)
     probe = PromptedViT(backbone.vit, NoPrompts(), len(run.card.labels))
     fit_head(probe, batches(source.train))
-    lengths, begun = _prefix_lengths(run), task.settings.prompt_tokens + task.settings.kv_tokens
+    lengths, chosen = _prefix_lengths(run), task.settings.to_fields()
+    begun = chosen["prompt_tokens"] + chosen["kv_tokens"]
     shape = shape_of(backbone.trunk, len(run.card.labels))
     if shape is None:
         raise SpecError("the cost of this backbone cannot be counted: its blocks are of several sizes")
@@ -196,7 +197,7 @@ def _measure(
         prompts=(sum(lengths), begun * len(lengths)),
         size_bytes=size_bytes,
         latency_ms=_latency_ms(session, task.name),
-        extra_macs_as_tokens=macs_as_tokens(shape, task.settings.prompt_tokens) / plain - 1,
+        extra_macs_as_tokens=macs_as_tokens(shape, chosen["prompt_tokens"]) / plain - 1,
         extra_macs_folded=macs_as_prefix(shape, lengths) / plain - 1,
     )
 

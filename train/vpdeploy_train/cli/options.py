@@ -1,48 +1,98 @@
-"""One command-line option for every field of ``TrainSettings``."""
+"""One command-line option for every setting of ``TrainSettings`` and for every option of every method."""
 
 from __future__ import annotations
 
+import argparse
 import inspect
-from collections.abc import Callable, Collection
-from dataclasses import MISSING, fields
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vpdeploy_train.settings import TrainSettings
+from vpdeploy.cli.late import completed_by
+from vpdeploy_train.config import read_toml
+from vpdeploy_train.methods import METHODS
+from vpdeploy_train.option import Option, options_of
+from vpdeploy_train.settings import TrainSettings, usable_methods
 
-_DATA_HELP = (
-    "folder, .csv/.json/.jsonl manifest, vtab:DIR, hf:NAME, digits[:TASK] or shapes:TASK; "
-    "with #final behind it, train on the validation images, too"
-)
+logger = logging.getLogger("vpdeploy.train")
 
 
-def setting_options(*, as_text: Collection[str] = ()) -> list[inspect.Parameter]:
-    """Return one keyword parameter for every setting; None means that the option was not given.
+def add_options(verb: Callable[..., Any], *, as_text: Callable[[Option], bool] = lambda option: False) -> None:
+    """Give a verb that takes ``**options`` an option for every setting; None means that it was not given.
+
+    The settings that all methods have are added at once, those of the methods themselves when the verb is about to
+    run: they stand in the methods' files, which load torch. Before that, the methods that the command line names are
+    looked for among the installed ones.
 
     Args:
-        as_text: Settings whose option takes any text, e.g. because it may be a range.
+        verb: The verb; its signature becomes the one that Typer reads.
+        as_text: Tells the settings whose option takes any text, e.g. because it may be a range.
     """
-    kinds = {"int": int, "float": float, "bool": bool}
+    own = inspect.signature(verb, eval_str=True)
+    kept = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    first = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in kept]
+    first += [_parameter(each, as_text=as_text(each)) for each in options_of(TrainSettings).values()]
+
+    def sign(parameters: list[inspect.Parameter]) -> None:
+        setattr(verb, "__signature__", own.replace(parameters=parameters))  # noqa: B010 (typed away)
+        verb.__annotations__ = {each.name: each.annotation for each in parameters}
+
+    def complete(arguments: Sequence[str]) -> None:
+        for name in named_methods(arguments):
+            METHODS.require(name)
+        sign([*first, *_method_parameters(as_text)])
+
+    sign(first)
+    completed_by(complete)(verb)
+
+
+def named_methods(arguments: Sequence[str]) -> list[str]:
+    """Return the methods that a command line asks for, by ``--method`` or in its ``--config``; wrong names, too.
+
+    Raises:
+        SpecError: The file is missing or is not TOML.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method", nargs="?")
+    parser.add_argument("--config", nargs="?", type=Path)
+    found, _ = parser.parse_known_args(arguments)
+    if found.method is None and found.config is not None:
+        stored = read_toml(found.config).get("method")
+        found.method = stored if isinstance(stored, str) else None
+    return [name.strip() for name in (found.method or "").split(",") if name.strip()]
+
+
+def tell_refused_methods() -> None:
+    """Warn of installed methods that cannot be used, a line each; the others are not harmed by them."""
+    for line in usable_methods().refusals.values():
+        logger.warning("%s", line)
+
+
+def _method_parameters(as_text: Callable[[Option], bool]) -> list[inspect.Parameter]:
+    """Return a parameter for every option of a method, which names the methods that know it."""
     parameters = []
-    for setting in fields(TrainSettings):
-        kind = str if setting.name in as_text else kinds.get(str(setting.type).partition(" |")[0], str)
-        text = setting.metadata.get("help", _DATA_HELP)
-        if setting.default not in (None, MISSING):
-            text += f" [default: {setting.default}]"
-        option = typer.Option(help=text, show_default=False)
-        parameters.append(
-            inspect.Parameter(
-                setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-            )
-        )
+    for known in usable_methods().options().values():
+        option = next(iter(known.values()))
+        defaults = {method: each.default for method, each in known.items()}
+        common = option.default if len({*defaults.values()}) == 1 else None
+        text = ", ".join(known if common is not None else (f"{name} {value}" for name, value in defaults.items()))
+        parameters.append(_parameter(option, as_text=as_text(option), about=f" ({text})", default=common))
     return parameters
 
 
-def add_options(verb: Callable[..., Any], parameters: list[inspect.Parameter]) -> None:
-    """Give a verb that takes ``**options`` the signature that Typer reads: its own parameters, then the others."""
-    own = inspect.signature(verb, eval_str=True)
-    kept = [each for each in own.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    keyword_only = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in kept]
-    setattr(verb, "__signature__", own.replace(parameters=[*keyword_only, *parameters]))  # noqa: B010 (typed away)
-    verb.__annotations__ = {each.name: each.annotation for each in [*keyword_only, *parameters]}
+def _parameter(option: Option, *, as_text: bool, about: str = "", default: Any = MISSING) -> inspect.Parameter:
+    shown = option.default if default is MISSING else default
+    text = option.help + about
+    if shown not in (None, MISSING):
+        text += f" [default: {shown}]"
+    kind: Any = str if as_text else option.kind
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)],
+    )

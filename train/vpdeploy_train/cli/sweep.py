@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,10 +12,12 @@ import typer
 
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
-from vpdeploy_train.cli.options import add_options, setting_options
+from vpdeploy_train.cli.options import add_options, tell_refused_methods
 from vpdeploy_train.config import read_toml
-from vpdeploy_train.settings import TrainSettings
-from vpdeploy_train.sweep.space import OPTIONS, Choices, Range, default_space, read_option, read_space
+from vpdeploy_train.option import options_of
+from vpdeploy_train.recipes import recipe_named
+from vpdeploy_train.settings import TrainSettings, every_option
+from vpdeploy_train.sweep.space import Choices, Range, applies, default_space, may_vary, read_option, read_space
 
 
 def sweep(
@@ -38,9 +41,11 @@ def sweep(
     """Search hyper-parameters on the validation images: rates, prompt lengths, what pruning keeps.
 
     The options of `vpdeploy train` hold for all trials. A range LOW:HIGH or a list A,B,C varies --method, --lr,
-    --weight-decay, --head-lr-scale, --batch-size, --prompt-tokens, --kv-tokens, --vapt-hidden, --prompt-dropout; a
-    range varies --keep. By default --lr, --weight-decay, --prompt-tokens and --kv-tokens are varied; a value fixes one.
+    --weight-decay, --head-lr-scale, --batch-size and every number that is an option of a method, such as
+    --prompt-tokens; a range varies --keep. By default --lr, --weight-decay and the method's numbers of prompts are
+    varied; a value fixes one.
     """
+    tell_refused_methods()
     settings, space = _plan(options, config, search)
     try:
         import optuna  # noqa: F401  (named first where it is missing)
@@ -74,8 +79,9 @@ def _plan(options: dict[str, Any], config: Path | None, search: Path | None) -> 
     Raises:
         SpecError: Options, files or both do not fit.
     """
+    known = every_option()
     read = {
-        name: read_option(name, value) if name in OPTIONS and value is not None else value
+        name: read_option(name, value) if value is not None and may_vary(known[name]) else value
         for name, value in options.items()
     }
     varied = {name: value for name, value in read.items() if isinstance(value, Choices | Range)}
@@ -85,14 +91,15 @@ def _plan(options: dict[str, Any], config: Path | None, search: Path | None) -> 
     methods = method.values if isinstance(method, Choices) else ()
     if methods:
         fixed["method"] = methods[0]
-    settings = TrainSettings.merge(stored, fixed)
+    pinned = _pinned(methods, stored, fixed)
+    settings = TrainSettings.merge(stored, {name: value for name, value in fixed.items() if name not in pinned})
     if search is None:
         given = {name for layer in (stored, fixed) for name, value in layer.items() if value is not None}
         if settings.recipe is not None:
-            given |= {"prompt_tokens", "kv_tokens"}
-        space = default_space(settings, given | set(varied)) | varied
+            given |= options_of(type(settings.options)).keys() & recipe_named(settings.recipe).settings(settings.method)
+        space = default_space(settings, given | set(varied)) | pinned | varied
     else:
-        space = read_space(read_toml(search)) | varied
+        space = read_space(read_toml(search)) | pinned | varied
     shares = any(name in space for name in ("keep", "keep_segments", "keep_hidden"))
     if settings.prune is None:  # a search in every trial costs several trainings; with a share to try, it is asked for
         settings = replace(settings, prune=shares)
@@ -103,4 +110,20 @@ def _plan(options: dict[str, Any], config: Path | None, search: Path | None) -> 
     return settings, space
 
 
-add_options(sweep, setting_options(as_text=OPTIONS))
+def _pinned(methods: tuple[str, ...], *layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of methods that are fixed where several methods are compared: each trial takes what it knows.
+
+    Args:
+        methods: The methods; none where one is fixed.
+        layers: Settings by name, the later ones winning.
+    """
+    given = {name: value for layer in layers for name, value in layer.items() if value is not None}
+    common, known = options_of(TrainSettings), every_option()
+    return {
+        name: Choices(values=(known[name].typed(value),))
+        for name, value in given.items()
+        if name in known and name not in common and any(applies(name, method) for method in methods)
+    }
+
+
+add_options(sweep, as_text=may_vary)

@@ -1,4 +1,4 @@
-"""``vpdeploy train``: one option for every field of ``TrainSettings``."""
+"""``vpdeploy train``: one option for every setting and for every option of every method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vpdeploy.cli.threads import Threads
-from vpdeploy_train.cli.options import add_options, setting_options
+from vpdeploy_train.cli.options import add_options, tell_refused_methods
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.settings import TrainSettings
 
@@ -24,6 +24,7 @@ def train(
     **options: Any,
 ) -> None:
     """Learn, and prune, one task's prompts on a frozen backbone."""
+    tell_refused_methods()
     stored = read_toml(out / "args.toml") if resume and (out / "args.toml").is_file() else {}
     settings = TrainSettings.merge(stored, {} if config is None else read_toml(config), options)
 
@@ -63,4 +64,4 @@ def train(
     typer.echo(f"next: vpdeploy export {out} --out {run.card.name}.onnx")
 
 
-add_options(train, setting_options())
+add_options(train)

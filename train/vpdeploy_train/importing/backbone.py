@@ -14,7 +14,7 @@ from vpdeploy_train.backbone import Backbone, digest_tensors, load_backbone
 from vpdeploy_train.importing.architecture import name_architecture
 from vpdeploy_train.importing.checkpoint import Checkpoint
 from vpdeploy_train.importing.vit import NORM_EPS, StoredViT, read_vit
-from vpdeploy_train.methods import PromptDimensions
+from vpdeploy_train.methods.method import PromptDimensions
 
 WEIGHTS_FILE: Final = "backbone.safetensors"
 """Where an imported run keeps its backbone, in timm's names."""

@@ -12,9 +12,9 @@ from vpdeploy_train.importing.checkpoint import Checkpoint
 from vpdeploy_train.importing.names import KEY_VALUE_PROMPTS, LAYERS, TRANSFORMER
 from vpdeploy_train.importing.reference import ImportedPrompts, ReferenceFormat
 from vpdeploy_train.importing.visual import project, projects, read_all
-from vpdeploy_train.methods import PromptDimensions
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import SEGMENTS, Kept
+from vpdeploy_train.methods.method import PromptDimensions
 
 TOKEN_MASK: Final = f"{TRANSFORMER}.prompt_soft_tokens_mask_cls_token"
 SEGMENT_MASK: Final = f"{TRANSFORMER}.prompt_soft_tokens_pieces_mask_cls_token"

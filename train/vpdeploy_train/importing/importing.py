@@ -20,7 +20,7 @@ from vpdeploy_train.importing.names import EMBEDDINGS, HEAD
 from vpdeploy_train.importing.pipeline import Pipeline
 from vpdeploy_train.importing.reference import ImportedPrompts
 from vpdeploy_train.importing.vit import holds_vit
-from vpdeploy_train.methods import PromptDimensions
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vpdeploy_train.importing.checkpoint import Checkpoint
-from vpdeploy_train.methods import PromptDimensions, PromptMethod
+from vpdeploy_train.methods.method import PromptDimensions, PromptMethod
 
 
 @dataclass(frozen=True, kw_only=True)

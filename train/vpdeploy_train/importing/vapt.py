@@ -12,8 +12,8 @@ from vpdeploy_train.importing.checkpoint import Checkpoint
 from vpdeploy_train.importing.names import TRANSFORMER
 from vpdeploy_train.importing.reference import ImportedPrompts, ReferenceFormat
 from vpdeploy_train.importing.visual import FIRST
-from vpdeploy_train.methods import PromptDimensions
 from vpdeploy_train.methods.kept import Kept
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.methods.vapt import PAPER_EPS, VAPT
 
 _NORM: Final = f"{TRANSFORMER}.deep_prompt_norm"

@@ -9,9 +9,9 @@ from torch import Tensor
 from vpdeploy_train.importing.checkpoint import Checkpoint
 from vpdeploy_train.importing.reference import ImportedPrompts, ReferenceFormat
 from vpdeploy_train.importing.visual import DEEP, project, read_all, read_first
-from vpdeploy_train.methods import PromptDimensions
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import Kept
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.methods.shallow import VPTShallow
 
 

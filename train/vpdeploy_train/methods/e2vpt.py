@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from vpdeploy.errors import SpecError
 from vpdeploy_train.methods.kept import SEGMENTS, Kept, PrunableMethod
-from vpdeploy_train.methods.method import MethodOptions, PromptDimensions, SegmentOrder
-from vpdeploy_train.trunks import Trunk
+from vpdeploy_train.methods.method import PromptDimensions
+from vpdeploy_train.methods.options import SegmentOptions, SegmentOrder
+from vpdeploy_train.option import between, option
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from vpdeploy_train.trunks import Trunk
 
 
 class E2VPT(PrunableMethod):
@@ -43,6 +46,16 @@ class E2VPT(PrunableMethod):
     Raises:
         SpecError: A block's width cannot be divided into segments.
     """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(SegmentOptions):
+        """What a user can choose."""
+
+        kv_tokens: int = option(5, "key/value prompts per block", limits=between(0, 1000), sweep=(1, 5, 10))
+        kv_shared: bool = option(True, "keys and values share one tensor of key/value prompts")
+
+    parts = frozenset({"tokens", "key_values", "segments"})
+    pruned_by_default = True
 
     def __init__(
         self,
@@ -87,13 +100,13 @@ class E2VPT(PrunableMethod):
             self.register_buffer(f"segment_mask_{index}", self._channel_mask(index, block), persistent=False)
 
     @classmethod
-    def create(cls, dimensions: PromptDimensions, options: MethodOptions, generator: torch.Generator) -> Self:
+    def create(cls, dimensions: PromptDimensions, options: Options, generator: torch.Generator) -> Self:
         """Return fresh prompts of the lengths chosen."""
         return cls(
             dimensions,
             Kept.everything(dimensions.depth, options.prompt_tokens, options.kv_tokens),
             kv_shared=options.kv_shared,
-            dropout=options.dropout,
+            dropout=options.prompt_dropout,
             segment_order=options.segment_order,
             generator=generator,
         )
@@ -196,10 +209,23 @@ class E2VPT(PrunableMethod):
 class VPTDeep(E2VPT):
     """VPT-deep (arXiv 2203.12119, eq. 4-5): visual prompts alone."""
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(SegmentOptions):
+        """What a user can choose."""
+
+    parts = frozenset({"tokens", "segments"})
+    pruned_by_default = False
+
     @classmethod
-    def create(cls, dimensions: PromptDimensions, options: MethodOptions, generator: torch.Generator) -> Self:
+    def create(cls, dimensions: PromptDimensions, options: SegmentOptions, generator: torch.Generator) -> Self:
         """Return fresh prompts without key/value prompts."""
-        return super().create(dimensions, replace(options, kv_tokens=0), generator)
+        return cls(
+            dimensions,
+            Kept.everything(dimensions.depth, options.prompt_tokens, 0),
+            dropout=options.prompt_dropout,
+            segment_order=options.segment_order,
+            generator=generator,
+        )
 
 
 def spread_segments(values: Tensor, width: int, order: SegmentOrder) -> Tensor:

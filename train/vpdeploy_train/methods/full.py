@@ -7,12 +7,15 @@ import copy
 from torch import nn
 
 from vpdeploy_train.methods.method import PromptMethod
+from vpdeploy_train.methods.options import Rates
 
 
 class FullFineTuning(PromptMethod):
     """Owns a copy of the backbone from ``adapt`` on; its tensors are the run's, some hundred megabytes for a ViT-B."""
 
     form = "weights"
+    rates = Rates(sgd=0.01, adamw=4e-4)
+    settles_head = False
 
     def __init__(self) -> None:
         super().__init__()

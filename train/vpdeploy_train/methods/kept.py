@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vpdeploy_train.methods.method import PromptMethod
+from vpdeploy_train.methods.options import Part
 
 SEGMENTS = 16
 """Segments per token, R (E²VPT, arXiv 2307.13770, section 3.3)."""
@@ -125,16 +126,18 @@ class PrunableMethod(PromptMethod):
     """Prompts that can be scored, removed and rewound.
 
     Attributes:
-        segmented: Whether its visual prompts are stored, and so can lose segments or be zero; otherwise they are made
-            from the image.
         kept: Which prompts there are.
         masks: Multiply the prompts while they are being scored; None otherwise.
     """
 
-    segmented: ClassVar[bool] = True
-    prunable = True
+    parts: ClassVar[frozenset[Part]] = frozenset({"tokens"})
     kept: Kept
     masks: Masks | None = None
+
+    @property
+    def segmented(self) -> bool:
+        """Whether its visual prompts enter as they are stored, and so can lose segments or be zero."""
+        return "segments" in self.parts
 
     @contextmanager
     def masked(self, masks: Masks) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.methods.method import MethodOptions, PromptDimensions, PromptMethod, stored_count
-from vpdeploy_train.trunks import trunk_of
+from vpdeploy_train.methods.method import PromptDimensions, PromptMethod, stored_count
+from vpdeploy_train.methods.options import MethodOptions, Rates
+from vpdeploy_train.option import between, option
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,7 +49,15 @@ class LoRA(PromptMethod):
         generator: Source of A's initial values, kaiming-uniform as in the paper's code.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(MethodOptions):
+        """What a user can choose."""
+
+        lora_rank: int = option(8, "rank of the updates", limits=between(1, 1024))
+
     form = "weights"
+    rates = Rates(sgd=0.1, adamw=4e-3)
+    settles_head = False
 
     def __init__(
         self,
@@ -69,9 +79,9 @@ class LoRA(PromptMethod):
         self.up = nn.ParameterList([torch.zeros(2, width, rank) for width in widths])
 
     @classmethod
-    def create(cls, dimensions: PromptDimensions, options: MethodOptions, generator: torch.Generator) -> Self:
+    def create(cls, dimensions: PromptDimensions, options: Options, generator: torch.Generator) -> Self:
         """Return fresh updates of the rank chosen."""
-        return cls(dimensions, options.rank, generator=generator)
+        return cls(dimensions, options.lora_rank, generator=generator)
 
     @classmethod
     def restore(cls, dimensions: PromptDimensions, structure: dict[str, Any]) -> Self:
@@ -87,6 +97,8 @@ class LoRA(PromptMethod):
         Raises:
             SpecError: Its queries, keys and values come from three projections.
         """
+        from vpdeploy_train.trunks import trunk_of  # loads timm
+
         adapted = copy.deepcopy(model)
         blocks: Any = trunk_of(adapted).blocks
         if any(block.attn.qkv is None for block in blocks):

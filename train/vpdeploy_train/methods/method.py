@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from vpdeploy.task import Stage
-from vpdeploy_train.trunks import Trunk
+from vpdeploy_train.methods.options import PROMPT_RATES, MethodOptions, Part, Rates
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-SegmentOrder = Literal["contiguous", "strided"]
+    from vpdeploy_train.trunks import Trunk  # which loads timm: the command line reads methods' options without it
 
 Form = Literal["prefix", "adaptive", "tokens", "weights"]
 """What is left of a method when it is deployed: keys and values that do not depend on the image; a generator of them;
@@ -52,35 +52,6 @@ class PromptDimensions:
     def depth(self) -> int:
         """Blocks, L."""
         return len(self.blocks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodOptions:
-    """What a user can choose about the prompts; a method reads what concerns it.
-
-    Attributes:
-        prompt_tokens: Visual prompts per block, T.
-        kv_tokens: Key/value prompts per block, T_KV.
-        kv_shared: Keys and values share one tensor.
-        dropout: While training: element-wise on the visual prompts; for VAPT also of its channels and hidden units.
-        segment_order: How a token's channels form segments.
-        hidden: Hidden units of VAPT's feature projector, r.
-        kernel: Side of VAPT's convolution kernel, K.
-        norm: VAPT's LayerNorms take the ``block``'s eps, or the ``paper``'s.
-        start: VAPT's tokens begin a little ``apart`` from each other, or at the paper's ``zero``.
-        rank: Of LoRA's updates.
-    """
-
-    prompt_tokens: int = 10
-    kv_tokens: int = 5
-    kv_shared: bool = True
-    dropout: float = 0.1
-    segment_order: SegmentOrder = "contiguous"
-    hidden: int = 8
-    kernel: int = 2
-    norm: Literal["block", "paper"] = "block"
-    start: Literal["apart", "zero"] = "apart"
-    rank: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,20 +103,28 @@ class PromptMethod(nn.Module):
     A method overrides what it needs; without overrides there are no prompts, and the head alone is trained.
 
     Attributes:
+        Options: What a user can choose about it: a dataclass, from which flags, TOML keys, checks and sweeps derive.
         form: What is left of the method when it is deployed.
-        prunable: Whether pruning and rewinding apply.
+        parts: What pruning can take from it; empty where pruning and rewinding do not apply.
+        pruned_by_default: Whether pruning follows the training where nobody chooses.
+        rates: Its learning rates where nobody chooses one.
+        settles_head: Whether a classifier that starts at a linear probe moves slowly beside it, by default.
     """
 
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
     form: ClassVar[Form] = "prefix"
-    prunable: ClassVar[bool] = False
+    parts: ClassVar[frozenset[Part]] = frozenset()
+    pruned_by_default: ClassVar[bool] = False
+    rates: ClassVar[Rates] = PROMPT_RATES
+    settles_head: ClassVar[bool] = True
 
     @classmethod
-    def create(cls, dimensions: PromptDimensions, options: MethodOptions, generator: torch.Generator) -> Self:
+    def create(cls, dimensions: PromptDimensions, options: Any, generator: torch.Generator) -> Self:
         """Return fresh prompts.
 
         Args:
             dimensions: Sizes taken from the backbone.
-            options: What the user chose.
+            options: What the user chose: an object of ``Options``.
             generator: Source of the initial values.
 
         Raises:
@@ -201,3 +180,5 @@ class PromptMethod(nn.Module):
 
 class NoPrompts(PromptMethod):
     """A linear probe: the head is trained, the backbone sees no prompts."""
+
+    settles_head = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.methods.method import MethodOptions, PromptDimensions, PromptMethod, stored_count
+from vpdeploy_train.methods.method import PromptDimensions, PromptMethod, stored_count
+from vpdeploy_train.methods.options import TokenOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,6 +35,10 @@ class VPTShallow(PromptMethod):
         SpecError: The backbone's tokens are no plain sequence.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(TokenOptions):
+        """What a user can choose; the paper trains shallow prompts without dropout."""
+
     form = "tokens"
 
     def __init__(
@@ -52,7 +58,7 @@ class VPTShallow(PromptMethod):
         self.visual = nn.Parameter(torch.empty(tokens, width).uniform_(-bound, bound, generator=generator))
 
     @classmethod
-    def create(cls, dimensions: PromptDimensions, options: MethodOptions, generator: torch.Generator) -> Self:
+    def create(cls, dimensions: PromptDimensions, options: Options, generator: torch.Generator) -> Self:
         """Return fresh prompts; the paper trains them without dropout."""
         return cls(dimensions, options.prompt_tokens, generator=generator)
 

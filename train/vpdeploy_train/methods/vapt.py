@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,17 @@ from torch import Tensor, nn
 
 from vpdeploy.errors import SpecError
 from vpdeploy_train.methods.kept import Kept, PrunableMethod
-from vpdeploy_train.methods.method import Generator, MethodOptions, PromptDimensions, stored_count
-from vpdeploy_train.trunks import Trunk
+from vpdeploy_train.methods.method import Generator, PromptDimensions, stored_count
+from vpdeploy_train.methods.options import DeepOptions
+from vpdeploy_train.option import between, option
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from vpdeploy_train.trunks import Trunk
+
+PromptNorm = Literal["block", "paper"]
+PromptStart = Literal["apart", "zero"]
 
 PAPER_EPS = 1e-5
 """Of the LayerNorm before each generator, in the paper's code."""
@@ -55,8 +62,17 @@ class VAPT(PrunableMethod):
         SpecError: The backbone has no patch grid shared by all blocks, or one smaller than the kernel.
     """
 
+    @dataclass(frozen=True, kw_only=True)
+    class Options(DeepOptions):
+        """What a user can choose; ``prompt_dropout`` acts on channels and hidden units, too."""
+
+        vapt_hidden: int = option(8, "hidden units of the feature projector", limits=between(1, 4096))
+        vapt_kernel: int = option(2, "side of the convolution kernel", limits=between(1, 32))
+        vapt_norm: PromptNorm = option("block", "LayerNorm eps: the block's, shared at run time, or 1e-5")
+        vapt_start: PromptStart = option("apart", "tokens begin a little apart, or at zero (the paper)")
+
     form = "adaptive"
-    segmented = False
+    parts = frozenset({"tokens", "hidden"})
 
     def __init__(
         self,
@@ -101,16 +117,16 @@ class VAPT(PrunableMethod):
         self.up = uniform((width, hidden), 1 / math.sqrt(max(hidden, 1)))
 
     @classmethod
-    def create(cls, dimensions: PromptDimensions, options: MethodOptions, generator: torch.Generator) -> Self:
+    def create(cls, dimensions: PromptDimensions, options: Options, generator: torch.Generator) -> Self:
         """Return fresh prompts of the lengths chosen."""
-        shared = dimensions.norm_eps if options.norm == "block" else None
+        shared = dimensions.norm_eps if options.vapt_norm == "block" else None
         return cls(
             dimensions,
-            Kept.everything(dimensions.depth, options.prompt_tokens, 0, options.hidden),
-            kernel=options.kernel,
+            Kept.everything(dimensions.depth, options.prompt_tokens, 0, options.vapt_hidden),
+            kernel=options.vapt_kernel,
             eps=PAPER_EPS if shared is None else shared,
-            dropout=options.dropout,
-            apart=options.start == "apart",
+            dropout=options.prompt_dropout,
+            apart=options.vapt_start == "apart",
             generator=generator,
         )
 

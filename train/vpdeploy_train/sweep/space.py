@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.config import FileSettings, checked_value, name_advice
-from vpdeploy_train.settings import TrainSettings
+from vpdeploy_train.config import FileSettings, name_advice
+from vpdeploy_train.methods.options import Part
+from vpdeploy_train.option import Option, options_of
+from vpdeploy_train.settings import TrainSettings, every_option, usable_method
 
-OPTIONS: Final = (
-    "method",
-    "lr",
-    "weight_decay",
-    "head_lr_scale",
-    "batch_size",
-    "prompt_tokens",
-    "kv_tokens",
-    "vapt_hidden",
-    "prompt_dropout",
-    "keep",
-)
-"""Settings whose command-line option may be a range or a list."""
+_VARIED: Final = ("method", "lr", "weight_decay", "head_lr_scale", "batch_size", "keep")
 
 _COMMON: Final = frozenset(
     {
@@ -33,25 +23,16 @@ _COMMON: Final = frozenset(
 )
 """Settings that all trials share: they decide which images and backbone are loaded, and what an epoch is."""
 
-_OF_METHODS: Final[Mapping[str, tuple[str, ...]]] = {
-    "prompt_tokens": ("e2vpt", "vapt", "vpt-deep", "vpt-shallow"),
-    "kv_tokens": ("e2vpt",),
-    "vapt_hidden": ("vapt",),
-    "kv_shared": ("e2vpt",),
-    "prune_kv": ("e2vpt",),
-    "segment_order": ("e2vpt", "vpt-deep"),
-    "prompt_dropout": ("e2vpt", "vapt", "vpt-deep"),
-    "vapt_kernel": ("vapt",),
-    "vapt_norm": ("vapt",),
-    "vapt_start": ("vapt",),
-    "keep_hidden": ("vapt",),
-    "lora_rank": ("lora",),
-    "keep": ("e2vpt", "vapt", "vpt-deep"),
-    "keep_segments": ("e2vpt", "vpt-deep"),
+_PARTS: Final[Mapping[str, Part]] = {
+    "keep": "tokens",
+    "keep_segments": "segments",
+    "keep_hidden": "hidden",
+    "prune_kv": "key_values",
 }
-"""The methods that know a setting; all do where it is not listed."""
+"""What a method's prompts must consist of for a setting of pruning to concern it."""
 
 _LOGARITHMIC: Final = ("lr", "weight_decay", "head_lr_scale")
+_ENDS: Final = ("low", "high")
 _PAPER_LRS: Final = (50.0, 25.0, 10.0, 5.0, 2.5, 1.0, 0.5, 0.25, 0.1, 0.05)
 _PAPER_DECAYS: Final = (0.01, 0.001, 0.0001, 0.0)
 
@@ -77,9 +58,23 @@ Dimension = Choices | Range
 Space = Mapping[str, Dimension]
 
 
+def may_vary(option: Option) -> bool:
+    """Tell whether a setting's command-line option may be a range or a list: any number that is a method's own."""
+    if option.name in options_of(TrainSettings):
+        return option.name in _VARIED
+    return option.kind in (int, float)
+
+
 def applies(name: str, method: str) -> bool:
-    """Tell whether a method knows a setting."""
-    return method in _OF_METHODS.get(name, (method,))
+    """Tell whether a method knows a setting.
+
+    Raises:
+        SpecError: There is no such method, or it is broken.
+    """
+    kind = usable_method(method)
+    if name in _PARTS:
+        return _PARTS[name] in kind.parts
+    return name in options_of(TrainSettings) or name in options_of(kind.Options)
 
 
 def read_option(name: str, text: str) -> Any:
@@ -110,7 +105,7 @@ def read_space(layer: FileSettings) -> dict[str, Dimension]:
     Raises:
         SpecError: A table is malformed; the message names the file.
     """
-    known = {setting.name: str(setting.type) for setting in fields(TrainSettings)}
+    known = every_option()
     space: dict[str, Dimension] = {}
     for name, table in layer.items():
         if name not in known:
@@ -120,11 +115,11 @@ def read_space(layer: FileSettings) -> dict[str, Dimension]:
         place = f"{layer.file}: [{name}]"
         keys = set(table) if isinstance(table, dict) else set()
         if keys == {"values"} and isinstance(table["values"], list) and table["values"]:
-            values = [checked_value(name, value, known[name], origin=f"{place}: ") for value in table["values"]]
+            values = [known[name].typed(value, origin=f"{place}: ") for value in table["values"]]
             space[name] = Choices(values=tuple(values))
         elif {"low", "high"} <= keys <= {"low", "high", "log"}:
-            low, high = (checked_value(name, table[key], "float", origin=f"{place}: ") for key in ("low", "high"))
-            log = checked_value(name, table.get("log", name in _LOGARITHMIC), "bool", origin=f"{place} log: ")
+            low, high = (replace(known[name], kind=float).typed(table[key], origin=f"{place}: ") for key in _ENDS)
+            log = replace(known[name], kind=bool).typed(table.get("log", name in _LOGARITHMIC), origin=f"{place} log: ")
             space[name] = _range(place, name, low, high, log=log)
         else:
             raise SpecError(f"{place}: expected values = [...], or low, high and perhaps log = true")
@@ -134,7 +129,7 @@ def read_space(layer: FileSettings) -> dict[str, Dimension]:
 
 
 def default_space(settings: TrainSettings, given: set[str]) -> dict[str, Dimension]:
-    """Return what is varied where nothing else is said: learning rate, weight decay and prompt lengths.
+    """Return what is varied where nothing else is said: learning rate, weight decay and what the method declares.
 
     With SGD, the papers' grid (VPT, arXiv 2203.12119); with AdamW, rates around the method's default.
 
@@ -148,10 +143,11 @@ def default_space(settings: TrainSettings, given: set[str]) -> dict[str, Dimensi
         if settings.optimizer == "sgd"
         else Range(low=base / 10, high=base * 30, log=True, whole=False),
         "weight_decay": Choices(values=_PAPER_DECAYS),
-        "prompt_tokens": Choices(values=(1, 5, 10, 50)),
-        "kv_tokens": Choices(values=(1, 5, 10)),
     }
-    return {name: space[name] for name in space if name not in given and applies(name, settings.method)}
+    for name, each in options_of(type(settings.options)).items():
+        if each.sweep:
+            space[name] = Choices(values=each.sweep)
+    return {name: space[name] for name in space if name not in given}
 
 
 def check_space(settings: TrainSettings, space: Space) -> None:
@@ -164,13 +160,13 @@ def check_space(settings: TrainSettings, space: Space) -> None:
         raise SpecError("nothing to vary: give a range such as --lr 0.01:3, a list such as --prompt-tokens 5,10,50")
     varied = space.get("method")
     methods = varied.values if isinstance(varied, Choices) else (settings.method,)
-    for name in space:
-        if not any(applies(name, method) for method in methods):
-            raise SpecError(f"--{name.replace('_', '-')}: method '{settings.method}' does not know it; leave it away")
     for name, dimension in space.items():
+        knowing = [method for method in methods if applies(name, method)]
+        if not knowing:
+            raise SpecError(f"--{name.replace('_', '-')}: method '{settings.method}' does not know it; leave it away")
         ends = dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high)
         for value in ends:
-            with_values(settings, {name: value})
+            with_values(settings, {"method": knowing[0], name: value})
 
 
 def with_values(settings: TrainSettings, values: Mapping[str, Any]) -> TrainSettings:
@@ -179,12 +175,11 @@ def with_values(settings: TrainSettings, values: Mapping[str, Any]) -> TrainSett
     Raises:
         SpecError: A value is out of range.
     """
-    known = {setting.name: str(setting.type) for setting in fields(TrainSettings)}
     typed = {
-        name: int(value) if known[name].startswith("int") else f"{value:.3g}" if _is_share(name, value) else value
+        name: f"{value:.3g}" if _is_share(name, value) else int(value) if _kind_of(name) is int else value
         for name, value in values.items()
     }
-    return TrainSettings(**{**asdict(settings), **typed})
+    return settings.changed(**typed)
 
 
 def to_fields(space: Space) -> dict[str, Any]:
@@ -207,8 +202,7 @@ def _kind_of(name: str) -> Any:
     """Return ``int``, ``float``, ``bool`` or ``str``; "share" for the texts that may be one number."""
     if name in ("keep", "keep_segments"):
         return "share"
-    annotation = next(str(setting.type) for setting in fields(TrainSettings) if setting.name == name)
-    return {"int": int, "float": float, "bool": bool}.get(annotation.partition(" |")[0], str)
+    return every_option()[name].kind
 
 
 def _is_share(name: str, value: Any) -> bool:

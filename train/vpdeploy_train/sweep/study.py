@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vpdeploy.errors import SpecError
 from vpdeploy.files import locked, write_atomically
+from vpdeploy_train.config import SharedSettings, parse_toml
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.sweep.space import Choices, Space, applies, to_fields
 
@@ -165,9 +166,17 @@ def _check_same(study: Study, settings: TrainSettings, space: Space) -> None:
         before = study.user_attrs.get(key)
         if before is None or not any(map(counts, study.get_trials(deepcopy=False))):
             study.set_user_attr(key, text)
-        elif before != text:
+        elif before != text and not (key == "settings" and _same_settings(before, settings)):
             changed = _first_difference(before, text) if key == "settings" else f"space was {before}, now {text}"
             raise SpecError(f"study '{study.study_name}' cannot go on with other settings: {changed}; {advice}")
+
+
+def _same_settings(before: str, now: TrainSettings) -> bool:
+    """Tell whether a stored text means the same settings, however an earlier version wrote them down."""
+    try:
+        return TrainSettings.merge(SharedSettings(parse_toml(before))) == now
+    except (SpecError, ValueError):
+        return False
 
 
 def _first_difference(before: str, now: str) -> str:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from optuna import TrialPruned
 from optuna.study import Study
@@ -16,14 +15,13 @@ from optuna.trial import Trial, TrialState
 from vpdeploy.errors import SpecError, TrainingError, VpdeployError
 from vpdeploy.files import locked
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
-from vpdeploy_train.methods import method_named
 from vpdeploy_train.phases import FIRST_PHASE
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
 from vpdeploy_train.sweep.claims import Claim, claim, give_up, reclaim
 from vpdeploy_train.sweep.results import SweepResult, publish
-from vpdeploy_train.sweep.space import Choices, Space, check_space, with_values
+from vpdeploy_train.sweep.space import Space, check_space, with_values
 from vpdeploy_train.sweep.study import ERROR, LOCK_FILE, Pruner, ask, counts, draw, opened_study
 from vpdeploy_train.training import ARGS_FILE, console_progress, train_run
 from vpdeploy_train.workbench import MakeProgress
@@ -69,8 +67,6 @@ def run_sweep(plan: SweepPlan, *, make_progress: MakeProgress = console_progress
         InputError: Images cannot be decoded.
     """
     check_space(plan.settings, plan.space)
-    for method in _methods(plan):
-        method_named(method)
     inputs = _load(plan.settings)  # before the study is begun: what is refused can be corrected
     with opened_study(
         plan.out,
@@ -92,11 +88,6 @@ def run_sweep(plan: SweepPlan, *, make_progress: MakeProgress = console_progress
                 publish(study, plan.out, plan.settings)
         with locked(plan.out / LOCK_FILE):
             return publish(study, plan.out, plan.settings)
-
-
-def _methods(plan: SweepPlan) -> tuple[Any, ...]:
-    varied = plan.space.get("method")
-    return varied.values if isinstance(varied, Choices) else (plan.settings.method,)
 
 
 def _load(settings: TrainSettings) -> TrainingInputs:
