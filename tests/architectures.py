@@ -36,7 +36,7 @@ PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
     "FlexiViT": ("flexivit_small", {"img_size": 64, "depth": 1}),
     "BEiT-3": ("beit3_base_patch16_224", {"img_size": 64, "depth": 1}),
     "AIMv2": ("aimv2_large_patch14_224", {"img_size": 56, "depth": 1}),
-    "RMS norms": ("test_vit4", {"img_size": 64}),
+    "RMS norms": ("test_vit4", SHORT),
     "QK norm": ("vit_tiny_patch16_224", {**SHORT, "qk_norm": True}),
     "MAE's pooling": ("vit_tiny_patch16_224", {**SHORT, "global_pool": "avg"}),
 }

@@ -8,7 +8,7 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let each graph be traced once, by one of the workers; the next who ask for the same trace get its file."""
+    pytest.importorskip("onnxscript", reason="needs the export extra")
+    import torch
+    from traces import SharedTraces
+
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", SharedTraces(folder / "traces"))
+        yield
+
+
+@pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights of a tiny random vision transformer."""
     pytest.importorskip("timm", reason="needs the train extra")
@@ -51,18 +66,18 @@ def tiny_run_paths(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path)
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path]) -> Path:
+def zoo(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path], shared_traces: None) -> Path:
     """A bundle of all the runs, float32, opset 20; no test changes it."""
-    pytest.importorskip("onnxscript", reason="needs the export extra")
     from vpdeploy_export.bundling import export_bundle
 
     return export_bundle(list(tiny_run_paths.values()), tmp_path_factory.mktemp("zoo") / "zoo").path
 
 
 @pytest.fixture(scope="session")
-def folded_flowers(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path]) -> Path:
+def folded_flowers(
+    tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path], shared_traces: None
+) -> Path:
     """The run ``flowers`` as one ONNX file, float32, opset 20; no test changes it."""
-    pytest.importorskip("onnxscript", reason="needs the export extra")
     from vpdeploy_export.exporting import export_folded
 
     return export_folded(tiny_run_paths["flowers"], tmp_path_factory.mktemp("folded") / "flowers.onnx").path

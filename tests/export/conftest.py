@@ -14,6 +14,11 @@ from vpdeploy_export.exporting import ExportReport, export_folded
 Change = Callable[[onnx.ModelProto], None]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _shared_traces(shared_traces: None) -> None:
+    """Every test of this folder exports something."""
+
+
 @pytest.fixture(scope="session")
 def half_folded(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path]) -> ExportReport:
     """The run ``flowers`` folded in float16, opset 20."""

@@ -40,7 +40,7 @@ PRUNED = Kept(
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_runs.write_weights(tmp_path_factory.mktemp("weights") / "vit.safetensors", seed=3)
+    return tiny_runs.write_weights(tmp_path_factory.mktemp("weights") / "vit.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -245,8 +245,8 @@ def test_a_decompression_bomb(strict, encoding):
     [
         ("gzip", b"no gzip", "not valid gzip"),
         ("deflate", b"no deflate", "not valid deflate"),
-        ("gzip", gzip.compress(b"{}" * 500)[:-9], "truncated"),
-        ("gzip", gzip.compress(b"{}") + b"more", "overlong"),
+        ("gzip", gzip.compress(b"{}" * 500, mtime=0)[:-9], "truncated"),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"more", "overlong"),
         ("gzip", b"", "truncated"),
         ("br", b"{}", "expected gzip or deflate"),
         ("gzip, gzip", b"{}", "expected gzip or deflate"),

@@ -44,8 +44,12 @@ SPACE = {
 @pytest.fixture(autouse=True)
 def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("vpdeploy_train.sweep.results.plot_study", lambda *_: None)
-        monkeypatch.setattr("vpdeploy_train.training.plot_curves", lambda _, path: path.touch())
+        draw_nothing(monkeypatch)
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("vpdeploy_train.sweep.results.plot_study", lambda *_: None)
+    patch.setattr("vpdeploy_train.training.plot_curves", lambda _, path: path.touch())
 
 
 @pytest.fixture
@@ -156,8 +160,9 @@ CHILD = """
 import sys
 from dataclasses import replace
 from pathlib import Path
+import pytest
 import train.toys
-from train.test_sweep import SPACE
+from train.test_sweep import SPACE, draw_nothing
 from train.test_training import Quiet
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.settings import TrainSettings
@@ -168,6 +173,7 @@ class Die(Quiet):
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
 
+draw_nothing(pytest.MonkeyPatch())
 settings = TrainSettings.merge(read_toml(Path(sys.argv[1])))
 plan = SweepPlan(settings=settings, space=SPACE, out=Path(sys.argv[2]), trials=int(sys.argv[3]), pruner="none")
 run_sweep(plan, make_progress=lambda *_: Die() if sys.argv[4] == "die" else Quiet())

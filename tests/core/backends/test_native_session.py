@@ -18,9 +18,8 @@ MakePixels = Callable[..., Pixels]
 
 
 @pytest.fixture(scope="module")
-def mixed_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def mixed_runs(tmp_path_factory: pytest.TempPathFactory, shared_traces: None) -> list[Path]:
     """E²VPT, VAPT and a linear head."""
-    pytest.importorskip("onnxscript", reason="needs the export extra")
     import tiny_runs
 
     return tiny_runs.write_mixed_runs(tmp_path_factory.mktemp("mixed"))

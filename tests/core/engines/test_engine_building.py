@@ -29,13 +29,12 @@ OPTIONS = {"prompt_tokens": 5, "kv_tokens": 3, "hidden": 4}
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, shared_traces: None) -> dict[str, Path]:
     """Runs of every method that can be switched, all with random prompts."""
-    pytest.importorskip("onnxscript", reason="needs the export extra")
     import tiny_runs
 
     folder = tmp_path_factory.mktemp("engine-runs")
-    weights = tiny_runs.write_weights(folder / "vit.safetensors", seed=5)
+    weights = tiny_runs.write_weights(folder / "vit.safetensors")
     backbone = tiny_runs.backbone_of(weights)
     for seed, name in enumerate(("e2vpt", "vpt-deep", "vapt", "linear")):
         method = tiny_runs.random_method(backbone.vit, name, seed=seed, **OPTIONS)
