@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks.table import write_zoo
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.target import parse_targets
 from vpdeploy.inspection.machine import cpu_name
@@ -29,9 +29,9 @@ def main() -> None:
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         write_zoo(Path(folder) / "zoo", options.backbone, options.prompts, "fp16")
-        graph = DeployedGraph.open(Path(folder) / "zoo")
+        artifact = Artifact.open(Path(folder) / "zoo")
         request = BuildRequest(runtime="tensorrt-rtx", targets=parse_targets(options.targets), force=True)
-        cards = [build_engine(graph, request).engine.card for _ in range(options.times)]
+        cards = [build_engine(artifact, request).engine.card for _ in range(options.times)]
     seconds = [card.build_seconds for card in cards]
     print(
         f"{options.backbone}, fp16, switchable, {options.targets}: {statistics.median(seconds):.1f} s "

@@ -20,11 +20,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks.folding import CLASSES, preprocessing_of, prompted_model, random_vit
+from vpdeploy import load
 from vpdeploy.bundle import write_bundle
+from vpdeploy.graphfacts import GraphFacts, Precision
 from vpdeploy.inspection.machine import cpu_name
 from vpdeploy.layout import Layout
-from vpdeploy.loading import open_session
-from vpdeploy.manifest import Manifest, Precision
+from vpdeploy.manifest import BundleFacts
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts
@@ -44,7 +45,7 @@ def main() -> None:
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         prompt_set = write_zoo(Path(folder) / "zoo", options.backbone, options.prompts)
-        with open_session(Path(folder) / "zoo", runtime="onnxruntime-cpu", threads=1) as session:
+        with load(Path(folder) / "zoo", runtime="onnxruntime-cpu", threads=1) as session:
             seconds = []
             before = resident_bytes()
             for number in range(options.tasks):
@@ -89,10 +90,13 @@ def write_zoo(path: Path, backbone: str, prompts: int, precision: Precision = "f
         preprocessing=preprocessing,
     )
     prompt_set = pack(compile_prompts(model), model.head, card, layout, model.trunk)
-    manifest = Manifest(
-        backbone=identity, preprocessing=preprocessing, layout=layout, precision=precision, opset=20, graph_sha256=""
+    facts = BundleFacts(
+        backbone=identity,
+        preprocessing=preprocessing,
+        layout=layout,
+        graph=GraphFacts(precision=precision, opset=20, image_input="uint8"),
     )
-    write_bundle(path, manifest, [prompt_set], staged)
+    write_bundle(path, facts, [prompt_set], staged)
     return prompt_set
 
 

@@ -13,8 +13,8 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
+from vpdeploy.graphfacts import Precision
 from vpdeploy.layout import Family
-from vpdeploy.manifest import Precision
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.task import TaskCard

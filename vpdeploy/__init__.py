@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vpdeploy.loading import open_session as load
+    from vpdeploy.loading import load as load
     from vpdeploy.session import Session as Session
 
 __all__ = ["Session", "__version__", "load"]
 
 __version__ = "0.1.0"
 
-_LAZY = {"load": ("vpdeploy.loading", "open_session"), "Session": ("vpdeploy.session", "Session")}
+_LAZY = {"load": ("vpdeploy.loading", "load"), "Session": ("vpdeploy.session", "Session")}
 
 
 def __getattr__(name: str) -> Any:

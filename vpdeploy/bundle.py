@@ -23,13 +23,12 @@ from vpdeploy.document import Document, to_json
 from vpdeploy.errors import (
     BundleCorruptError,
     BundleError,
-    LayoutMismatchError,
     SpecError,
 )
 from vpdeploy.files import creating_folder, locked, replacing_file, sha256_of_file, write_atomically
-from vpdeploy.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest, TaskEntry
+from vpdeploy.manifest import GRAPH_FILE, MANIFEST_FILE, BundleFacts, Manifest, TaskEntry
 from vpdeploy.promptset import CARD_FILE, TENSOR_FILE, CompiledPromptSet
-from vpdeploy.task import TaskCard, check_task_name
+from vpdeploy.task import check_task_name
 
 LOCK_FILE = ".lock"
 
@@ -65,6 +64,11 @@ class Bundle:
         """Names of the tasks, in the order in which they were added."""
         return tuple(self.manifest.tasks)
 
+    @property
+    def versions(self) -> dict[str, int]:
+        """The served version of each task."""
+        return {name: entry.version for name, entry in self.manifest.tasks.items()}
+
     def verified_graph(self) -> Path:
         """Return the path of the graph after comparing its bytes, and those of its data file, with the manifest.
 
@@ -95,37 +99,8 @@ class Bundle:
         prompt_set = CompiledPromptSet.decode(files, folder=folder)
         if prompt_set.card.name != task:
             raise BundleCorruptError(f"{folder / CARD_FILE}: describes task '{prompt_set.card.name}', not '{task}'")
-        self.check_fit(prompt_set)
+        self.manifest.check_fit(prompt_set)
         return prompt_set
-
-    def check_fit(self, prompt_set: CompiledPromptSet) -> None:
-        """Check that a prompt set can be served by this bundle's graph.
-
-        Raises:
-            LayoutMismatchError: It belongs to another backbone, preprocessing or layout; the message says which.
-        """
-        self.check_card(prompt_set.card)
-        manifest = self.manifest
-        if prompt_set.layout.digest != manifest.layout.digest:
-            raise LayoutMismatchError(
-                f"task '{prompt_set.card.name}' has layout {prompt_set.layout.digest[:12]}, the bundle's graph "
-                f"{manifest.layout.digest[:12]}; export the run again for this bundle"
-            )
-
-    def check_card(self, card: TaskCard) -> None:
-        """Check that a task belongs to this bundle's backbone and preprocessing.
-
-        Raises:
-            LayoutMismatchError: It belongs to another backbone or preprocessing; the message says which.
-        """
-        name, manifest = card.name, self.manifest
-        if card.backbone.sha256 != manifest.backbone.sha256:
-            raise LayoutMismatchError(
-                f"task '{name}' belongs to backbone {card.backbone.name} ({card.backbone.sha256[:12]}), "
-                f"the bundle to {manifest.backbone.name} ({manifest.backbone.sha256[:12]})"
-            )
-        if difference := card.preprocessing.difference(manifest.preprocessing):
-            raise LayoutMismatchError(f"task '{name}' is preprocessed unlike the bundle: {difference}")
 
     def _version_folder(self, task: str, version: int) -> Path:
         return self.path / "tasks" / task / str(version)
@@ -148,7 +123,7 @@ def is_bundle(path: Path) -> bool:
 
 def write_bundle(
     path: Path,
-    manifest: Manifest,
+    facts: BundleFacts,
     prompt_sets: list[CompiledPromptSet],
     graph: Path,
     *,
@@ -158,7 +133,7 @@ def write_bundle(
 
     Args:
         path: The folder.
-        manifest: Without tasks and with any graph digest; both are filled in.
+        facts: What the tasks share; the manifest is made of them and of the files.
         prompt_sets: The tasks' compiled prompt sets.
         graph: The ONNX file; it is moved.
         data: Its data file, which lies beside it and is moved too.
@@ -168,9 +143,9 @@ def write_bundle(
         LayoutMismatchError: A prompt set does not fit.
     """
     check_replaceable(path)
-    manifest = replace(manifest, graph_sha256=sha256_of_file(graph), graph_file=GRAPH_FILE, graph_data=data, tasks={})
     for prompt_set in prompt_sets:
-        Bundle(path, manifest).check_fit(prompt_set)
+        facts.check_fit(prompt_set)
+    manifest = Manifest.of(facts, graph_sha256=sha256_of_file(graph), graph_data=data)
     if is_bundle(path):
         with _locked(path) as old:
             _replace_contents(old, manifest, prompt_sets, graph)
@@ -209,7 +184,7 @@ def publish_task(path: Path, prompt_set: CompiledPromptSet) -> int:
     """
     name = check_task_name(prompt_set.card.name)
     with _locked(path) as bundle:
-        bundle.check_fit(prompt_set)
+        bundle.manifest.check_fit(prompt_set)
         manifest = _with_version(path, bundle.manifest, prompt_set)
         _replace_manifest(path, manifest)
         return manifest.tasks[name].version

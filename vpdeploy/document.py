@@ -83,8 +83,15 @@ class Document:
         """
         return Document(f"{self.source}: {name}", self.take(name, dict))
 
-    def expect_format(self, name: str, version: int) -> None:
-        """Check the fields ``format`` and ``format_version``.
+    def expect_format(self, name: str, *versions: int) -> int:
+        """Check the fields ``format`` and ``format_version``, before any other field is looked at.
+
+        Args:
+            name: The kind of document.
+            versions: Those that are read here.
+
+        Returns:
+            The document's version.
 
         Raises:
             BundleCorruptError: The document is of another kind.
@@ -94,11 +101,12 @@ class Document:
         if found != name:
             raise BundleCorruptError(f"{self.source}: expected format '{name}', found '{found}'")
         found_version = self.take("format_version", int)
-        if found_version != version:
+        if found_version not in versions:
             raise BundleVersionError(
-                f"{self.source}: format version {found_version} is not readable, expected {version}; "
-                "use the vpdeploy that wrote it or export again"
+                f"{self.source}: format version {found_version} is not readable, expected "
+                f"{' or '.join(map(str, versions))}; use the vpdeploy that wrote it or export again"
             )
+        return found_version
 
 
 def _checked(value: Any, kind: type[_T], place: str) -> _T:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 from vpdeploy.document import Document, to_json
-from vpdeploy.errors import BundleError
-from vpdeploy.manifest import Precision, take_precision
+from vpdeploy.errors import BundleCorruptError, BundleError
+from vpdeploy.graphfacts import GraphFacts, ImageInput, take_details, take_precision
+from vpdeploy.layout import IMAGE
+from vpdeploy.onnxfile import read_graph, read_metadata
 from vpdeploy.task import TaskCard
 
 METADATA_KEY = "vpdeploy"
 FORMAT = "vpdeploy.folded"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 2 records the form of the image input; of version 1 the graph itself is asked."""
+
+_IMAGE_INPUTS: Final[dict[str, ImageInput]] = {"uint8": "uint8", "float32": "float"}
+"""The forms by the element type of the graph's input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,44 +28,58 @@ class FoldedCard:
 
     Attributes:
         task: The task's card, the parity report included.
-        precision: Of the graph's weights and matrix products.
-        opset: ONNX opset.
-        graph_details: As in a bundle's manifest.
+        graph: What is recorded of the graph.
     """
 
     task: TaskCard
-    precision: Precision
-    opset: int
-    graph_details: dict[str, Any] = field(default_factory=dict)
+    graph: GraphFacts
 
     def to_metadata(self) -> dict[str, str]:
         """Return the key-value pairs to store in the ONNX file's ``metadata_props``."""
         fields: dict[str, Any] = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "precision": self.precision,
-            "opset": self.opset,
-            "graph": self.graph_details,
+            "graph": self.graph.to_fields(),
             "task": self.task.to_fields(),
         }
         return {METADATA_KEY: to_json(fields)}
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str], *, source: str) -> FoldedCard:
-        """Read the key-value pairs of an ONNX file.
+    def read(cls, path: Path) -> FoldedCard:
+        """Read the metadata of an ONNX file.
 
         Raises:
-            BundleError: The file was not written by ``vpdeploy export``.
-            BundleCorruptError: The metadata is damaged.
-            BundleVersionError: It was written in another format version.
+            BundleError: The file cannot be read, or was not written by ``vpdeploy export``.
+            BundleCorruptError: The metadata are damaged.
+            BundleVersionError: They were written in another format version.
         """
+        metadata = read_metadata(path)
         if METADATA_KEY not in metadata:
-            raise BundleError(f"{source}: no vpdeploy metadata; expected a file written by vpdeploy export")
-        document = Document.parse(metadata[METADATA_KEY], source=f"{source}: metadata")
-        document.expect_format(FORMAT, FORMAT_VERSION)
+            raise BundleError(f"{path}: no vpdeploy metadata; expected a file written by vpdeploy export")
+        document = Document.parse(metadata[METADATA_KEY], source=f"{path}: metadata")
+        version = document.expect_format(FORMAT, 1, FORMAT_VERSION)
         return cls(
             task=TaskCard.from_document(document.nested("task")),
-            precision=take_precision(document),
-            opset=document.take("opset", int),
-            graph_details=document.take("graph", dict) if "graph" in document.fields else {},
+            graph=_facts_of_version_1(document, path)
+            if version == 1
+            else GraphFacts.from_document(document.nested("graph")),
         )
+
+
+def _facts_of_version_1(document: Document, path: Path) -> GraphFacts:
+    """Read the facts of version 1; what the image input is, only the graph tells.
+
+    Raises:
+        BundleCorruptError: A field is missing or unknown, or the graph takes no images of a known form.
+    """
+    found = read_graph(path).inputs.get(IMAGE, "nothing")
+    if found not in _IMAGE_INPUTS:
+        raise BundleCorruptError(
+            f"{path}: expected an input '{IMAGE}' of {' or '.join(_IMAGE_INPUTS)}, found {found}; export again"
+        )
+    return GraphFacts(
+        precision=take_precision(document),
+        opset=document.take("opset", int),
+        image_input=_IMAGE_INPUTS[found],
+        details=take_details(document, "graph"),
+    )

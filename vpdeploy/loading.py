@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vpdeploy.backends import AUTO, open_backend
-from vpdeploy.deployed import DeployedGraph
-from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.artifact import Artifact
+from vpdeploy.backends import AUTO
 from vpdeploy.session import Session
 
 
-def open_session(path: Path | str, *, runtime: str = AUTO, threads: int | None = None) -> Session:
+def load(path: Path | str, *, runtime: str = AUTO, threads: int | None = None) -> Session:
     """Load a bundle or a folded ONNX file.
 
     Args:
@@ -27,16 +26,4 @@ def open_session(path: Path | str, *, runtime: str = AUTO, threads: int | None =
         BackendError: The runtime asked for does not work here, or cannot load the graph.
         SpecError: There is no runtime of that name.
     """
-    graph = DeployedGraph.open(Path(path))
-    tasks: list[tuple[CompiledPromptSet, int | None]] = []
-    if graph.bundle is not None:
-        entries = graph.bundle.manifest.tasks
-        tasks = [(graph.bundle.read_task(name), entry.version) for name, entry in entries.items()]
-    return Session(
-        open_backend(graph, runtime=runtime, threads=threads),
-        preprocessing=graph.preprocessing,
-        precision=graph.precision,
-        bundle=graph.bundle,
-        tasks=tasks,
-        folded=None if graph.folded is None else graph.folded.task,
-    )
+    return Session.of(Artifact.open(Path(path)), runtime=runtime, threads=threads)

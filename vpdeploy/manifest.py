@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 from vpdeploy.datafile import DataFile
 from vpdeploy.document import Document
-from vpdeploy.errors import BundleCorruptError, SpecError, TaskNotFoundError
+from vpdeploy.errors import BundleCorruptError, LayoutMismatchError, SpecError, TaskNotFoundError
+from vpdeploy.graphfacts import GraphFacts, take_details, take_precision
 from vpdeploy.layout import Layout
 from vpdeploy.preprocessing import Preprocessing
-from vpdeploy.task import BackboneId, check_task_name
+from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.task import BackboneId, TaskCard, check_task_name
 
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "model.onnx"
 FORMAT = "vpdeploy.bundle"
-FORMAT_VERSION = 1
-
-Precision = Literal["fp32", "fp16", "bf16"]
-"""Type of a graph's weights and matrix products."""
+FORMAT_VERSION = 2
+"""Version 2 records the form of the image input; of version 1 it is uint8, the only one that bundles had."""
 
 _GRAPH_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.onnx")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -49,32 +49,76 @@ class TaskEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a bundle holds.
+class BundleFacts:
+    """What all tasks of a bundle share, known before any of its files is written.
 
     Attributes:
-        backbone: The shared frozen ViT.
-        preprocessing: One for all tasks of the bundle.
+        backbone: The frozen ViT.
+        preprocessing: One for all tasks.
         layout: Of the table inputs and of every compiled prompt set.
-        precision: Of the graph's weights and matrix products.
-        opset: ONNX opset of the graph.
-        graph_sha256: Of the graph's file.
-        graph_file: Its name in the bundle: ``model.onnx``, or another one where an export replaced a live graph.
-        graph_data: The file beside it that holds its weights, where one file cannot.
-        graph_details: Free-form sections about the graph for people: its size and operations, its precision.
-        tasks: By name, in the order in which they were added.
+        graph: What is recorded of the switchable graph.
     """
 
     backbone: BackboneId
     preprocessing: Preprocessing
     layout: Layout
-    precision: Precision
-    opset: int
+    graph: GraphFacts
+
+    def check_fit(self, prompt_set: CompiledPromptSet) -> None:
+        """Check that the graph can switch to a prompt set.
+
+        Raises:
+            LayoutMismatchError: It belongs to another backbone, preprocessing or layout; the message says which.
+        """
+        self.check_card(prompt_set.card)
+        if prompt_set.layout.digest != self.layout.digest:
+            raise LayoutMismatchError(
+                f"task '{prompt_set.card.name}' has layout {prompt_set.layout.digest[:12]}, the bundle's graph "
+                f"{self.layout.digest[:12]}; export the run again for this bundle"
+            )
+
+    def check_card(self, card: TaskCard) -> None:
+        """Check that a task belongs to this backbone and preprocessing.
+
+        Raises:
+            LayoutMismatchError: It belongs to another backbone or preprocessing; the message says which.
+        """
+        if card.backbone.sha256 != self.backbone.sha256:
+            raise LayoutMismatchError(
+                f"task '{card.name}' belongs to backbone {card.backbone.name} ({card.backbone.sha256[:12]}), "
+                f"the bundle to {self.backbone.name} ({self.backbone.sha256[:12]})"
+            )
+        if difference := card.preprocessing.difference(self.preprocessing):
+            raise LayoutMismatchError(f"task '{card.name}' is preprocessed unlike the bundle: {difference}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(BundleFacts):
+    """What a bundle holds: the facts that its tasks share, and its files.
+
+    Attributes:
+        graph_sha256: Of the graph's file.
+        graph_file: Its name in the bundle: ``model.onnx``, or another one where an export replaced a live graph.
+        graph_data: The file beside it that holds its weights, where one file cannot.
+        tasks: By name, in the order in which they were added.
+    """
+
     graph_sha256: str
     graph_file: str = GRAPH_FILE
     graph_data: DataFile | None = None
-    graph_details: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, facts: BundleFacts, *, graph_sha256: str, graph_data: DataFile | None) -> Manifest:
+        """Return the manifest of a bundle that holds a graph and no task yet."""
+        return cls(
+            backbone=facts.backbone,
+            preprocessing=facts.preprocessing,
+            layout=facts.layout,
+            graph=facts.graph,
+            graph_sha256=graph_sha256,
+            graph_data=graph_data,
+        )
 
     def entry(self, task: str) -> TaskEntry:
         """Return one task's entry.
@@ -105,10 +149,8 @@ class Manifest:
             "graph": {
                 "file": self.graph_file,
                 "sha256": self.graph_sha256,
-                "precision": self.precision,
-                "opset": self.opset,
                 **({"data": self.graph_data.to_fields()} if self.graph_data is not None else {}),
-                **({"details": self.graph_details} if self.graph_details else {}),
+                **self.graph.to_fields(),
             },
             "layout": self.layout.to_fields(),
             "tasks": {
@@ -128,9 +170,9 @@ class Manifest:
             BundleCorruptError: A field is missing, of another type, or contradicts another.
             BundleVersionError: It was written in another format version.
         """
-        document.expect_format(FORMAT, FORMAT_VERSION)
+        version = document.expect_format(FORMAT, 1, FORMAT_VERSION)
         graph = document.nested("graph")
-        precision = take_precision(graph)
+        facts = _facts_of_version_1(graph) if version == 1 else GraphFacts.from_document(graph)
         graph_file = graph.take("file", str)
         if not _GRAPH_FILE.fullmatch(graph_file):
             raise BundleCorruptError(f"{graph.source}: '{graph_file}' is not the name of a file in the bundle")
@@ -139,26 +181,22 @@ class Manifest:
             backbone=BackboneId.from_document(document.nested("backbone")),
             preprocessing=Preprocessing.from_document(document.nested("preprocessing")),
             layout=Layout.from_document(document.nested("layout")),
-            precision=precision,
-            opset=graph.take("opset", int),
+            graph=facts,
             graph_sha256=graph.take("sha256", str),
             graph_file=graph_file,
             graph_data=DataFile.from_document(graph.nested("data")) if "data" in graph.fields else None,
-            graph_details=graph.take("details", dict) if "details" in graph.fields else {},
             tasks={_task_name(name, entries): _task_entry(entries.nested(name)) for name in entries.fields},
         )
 
 
-def take_precision(document: Document) -> Precision:
-    """Read the field ``precision``.
-
-    Raises:
-        BundleCorruptError: It is missing or unknown.
-    """
-    precision = document.take("precision", str)
-    if precision not in get_args(Precision):
-        raise BundleCorruptError(f"{document.source}: unknown precision '{precision}'")
-    return precision  # type: ignore[return-value]
+def _facts_of_version_1(graph: Document) -> GraphFacts:
+    """Read the section ``graph`` of version 1, whose graphs all take uint8 images."""
+    return GraphFacts(
+        precision=take_precision(graph),
+        opset=graph.take("opset", int),
+        image_input="uint8",
+        details=take_details(graph, "details"),
+    )
 
 
 def _task_name(name: str, document: Document) -> str:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from vpdeploy.artifact import Artifact
+from vpdeploy.backends import AUTO, open_backend
 from vpdeploy.backends.batch import check_images, check_slots
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.bundle import Bundle
@@ -50,45 +52,62 @@ class Session:
     Every method may be called from any thread.
 
     Args:
-        backend: The loaded graph.
-        preprocessing: One for all tasks.
-        precision: ``fp32`` or ``fp16``, for reports.
-        bundle: The bundle that ``sync`` follows, or None.
-        tasks: The first prompt sets and their versions; empty for a folded model.
-        folded: The folded model's task instead.
+        artifact: What is served: its prompt sets are read into a table.
+        backend: Its graph, loaded; the session closes it.
+
+    Raises:
+        BundleError: A prompt set is damaged.
+        LayoutMismatchError: A prompt set does not fit the graph.
+        BackendError: The device cannot hold the table.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        *,
-        preprocessing: Preprocessing,
-        precision: str,
-        bundle: Bundle | None = None,
-        tasks: Sequence[tuple[CompiledPromptSet, int | None]] = (),
-        folded: TaskCard | None = None,
-    ) -> None:
-        self.preprocessing = preprocessing
+    def __init__(self, artifact: Artifact, backend: Backend) -> None:
+        self._artifact = artifact
         self._backend = backend
-        self._precision = precision
-        self._bundle = bundle
+        self._bundle = artifact.bundle
         self._changing = threading.Lock()  # one change of the table at a time; runs go on beside it
         self._table: Table | None = None
         # What sync has loaded. A version alone does not tell: a task that was removed and published anew restarts at 1.
-        self._synced: dict[str, TaskEntry] = {} if bundle is None else dict(bundle.manifest.tasks)
-        if folded is not None:
-            self._directory = TaskDirectory(1)
-            self._directory.admit(folded, self._directory.reserve(), None)
-            return
-        self._directory = TaskDirectory(len(tasks))
-        if tasks:
-            sizes = common_sizes([prompt_set.sizes() for prompt_set, _ in tasks])
-            table = Table(tasks[0][0].layout, sizes, len(tasks))
-            for prompt_set, version in tasks:
-                slot = self._directory.reserve()
-                table.write(slot, prompt_set)
-                self._directory.admit(prompt_set.card, slot, version)
-            self._bind(table)
+        self._synced: dict[str, TaskEntry] = {} if self._bundle is None else dict(self._bundle.manifest.tasks)
+
+        # The first tasks take the slots in their order, as in the table; a folded model has one slot and no table.
+        prompt_sets = artifact.read_prompt_sets()
+        cards = [each.card for each in prompt_sets] if artifact.is_switchable else list(artifact.cards.values())
+        self._directory = TaskDirectory(len(cards))
+        if prompt_sets:
+            self._bind(Table.of(prompt_sets))
+        for card in cards:
+            self._directory.admit(card, self._directory.reserve(), artifact.versions.get(card.name))
+
+    @classmethod
+    def of(cls, artifact: Artifact, *, runtime: str = AUTO, threads: int | None = None) -> Session:
+        """Load an artifact's graph and its tasks.
+
+        Args:
+            artifact: A bundle or a folded model.
+            runtime: ``auto``, or a runtime's name (see ``vpdeploy.backends.RUNTIMES``).
+            threads: CPU threads inside one run; None leaves it to the runtime.
+
+        Returns:
+            A session, owned by the caller.
+
+        Raises:
+            BundleError: A prompt set is damaged.
+            LayoutMismatchError: A prompt set does not fit the graph.
+            BackendError: The runtime asked for does not work here, or cannot load the graph.
+            SpecError: There is no runtime of that name.
+        """
+        backend = open_backend(artifact, runtime=runtime, threads=threads)
+        try:
+            return cls(artifact, backend)
+        except BaseException:
+            backend.close()
+            raise
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are brought to the backbone's input; one for all tasks."""
+        return self._artifact.preprocessing
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -174,7 +193,7 @@ class Session:
 
         # The backend checks what it is given. What it never sees as it came is checked here.
         pixels: npt.NDArray[np.generic] = images
-        if self._backend.input_dtype != np.uint8:
+        if self._artifact.image_input != "uint8":
             size = self.preprocessing.image_size
             check_images(images, shape=(size, size, 3), dtype=np.dtype(np.uint8))
             pixels = normalise(images, self.preprocessing)
@@ -196,9 +215,7 @@ class Session:
             LayoutMismatchError: The prompt set does not fit the graph.
             BackendError: The device cannot hold it; what is loaded is undisturbed.
         """
-        if self._bundle is None:
-            raise SpecError("a folded model holds one task; export a bundle to switch between several")
-        self._bundle.check_fit(prompt_set)
+        self._artifact.check_fit(prompt_set)
         sizes = prompt_set.sizes()
         with self._changing:
             old = self._table
@@ -266,7 +283,7 @@ class Session:
         table = self._table
         return {
             **self._backend.describe(),
-            "precision": self._precision,
+            "precision": self._artifact.precision,
             "image_size": self.preprocessing.image_size,
             "slots": table.slots if table else 1,
             "slot_bytes": table.slot_bytes if table else 0,
@@ -293,7 +310,7 @@ class Session:
         """Return the table, or a larger copy when no slot is free or the prompt set is longer than the slots."""
         old = self._table
         if old is None:
-            return Table(prompt_set.layout, common_sizes([sizes]), 1)
+            return Table.of([prompt_set])
         if not full and old.accepts(sizes):
             return old
         # A thirty-second at a time: adding many tasks stays cheap, and little memory lies idle.

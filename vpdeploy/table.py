@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,6 +36,20 @@ class Table:
         self.arrays: Tensors = {
             spec.name: np.full((slots, *spec.resolve(sizes)), spec.padding, dtype=spec.dtype) for spec in layout.tensors
         }
+
+    @classmethod
+    def of(cls, prompt_sets: Sequence[CompiledPromptSet]) -> Table:
+        """Return the smallest table of prompt sets, one slot each, in their order.
+
+        Args:
+            prompt_sets: One or more of one layout.
+        """
+        table = cls(
+            prompt_sets[0].layout, common_sizes([prompt_set.sizes() for prompt_set in prompt_sets]), len(prompt_sets)
+        )
+        for slot, prompt_set in enumerate(prompt_sets):
+            table.write(slot, prompt_set)
+        return table
 
     @property
     def size_bytes(self) -> int:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle, check_replaceable, publish_task, write_bundle
 from vpdeploy.datafile import graph_size_bytes
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import SpecError
+from vpdeploy.graphfacts import GraphFacts, Precision
 from vpdeploy.layout import SLOT_AXIS, Family, Layout
-from vpdeploy.manifest import GRAPH_FILE, Manifest, Precision
+from vpdeploy.manifest import GRAPH_FILE, BundleFacts
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.table import common_sizes
 from vpdeploy_export.exporting import ExportReport
@@ -19,7 +20,7 @@ from vpdeploy_export.facts import graph_details
 from vpdeploy_export.graph import SwitchableGraph
 from vpdeploy_export.loaded import DEFAULT_OPSET, TORCH_DTYPES, LoadedRun
 from vpdeploy_export.packing import check_switchable, choose_layout, pack, with_details
-from vpdeploy_export.parity import Expectation, ParityReport, require_parity
+from vpdeploy_export.parity import ParityReport, require_parity
 from vpdeploy_export.precision.advice import advise_addition, advise_export
 from vpdeploy_export.precision.gate import run_gate
 from vpdeploy_export.precision.islands import NO_ISLANDS
@@ -97,14 +98,12 @@ def export_bundle(
     )
     onnx_model = build_switchable(graph, preprocessing, layout, opset=opset)
     sizes = common_sizes([prompt_set.sizes() for prompt_set in prompt_sets])
-    manifest = Manifest(
+    details = graph_details(onnx_model, {**sizes, SLOT_AXIS: len(prompt_sets)}, probe)
+    facts = BundleFacts(
         backbone=identity,
         preprocessing=preprocessing,
         layout=layout,
-        precision=precision,
-        opset=opset,
-        graph_sha256="",
-        graph_details=graph_details(onnx_model, {**sizes, SLOT_AXIS: len(prompt_sets)}, probe),
+        graph=GraphFacts(precision=precision, opset=opset, image_input="uint8", details=details),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the bundle, so that publishing is a rename on one file system.
@@ -112,15 +111,15 @@ def export_bundle(
         staged = Path(folder) / GRAPH_FILE
         data = save_model(onnx_model, staged, {})
         size_bytes = graph_size_bytes(staged)
-        reports = _compare_bundle(staged, manifest, prompt_sets, expectations)
+        artifact = Artifact.of_staged(staged, facts, prompt_sets, data=data)
+        reports = run_gate(artifact, expectations)
         if not all(report.passed for report in reports):
-            deployed = _deployed(staged, manifest)
-            require_parity(reports, advice=advise_export(deployed, expectations, prompt_sets=prompt_sets))
+            require_parity(reports, advice=advise_export(artifact, expectations))
         prompt_sets = [
             with_details(prompt_set, parity=report.to_fields())
             for prompt_set, report in zip(prompt_sets, reports, strict=True)
         ]
-        write_bundle(out, manifest, prompt_sets, staged, data=data)
+        write_bundle(out, facts, prompt_sets, staged, data=data)
     return ExportReport(
         path=out,
         precision=precision,
@@ -146,35 +145,18 @@ def add_to_bundle(
         ParityError: The graph does not reproduce the trained model; the bundle is as it was.
     """
     bundle = Bundle.open(bundle_path)
+    manifest = bundle.manifest
     run = Run.read(path)
     _require_prompts(run)
-    bundle.check_card(run.card)  # before it is compiled: only prompts of this backbone have the layout's tensors
+    manifest.check_card(run.card)  # before it is compiled: only prompts of this backbone have the layout's tensors
     backbone = run.load_backbone(weights=weights)
     loaded = LoadedRun.load(run, backbone, images=images)
-    prompt_set = pack(loaded.prompts, loaded.model.head, loaded.card, bundle.manifest.layout, backbone.trunk)
-    bundle.check_fit(prompt_set)
-    (report,) = _compare_bundle(bundle.verified_graph(), bundle.manifest, [prompt_set], [loaded.expectation])
-    require_parity([report], advice=advise_addition(bundle.manifest.precision))
+    prompt_set = pack(loaded.prompts, loaded.model.head, loaded.card, manifest.layout, backbone.trunk)
+    artifact = Artifact.of_bundle(bundle).with_prompt_sets([prompt_set])
+    (report,) = run_gate(artifact, [loaded.expectation])
+    require_parity([report], advice=advise_addition(artifact.precision))
     version = publish_task(bundle_path, with_details(prompt_set, parity=report.to_fields()))
     return version, report
-
-
-def _compare_bundle(
-    graph: Path, manifest: Manifest, prompt_sets: Sequence[CompiledPromptSet], expectations: Sequence[Expectation]
-) -> list[ParityReport]:
-    """Run the graph with all prompt sets in one table, their images mixed."""
-    return run_gate(_deployed(graph, manifest), expectations, prompt_sets=prompt_sets)
-
-
-def _deployed(graph: Path, manifest: Manifest) -> DeployedGraph:
-    """Return a graph that may not be published yet."""
-    return DeployedGraph(
-        artifact=graph,
-        path=graph,
-        precision=manifest.precision,
-        preprocessing=manifest.preprocessing,
-        layout=manifest.layout,
-    )
 
 
 def _require_compatible(runs: Sequence[Run]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,14 +10,11 @@ from typing import Any
 
 import torch
 
-from vpdeploy.backends import open_backend
-from vpdeploy.backends.protocol import Backend
+from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle, is_bundle
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.document import Document, to_json
 from vpdeploy.errors import BundleError, SpecError
 from vpdeploy.files import replacing_folder, sha256_of_file
-from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.session import Session
 from vpdeploy_export.images import GateImages, images_without_run
 from vpdeploy_export.precision.twins import CPU_RUNTIME, open_wide
@@ -88,18 +84,17 @@ def convert_bundle(
         raise SpecError(f"--{superfluous[0].replace('_', '-')} means nothing to {target}; it takes {takes}")
     if path.is_file():
         raise BundleError(f"{path}: a file, expected a bundle folder; a folded model runs in any ONNX runtime as it is")
-    bundle = Bundle.open(path)
-    chosen.check(bundle, options)
+    artifact = Artifact.of_bundle(Bundle.open(path))
+    chosen.check(artifact, options)
     destination = chosen.destination(path, out, options)
     _require_replaceable(destination, target)
-    if not bundle.tasks:
+    if not artifact.tasks:
         raise SpecError(f"{path}: holds no task; add one with vpdeploy task add")
-    compared = _compared_images(bundle, images)
-    prompt_sets = tuple(bundle.read_task(task) for task in bundle.tasks)
-    with TemporaryDirectory(prefix="vpdeploy-convert-") as scratch, _reference(bundle, prompt_sets, scratch) as session:
+    compared = _compared_images(artifact, images)
+    with TemporaryDirectory(prefix="vpdeploy-convert-") as scratch, _reference(artifact, scratch) as session:
         conversion = Conversion(
-            bundle=bundle,
-            prompt_sets=prompt_sets,
+            artifact=artifact,
+            prompt_sets=artifact.read_prompt_sets(),
             session=session,
             images=compared,
             options=options,
@@ -109,7 +104,7 @@ def convert_bundle(
             with replacing_folder(destination.resolve()) as folder:
                 written = chosen.write(conversion, folder)
                 require_closeness(written.deviations, target, compared.source)
-                card = _card(bundle, target, written, compared.source, _files(folder))
+                card = _card(artifact, target, written, compared.source, _files(folder))
                 (folder / CARD_FILE).write_text(to_json(card), encoding="utf-8")
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
@@ -124,32 +119,23 @@ def convert_bundle(
     )
 
 
-def _reference(bundle: Bundle, prompt_sets: Sequence[CompiledPromptSet], scratch: str) -> Session:
+def _reference(artifact: Artifact, scratch: str) -> Session:
     """Open the bundle on the CPU; a bfloat16 graph, for which the CPU has no kernels, as float32."""
-    graph = DeployedGraph.of_bundle(bundle)
-    if graph.precision == "bf16":
-        backend: Backend = open_wide(graph.path, Path(scratch))
-    else:
-        backend = open_backend(graph, runtime=CPU_RUNTIME, threads=torch.get_num_threads())
-    return Session(
-        backend,
-        preprocessing=graph.preprocessing,
-        precision=graph.precision,
-        tasks=[(prompt_set, None) for prompt_set in prompt_sets],
-    )
+    if artifact.precision == "bf16":
+        return Session(artifact, open_wide(artifact.graph_path, Path(scratch)))
+    return Session.of(artifact, runtime=CPU_RUNTIME, threads=torch.get_num_threads())
 
 
-def _compared_images(bundle: Bundle, folder: Path | None) -> GateImages:
+def _compared_images(artifact: Artifact, folder: Path | None) -> GateImages:
     """Return the images that every task is compared on, spread over those there are."""
-    found = images_without_run(bundle.manifest.preprocessing, folder)
+    found = images_without_run(artifact.preprocessing, folder)
     step = max(1, len(found.pixels) // IMAGES_PER_TASK)
     pixels = found.pixels[::step][:IMAGES_PER_TASK]
     return GateImages(pixels=pixels, source=f"{len(pixels)} of {found.source}")
 
 
-def _card(bundle: Bundle, target: str, written: Written, source: str, files: dict[str, Path]) -> dict[str, Any]:
+def _card(artifact: Artifact, target: str, written: Written, source: str, files: dict[str, Path]) -> dict[str, Any]:
     """Return ``tasks.json``: what a client has to know, and the sha256 of every other file."""
-    manifest = bundle.manifest
     parity = {each.task: {**each.to_fields(), "source": source} for each in written.deviations}
     return {
         "format": FORMAT,
@@ -157,11 +143,11 @@ def _card(bundle: Bundle, target: str, written: Written, source: str, files: dic
         "target": target,
         "graph": {
             **written.graph,
-            "precision": manifest.precision,
-            "opset": manifest.opset,
-            "converted_from_sha256": manifest.graph_sha256,
+            "precision": artifact.precision,
+            "opset": artifact.opset,
+            "converted_from_sha256": artifact.sha256,
         },
-        "preprocessing": manifest.preprocessing.to_fields(),
+        "preprocessing": artifact.preprocessing.to_fields(),
         "tasks": {name: {**facts, "parity": parity[name]} for name, facts in written.tasks.items()},
         "files": {name: sha256_of_file(file) for name, file in files.items()},
     }

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.datafile import graph_size_bytes
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BundleError
 from vpdeploy.folded import FoldedCard
-from vpdeploy.manifest import Precision
+from vpdeploy.graphfacts import GraphFacts, ImageInput, Precision
 from vpdeploy_export.compilation import CompiledPrompts, deployed_trunk
 from vpdeploy_export.facts import graph_details
-from vpdeploy_export.graph import FoldedGraph, ImageInput
+from vpdeploy_export.graph import FoldedGraph
 from vpdeploy_export.loaded import DEFAULT_OPSET, TORCH_DTYPES, LoadedRun
 from vpdeploy_export.parity import ParityReport, require_parity
 from vpdeploy_export.precision.advice import advise_export
@@ -126,15 +126,15 @@ def export_folded(
     onnx_model = build_folded(graph, run.card.preprocessing, opset=opset)
     with publishing_model(out) as temporary:
         save_model(onnx_model, temporary, {})
-        unproven = FoldedCard(task=run.card, precision=precision, opset=opset)
-        deployed = DeployedGraph.of_folded(temporary, unproven)
-        (report,) = run_gate(deployed, [loaded.expectation])
+        facts = GraphFacts(
+            precision=precision, opset=opset, image_input=image_input, details=graph_details(onnx_model, {}, probe)
+        )
+        staged = Artifact.of_folded(temporary, FoldedCard(task=loaded.card, graph=facts))
+        (report,) = run_gate(staged, [loaded.expectation])
         if not report.passed:
-            require_parity([report], advice=advise_export(deployed, [loaded.expectation]))
+            require_parity([report], advice=advise_export(staged, [loaded.expectation]))
         card = replace(loaded.card, details={**loaded.card.details, "parity": report.to_fields()})
-        details = graph_details(onnx_model, {}, probe)
-        folded = FoldedCard(task=card, precision=precision, opset=opset, graph_details=details)
-        save_model(onnx_model, temporary, folded.to_metadata())
+        save_model(onnx_model, temporary, FoldedCard(task=card, graph=facts).to_metadata())
     return ExportReport(
         path=out,
         precision=precision,

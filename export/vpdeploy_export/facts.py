@@ -43,12 +43,15 @@ def graph_facts(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, Any]:
 
     Returns:
         ``nodes``, ``operators`` by type, ``parameters`` and ``initializer_bytes`` of constants with two or more axes,
-        ``macs_per_image`` (multiply-accumulates of matrix products), and for each of ``blocks`` the types of its
-        products, norms and softmax.
+        ``elements`` by type of all constants, ``macs_per_image`` (multiply-accumulates of matrix products), and for
+        each of ``blocks`` the types of its products, norms and softmax.
     """
     known = {**sizes, BATCH_AXIS: 1}
     constants = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     weights = [constant for constant in constants if constant.dtype.is_floating_point()]
+    elements: Counter[str] = Counter()
+    for constant in constants:
+        elements[str(constant.dtype.numpy())] += constant.size
     blocks: dict[str, dict[str, set[str]]] = {}
     for node in model.graph:
         place, role = block_of(node.name or ""), _ROLES.get(node.op_type)
@@ -59,6 +62,7 @@ def graph_facts(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, Any]:
         "operators": dict(Counter(node.op_type for node in model.graph).most_common()),
         "parameters": sum(constant.size for constant in weights),
         "initializer_bytes": sum(constant.nbytes for constant in weights),
+        "elements": dict(elements.most_common()),
         "macs_per_image": sum(_macs(node, known) for node in model.graph),
         "blocks": [
             {"name": name, **{role: "+".join(sorted(types)) for role, types in roles.items()}}

@@ -9,7 +9,7 @@ from typing import Final
 
 import torch
 
-from vpdeploy.manifest import Precision
+from vpdeploy.graphfacts import Precision
 from vpdeploy.task import TaskCard, check_task_name
 from vpdeploy_export.compilation import CompiledPrompts, compile_prompts
 from vpdeploy_export.images import gate_images

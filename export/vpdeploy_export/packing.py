@@ -11,8 +11,8 @@ import numpy.typing as npt
 from torch import nn
 
 from vpdeploy.errors import ExportError, LayoutMismatchError, SpecError
+from vpdeploy.graphfacts import Precision
 from vpdeploy.layout import MASKED, Family, GeneratorSpec, Layout
-from vpdeploy.manifest import Precision
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import CompiledBlock, CompiledGenerator, CompiledPrompts

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from vpdeploy.errors import ParityError
-from vpdeploy.manifest import Precision
+from vpdeploy.graphfacts import Precision
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.session import Session
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels

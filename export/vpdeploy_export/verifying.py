@@ -12,11 +12,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends import AUTO, open_backend
 from vpdeploy.backends.protocol import Backend
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BackendError, LayoutMismatchError, ParityError, SpecError
-from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.session import Session
 from vpdeploy.task import TaskCard
 from vpdeploy_export.images import GateImages, folder_images, gate_images, synthetic_images
@@ -103,81 +102,58 @@ def verify(
         LayoutMismatchError: A run has another backbone, preprocessing or other labels than the artifact's task.
         BackendError: A runtime that was asked for does not work here.
     """
-    graph = DeployedGraph.open(path)
-    prompt_sets = _prompt_sets(graph)
+    artifact = Artifact.open(path)
+    if not artifact.tasks:
+        raise SpecError(f"{path}: holds no task to verify; add one with vpdeploy task add")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="vpdeploy-verify-")))
         # Opened before anything is computed: a runtime that does not work here is told at once.
-        backends = [_open(graph, name, folder, stack) for name in dict.fromkeys(runtimes or (AUTO,))]
+        backends = [_open(artifact, name, folder, stack) for name in dict.fromkeys(runtimes or (AUTO,))]
         if runs:
             reference = "the trained model"
-            expectations = _trained(graph, [Run.read(each) for each in runs], images=images, weights=weights)
-            prompt_sets = [each for each in prompt_sets if each.card.name in {e.task for e in expectations}]
-            prompt_sets.sort(key=lambda each: [e.task for e in expectations].index(each.card.name))
+            expectations = _trained(artifact, [Run.read(each) for each in runs], images=images, weights=weights)
         else:
             reference = "its own arithmetic in float32"
-            expectations = _own(graph, prompt_sets, images=images, folder=folder)
+            expectations = _own(artifact, images=images, folder=folder)
+        compared = artifact
+        if artifact.is_switchable:
+            compared = artifact.with_prompt_sets([artifact.read_prompt_set(each.task) for each in expectations])
         reports: list[ParityReport] = []
         for backend in backends:
-            reports += compare(_session(graph, backend, prompt_sets), expectations, precision=graph.precision)
-        found = bisect(graph, expectations, prompt_sets=prompt_sets) if bisects else None
+            reports += compare(Session(compared, backend), expectations, precision=artifact.precision)
+        found = bisect(compared, expectations) if bisects else None
     return VerifyReport(path=path, reference=reference, parity=tuple(reports), bisection=found)
 
 
-def _prompt_sets(graph: DeployedGraph) -> list[CompiledPromptSet]:
-    if graph.bundle is None:
-        return []
-    prompt_sets = [graph.bundle.read_task(name) for name in graph.bundle.manifest.tasks]
-    if not prompt_sets:
-        raise SpecError(f"{graph.artifact}: holds no task to verify; add one with vpdeploy task add")
-    return prompt_sets
-
-
-def _open(graph: DeployedGraph, runtime: str, folder: Path, stack: ExitStack) -> Backend:
+def _open(artifact: Artifact, runtime: str, folder: Path, stack: ExitStack) -> Backend:
     if runtime != EMULATED:
         try:
-            backend = open_backend(graph, runtime=runtime, threads=torch.get_num_threads())
+            backend = open_backend(artifact, runtime=runtime, threads=torch.get_num_threads())
         except BackendError as error:
-            if runtime != AUTO or graph.precision == "fp32":
+            if runtime != AUTO or artifact.precision == "fp32":
                 raise
             raise BackendError(f"{error}; compare on the CPU with --runtime {EMULATED}") from error
-    elif graph.precision == "fp32":
-        raise SpecError(f"--runtime {EMULATED}: {graph.artifact} is float32, which nothing has to stand in for")
+    elif artifact.precision == "fp32":
+        raise SpecError(f"--runtime {EMULATED}: {artifact.path} is float32, which nothing has to stand in for")
     else:
-        backend = open_rounded(graph.path, graph.precision, folder)
+        backend = open_rounded(artifact.graph_path, artifact.precision, folder)
     stack.callback(backend.close)
     return backend
 
 
-def _session(graph: DeployedGraph, backend: Backend, prompt_sets: Sequence[CompiledPromptSet]) -> Session:
-    return Session(
-        backend,
-        preprocessing=graph.preprocessing,
-        precision=graph.precision,
-        tasks=[(prompt_set, None) for prompt_set in prompt_sets],
-        folded=None if graph.folded is None else graph.folded.task,
-    )
-
-
-def _cards(graph: DeployedGraph, prompt_sets: Sequence[CompiledPromptSet]) -> dict[str, TaskCard]:
-    if graph.folded is not None:
-        return {graph.folded.task.name: graph.folded.task}
-    return {prompt_set.card.name: prompt_set.card for prompt_set in prompt_sets}
-
-
 def _trained(
-    graph: DeployedGraph, runs: Sequence[Run], *, images: Path | None, weights: Path | None
+    artifact: Artifact, runs: Sequence[Run], *, images: Path | None, weights: Path | None
 ) -> list[Expectation]:
     """Return what trained models answer."""
-    cards = _cards(graph, _prompt_sets(graph))
+    cards = artifact.cards
     expectations: list[Expectation] = []
     for run in runs:
         name = run.card.name
         if name not in cards:
-            raise SpecError(f"{run.path}: task '{name}' is not in {graph.artifact}; it holds: {', '.join(cards)}")
+            raise SpecError(f"{run.path}: task '{name}' is not in {artifact.path}; it holds: {', '.join(cards)}")
         if name in {each.task for each in expectations}:
             raise SpecError(f"{run.path}: a run of task '{name}' was given already; name each task once")
-        _require_same(run, cards[name], graph)
+        _require_same(run, cards[name], artifact)
         model = run.load_model(run.load_backbone(weights=weights))
         chosen = gate_images(run, images)
         logits = expected_logits(model, chosen.pixels, run.card.preprocessing)
@@ -185,37 +161,34 @@ def _trained(
     return expectations
 
 
-def _require_same(run: Run, card: TaskCard, graph: DeployedGraph) -> None:
+def _require_same(run: Run, card: TaskCard, artifact: Artifact) -> None:
     """Refuse a run that cannot be the one the artifact's task was made from."""
     if run.card.backbone.sha256 != card.backbone.sha256:
         raise LayoutMismatchError(
-            f"{run.path}: has backbone {run.card.backbone.name} ({run.card.backbone.sha256[:12]}), {graph.artifact} "
+            f"{run.path}: has backbone {run.card.backbone.name} ({run.card.backbone.sha256[:12]}), {artifact.path} "
             f"{card.backbone.name} ({card.backbone.sha256[:12]}); give the run that was exported"
         )
-    if difference := run.card.preprocessing.difference(graph.preprocessing):
+    if difference := run.card.preprocessing.difference(artifact.preprocessing):
         raise LayoutMismatchError(
-            f"{run.path}: preprocesses unlike {graph.artifact}: {difference}; give the run that was exported"
+            f"{run.path}: preprocesses unlike {artifact.path}: {difference}; give the run that was exported"
         )
     if run.card.labels != card.labels:
         raise LayoutMismatchError(
             f"{run.path}: task '{card.name}' has {len(run.card.labels)} labels that are not the {len(card.labels)} of "
-            f"{graph.artifact}; give the run that was exported"
+            f"{artifact.path}; give the run that was exported"
         )
 
 
-def _own(
-    graph: DeployedGraph, prompt_sets: Sequence[CompiledPromptSet], *, images: Path | None, folder: Path
-) -> list[Expectation]:
+def _own(artifact: Artifact, *, images: Path | None, folder: Path) -> list[Expectation]:
     """Return what the graph answers with its arithmetic in float32."""
-    cards = _cards(graph, prompt_sets)
     chosen: GateImages
     if images is None:
-        chosen = synthetic_images(graph.preprocessing, "give real ones with --images or --run")
+        chosen = synthetic_images(artifact.preprocessing, "give real ones with --images or --run")
     else:
-        chosen = folder_images(images, graph.preprocessing)
+        chosen = folder_images(images, artifact.preprocessing)
     expectations = []
-    with _session(graph, open_wide(graph.path, folder), prompt_sets) as session:
-        for name, card in cards.items():
+    with Session(artifact, open_wide(artifact.graph_path, folder)) as session:
+        for name, card in artifact.cards.items():
             with session.lease(name) as lease:
                 slots = np.full(len(chosen.pixels), lease.slot, dtype=np.int32)
                 parts = [

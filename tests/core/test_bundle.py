@@ -125,7 +125,7 @@ def test_a_manifest_with_any_one_field_changed_is_read_or_refused_but_never_fail
         (path / MANIFEST).write_text(original)
 
 
-@pytest.mark.parametrize("version", [0, 2, -1])
+@pytest.mark.parametrize("version", [0, 3, -1])
 def test_another_format_version_is_refused_as_such(path: Path, version: int):
     changed_manifest(path, lambda fields: fields.update(format_version=version))
     with pytest.raises(BundleVersionError, match=f"format version {version} is not readable"):
@@ -342,7 +342,7 @@ def test_a_process_killed_at_any_step_leaves_a_bundle_that_loads_and_changes_aga
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BundleError, match="cannot be written"):
-        write_bundle(tmp_path / "file" / "zoo", toy.manifest(), [toy.prompt_set()], _graph(tmp_path))
+        write_bundle(tmp_path / "file" / "zoo", toy.facts(), [toy.prompt_set()], _graph(tmp_path))
 
 
 @pytest.mark.parametrize("process_count", [2])

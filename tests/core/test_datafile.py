@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def path(tmp_path: Path) -> Path:
     staged.mkdir()
     (staged / "model.onnx").write_bytes(b"not a graph")
     (staged / DATA.name).write_bytes(WEIGHTS)
-    return write_bundle(tmp_path / "zoo", toy.manifest(), [toy.prompt_set()], staged / "model.onnx", data=DATA).path
+    return write_bundle(tmp_path / "zoo", toy.facts(), [toy.prompt_set()], staged / "model.onnx", data=DATA).path
 
 
 def test_the_json_form_is_read_as_it_was_written():
@@ -52,7 +51,7 @@ def test_damaged_metadata_is_refused(field: str, value: Any, message: str):
 
 def test_a_manifest_without_a_data_file_says_nothing_of_one():
     assert "data" not in toy.manifest().to_fields()["graph"]
-    fields = replace(toy.manifest(), graph_data=DATA).to_fields()
+    fields = toy.manifest(graph_data=DATA).to_fields()
     assert Manifest.from_document(Document("manifest.json", fields)).graph_data == DATA
 
 

@@ -14,10 +14,10 @@ import pytest
 from core import toy
 
 import vpdeploy
-from vpdeploy.backends import open_backend, ort, providers
+from vpdeploy.artifact import Artifact
+from vpdeploy.backends import ort, providers
 from vpdeploy.backends.native import opening
 from vpdeploy.bundle import Bundle, publish_task, withdraw_task
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.directory import TaskDirectory
 from vpdeploy.errors import (
     BackendError,
@@ -28,9 +28,11 @@ from vpdeploy.errors import (
     SpecError,
     TaskNotFoundError,
 )
+from vpdeploy.folded import FoldedCard
 from vpdeploy.gpu import gpu_obstacle
+from vpdeploy.graphfacts import GraphFacts
 from vpdeploy.layout import MASKED, Layout
-from vpdeploy.loading import open_session
+from vpdeploy.loading import load
 from vpdeploy.prediction import softmax
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.promptset import CompiledPromptSet
@@ -49,14 +51,14 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def session(zoo: Path) -> Iterator[Session]:
     """A session that no test changes."""
-    with open_session(zoo, threads=1) as session:
+    with load(zoo, threads=1) as session:
         yield session
 
 
 @pytest.fixture
 def live(zoo_copy: Path) -> Iterator[Session]:
     """A session, and a bundle below it, that the test may change."""
-    with open_session(zoo_copy, threads=1) as session:
+    with load(zoo_copy, threads=1) as session:
         yield session
 
 
@@ -83,13 +85,7 @@ def invented(zoo: Path, name: str, *, prefix: int = 3, classes: int = 3, seed: i
 
 def alone(zoo: Path, prompt_set: CompiledPromptSet, pixels: Pixels) -> Logits:
     """What a prompt set says when nothing else is loaded."""
-    bundle = Bundle.open(zoo)
-    with Session(
-        open_backend(DeployedGraph.of_bundle(bundle), threads=1),
-        preprocessing=bundle.manifest.preprocessing,
-        precision="fp32",
-        tasks=[(prompt_set, None)],
-    ) as session:
+    with Session.of(Artifact.open(zoo).with_prompt_sets([prompt_set]), threads=1) as session:
         return logits(session, prompt_set.card.name, pixels)
 
 
@@ -136,12 +132,7 @@ def test_padding_of_prefix_and_classes_changes_nothing(zoo: Path, random_pixels:
         prompt_set = bundle.read_task(task)
         expected = alone(zoo, prompt_set, pixels)
         neighbour = invented(zoo, "neighbour", prefix=30, classes=11)
-        with Session(
-            open_backend(DeployedGraph.of_bundle(bundle), threads=1),
-            preprocessing=bundle.manifest.preprocessing,
-            precision="fp32",
-            tasks=[(prompt_set, None), (neighbour, None)],
-        ) as wide:
+        with Session.of(Artifact.of_bundle(bundle).with_prompt_sets([prompt_set, neighbour]), threads=1) as wide:
             np.testing.assert_allclose(logits(wide, task, pixels), expected, **CLOSE)
 
 
@@ -458,13 +449,8 @@ def test_one_more_task_costs_little_more_than_its_compiled_bytes(tmp_path: Path)
         for number in range(100)
     ]
     compiled = sets[0].size_bytes
-    session = Session(
-        HeldTable(),
-        preprocessing=toy.PREPROCESSING,
-        precision="fp32",
-        bundle=Bundle(tmp_path, replace(toy.manifest(), backbone=backbone, layout=layout)),
-        tasks=[(each, None) for each in sets[:20]],
-    )
+    facts = toy.facts(backbone=backbone, layout=layout)
+    session = Session(Artifact.of_staged(tmp_path / "model.onnx", facts, sets[:20]), HeldTable())
     start = session.describe()["table_bytes"]
     for number, each in enumerate(sets[20:], start=21):
         session.add_task(each)
@@ -544,7 +530,7 @@ def test_a_bundle_without_tasks_can_be_opened_and_filled(zoo_copy: Path, random_
     prompt_set = invented(zoo_copy, "first")
     for task in TASKS:
         withdraw_task(zoo_copy, task)
-    with open_session(zoo_copy, threads=1) as session:
+    with load(zoo_copy, threads=1) as session:
         assert session.tasks == ()
         with pytest.raises(TaskNotFoundError, match="loaded: none"):
             session.predict(pixels, "first")
@@ -567,9 +553,9 @@ def test_what_is_neither_bundle_nor_model_is_refused(tmp_path: Path):
         ("note.txt", "not an .onnx file"),
     ):
         with pytest.raises(BundleError, match=message):
-            open_session(tmp_path / name)
+            load(tmp_path / name)
     with pytest.raises(BundleError, match=r"bad\.onnx: not an ONNX file, or truncated"):
-        open_session(tmp_path / "bad.onnx")
+        load(tmp_path / "bad.onnx")
 
 
 def test_a_tampered_graph_is_not_loaded(zoo_copy: Path):
@@ -577,20 +563,20 @@ def test_a_tampered_graph_is_not_loaded(zoo_copy: Path):
     data[len(data) // 2] ^= 1
     (zoo_copy / "model.onnx").write_bytes(bytes(data))
     with pytest.raises(BundleCorruptError, match=r"model\.onnx: contents do not match"):
-        open_session(zoo_copy)
+        load(zoo_copy)
 
 
 def test_an_unknown_runtime_is_refused_with_the_known_ones(zoo: Path):
     with pytest.raises(
         SpecError, match="unknown runtime 'onnx'; choose one of: auto, tensorrt, tensorrt-rtx, onnxruntime"
     ):
-        open_session(zoo, runtime="onnx")
+        load(zoo, runtime="onnx")
 
 
 def test_cuda_that_was_asked_for_is_never_replaced_by_the_cpu(zoo: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(providers, "gpu_obstacle", lambda: "no NVIDIA driver")
     with pytest.raises(BackendError, match="runtime 'onnxruntime-cuda' does not work here: no NVIDIA driver"):
-        open_session(zoo, runtime="onnxruntime-cuda")
+        load(zoo, runtime="onnxruntime-cuda")
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not in available:UserWarning")
@@ -605,7 +591,7 @@ def test_auto_says_what_it_chose_and_why(zoo: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(providers, "gpu_obstacle", lambda: "no NVIDIA driver")
     monkeypatch.setattr(opening, "gpu_obstacle", lambda: "no NVIDIA driver")
     monkeypatch.setattr(opening, "find_gpu", lambda: None)
-    with open_session(zoo) as session:
+    with load(zoo) as session:
         described = session.describe()
     assert described["runtime"] == "onnxruntime-cpu"
     faster = "tensorrt, tensorrt-rtx, onnxruntime-cuda"
@@ -622,14 +608,14 @@ def test_a_session_describes_its_table(session: Session):
     assert (described["precision"], described["image_size"], described["threads"]) == ("fp32", 32, 1)
 
 
-def test_load_is_open_session():
-    assert vpdeploy.load is open_session
+def test_load_is_what_the_package_gives():
+    assert vpdeploy.load is load
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = vpdeploy.nothing
 
 
 def test_a_closed_session_refuses_to_run(zoo: Path, random_pixels: MakePixels):
-    with open_session(zoo) as session:
+    with load(zoo) as session:
         pass
     with pytest.raises(BackendError):
         session.run(random_pixels(1), np.zeros(1, np.int32))
@@ -640,7 +626,7 @@ def test_a_closed_session_refuses_to_run(zoo: Path, random_pixels: MakePixels):
 
 def test_a_folded_model_answers_without_a_task_name(folded_flowers: Path, random_pixels: MakePixels):
     pixels = random_pixels(3)
-    with open_session(folded_flowers, threads=1) as session:
+    with load(folded_flowers, threads=1) as session:
         assert session.tasks == ("flowers",)
         assert session.predict(pixels) == session.predict(pixels, "flowers")
         assert session.run(pixels, np.zeros(3, np.int32)).shape == (3, 4)
@@ -652,7 +638,7 @@ def test_a_folded_model_answers_without_a_task_name(folded_flowers: Path, random
 
 
 def test_a_folded_model_holds_one_task_and_follows_nothing(folded_flowers: Path, zoo: Path):
-    with open_session(folded_flowers, threads=1) as session:
+    with load(folded_flowers, threads=1) as session:
         with pytest.raises(SpecError, match="a folded model holds one task"):
             session.add_task(invented(zoo, "new"))
         assert not session.sync()
@@ -661,10 +647,10 @@ def test_a_folded_model_holds_one_task_and_follows_nothing(folded_flowers: Path,
 
 def test_a_bundles_graph_alone_is_no_folded_model(zoo: Path):
     with pytest.raises(BundleError, match=r"model\.onnx: no vpdeploy metadata"):
-        open_session(zoo / "model.onnx")
+        load(zoo / "model.onnx")
 
 
-def test_float_input_is_normalised_as_the_graph_would(zoo: Path):
+def test_float_input_is_normalised_as_the_graph_would(tmp_path: Path):
     """Sessions over graphs that take float pixels normalise: (u / 255 - mean) / std, channels first."""
 
     class FloatBackend(HeldTable):
@@ -677,7 +663,9 @@ def test_float_input_is_normalised_as_the_graph_would(zoo: Path):
 
     preprocessing = Preprocessing(image_size=8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
     backend = FloatBackend()
-    session = Session(backend, preprocessing=preprocessing, precision="fp32", folded=toy.prompt_set().card)
+    card = replace(toy.prompt_set().card, preprocessing=preprocessing)
+    folded = FoldedCard(task=card, graph=GraphFacts(precision="fp32", opset=20, image_input="float"))
+    session = Session(Artifact.of_folded(tmp_path / "task.onnx", folded), backend)
     pixels = np.zeros((1, 8, 8, 3), np.uint8)
     pixels[0, 2, 5] = (255, 51, 102)
     session.run(pixels, np.zeros(1, np.int32))

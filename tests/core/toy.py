@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vpdeploy.bundle import Bundle, publish_task, withdraw_task, write_bundle
+from vpdeploy.graphfacts import GraphFacts
 from vpdeploy.layout import Layout
-from vpdeploy.manifest import Manifest
+from vpdeploy.manifest import BundleFacts, Manifest
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.task import BackboneId, TaskCard
@@ -48,10 +50,15 @@ def prompt_set(
     return CompiledPromptSet(card=card, layout=layout, tensors=tensors)
 
 
-def manifest() -> Manifest:
-    return Manifest(
-        backbone=BACKBONE, preprocessing=PREPROCESSING, layout=LAYOUT, precision="fp32", opset=20, graph_sha256=""
-    )
+def facts(**changes: Any) -> BundleFacts:
+    """What the toy tasks share; keywords replace fields."""
+    graph = GraphFacts(precision="fp32", opset=20, image_input="uint8")
+    return replace(BundleFacts(backbone=BACKBONE, preprocessing=PREPROCESSING, layout=LAYOUT, graph=graph), **changes)
+
+
+def manifest(**changes: Any) -> Manifest:
+    """The manifest of a bundle without tasks; keywords replace fields."""
+    return replace(Manifest.of(facts(), graph_sha256="3" * 64, graph_data=None), **changes)
 
 
 def write(path: Path, *prompt_sets: CompiledPromptSet, graph: bytes = b"not a graph") -> Bundle:
@@ -60,7 +67,7 @@ def write(path: Path, *prompt_sets: CompiledPromptSet, graph: bytes = b"not a gr
     staged = path.parent / "staged.onnx"
     staged.write_bytes(graph)
     chosen = list(prompt_sets) or [prompt_set("flowers"), prompt_set("birds", prefix=5, classes=2, seed=1)]
-    return write_bundle(path, manifest(), chosen, staged)
+    return write_bundle(path, facts(), chosen, staged)
 
 
 def snapshot(path: Path) -> dict[str, bytes]:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vpdeploy.errors import ExportError, SpecError
+from vpdeploy.graphfacts import ImageInput
 from vpdeploy.table import Table, common_sizes
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts, deployed_trunk
-from vpdeploy_export.graph import FoldedGraph, ImageInput, SwitchableGraph
+from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 from vpdeploy_export.graph.parts import graph_parts
 from vpdeploy_export.packing import choose_layout, pack
 from vpdeploy_export.saving import save_model

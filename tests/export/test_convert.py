@@ -17,10 +17,11 @@ import pytest
 from core import toy
 from PIL import Image
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle, withdraw_task
 from vpdeploy.cli.main import main
 from vpdeploy.datafile import data_file_of
-from vpdeploy.errors import BundleCorruptError, BundleError, ParityError, SpecError
+from vpdeploy.errors import BundleCorruptError, BundleError, BundleVersionError, ParityError, SpecError
 from vpdeploy_export import converting, saving
 from vpdeploy_export.bundling import export_bundle
 from vpdeploy_export.converting import convert_bundle
@@ -54,7 +55,7 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def test_a_graph_without_an_input_of_the_layout_is_refused(zoo: Path, tmp_path: Path):
     missing: Any = None  # nothing but the bundle is read
     conversion = Conversion(
-        bundle=Bundle.open(zoo),
+        artifact=Artifact.open(zoo),
         prompt_sets=(),
         session=missing,
         images=missing,
@@ -237,6 +238,11 @@ def test_only_what_a_conversion_wrote_is_replaced(
     with pytest.raises(BundleError, match="holds a conversion to triton, not to onnx-adapter"):
         convert(zoo, folder, "onnx-adapter")
     (folder / "2").mkdir()
+    card = (folder / "tasks.json").read_text()
+    (folder / "tasks.json").write_text(json.dumps({"format": "vpdeploy.conversion", "format_version": 9}))
+    with pytest.raises(BundleVersionError, match="format version 9 is not readable"):
+        convert(zoo, tmp_path / "repository", "triton")
+    (folder / "tasks.json").write_text(card)
     (folder / "2" / "model.onnx").write_text("the user's second version")
     with pytest.raises(BundleError, match=r"holds 2/model\.onnx, which vpdeploy convert did not write"):
         convert(zoo, tmp_path / "repository", "triton")
@@ -313,10 +319,10 @@ def test_a_conversion_that_answers_otherwise_is_not_published(
 
 
 def test_the_tolerance_is_a_share_of_the_largest_logit_and_nan_never_passes(zoo: Path):
-    from vpdeploy.loading import open_session
+    from vpdeploy import load
 
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
-    with open_session(zoo, threads=1) as session:
+    with load(zoo, threads=1) as session:
         expected = {}
 
         def exact(images: np.ndarray, tasks: Any) -> np.ndarray:

@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 import tiny_runs
 
+from vpdeploy import load
 from vpdeploy.bundle import Bundle
-from vpdeploy.loading import open_session
-from vpdeploy.manifest import Precision
+from vpdeploy.graphfacts import Precision
 from vpdeploy_export.bundling import export_bundle
 from vpdeploy_export.converting import convert_bundle
 from vpdeploy_export.exporting import ExportReport
@@ -62,7 +62,7 @@ def convert(zoo: Path, out: Path) -> Path:
 def bundle_answers(zoo: Path, pixels: np.ndarray) -> dict[str, np.ndarray]:
     """What vpdeploy's session answers, by task, without padded classes."""
     answers = {}
-    with open_session(zoo, threads=1) as session:
+    with load(zoo, threads=1) as session:
         for task in session.tasks:
             with session.lease(task) as lease:
                 logits = session.run(pixels, np.full(len(pixels), lease.slot, np.int32))
@@ -90,7 +90,10 @@ def test_plain_onnx_runtime_answers_as_the_session_for_every_task(
     precision: Precision,
 ):
     source = superset_zoo if kind == "superset" else zoo if precision == "fp32" else half_zoo.path
-    assert (Bundle.open(source).manifest.layout.family, Bundle.open(source).manifest.precision) == (kind, precision)
+    assert (Bundle.open(source).manifest.layout.family, Bundle.open(source).manifest.graph.precision) == (
+        kind,
+        precision,
+    )
     pixels = random_pixels(5, seed=7)
     expected = bundle_answers(source, pixels)
     convert(source, tmp_path / "out")

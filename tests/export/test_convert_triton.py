@@ -14,8 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 
+from vpdeploy import load
 from vpdeploy.bundle import Bundle, withdraw_task
-from vpdeploy.loading import open_session
 from vpdeploy_export.converting import convert_bundle
 from vpdeploy_export.exporting import ExportReport
 from vpdeploy_export.targets.target import TargetOptions
@@ -116,7 +116,7 @@ def test_the_model_answers_mixed_slots_as_the_session_does(zoo: Path, tmp_path: 
     slots = requested.reshape([9, *config.input[1].reshape.shape])
     found = model.run(None, {"image": pixels, "slot": slots})[0]
     assert found.shape == (9, 7)
-    with open_session(zoo, threads=1) as session:
+    with load(zoo, threads=1) as session:
         for image, row, logits in zip(pixels, rows, found, strict=True):
             with session.lease(row) as lease:
                 expected = session.run(image[None], np.array([lease.slot], np.int32))[0]

@@ -17,11 +17,13 @@ import tiny_runs
 from core import toy
 
 from vpdeploy import bundle as bundle_module
+from vpdeploy import load
+from vpdeploy.artifact import Artifact
+from vpdeploy.backends import providers
 from vpdeploy.bundle import Bundle, write_bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import BundleCorruptError, BundleError, LayoutMismatchError, SpecError
 from vpdeploy.layout import Layout
-from vpdeploy.loading import open_session
 from vpdeploy.session import Session
 from vpdeploy.task import Stage
 from vpdeploy_export import bundling, exporting
@@ -88,11 +90,11 @@ def test_folded_bundle_and_trained_model_agree(
 ):
     bundle, folded = (zoo, folded_flowers) if opset == 20 else (fused_zoo.path, fused_folded.path)
     scale = max(np.abs(each).max() for each in trained.values())
-    with open_session(bundle, threads=1) as session:
+    with load(bundle, threads=1) as session:
         for task in TASKS:
             found = answers(session, task, random_pixels(6))
             np.testing.assert_allclose(found, trained[task], rtol=0, atol=1e-5 * scale)
-    with open_session(folded, threads=1) as session:
+    with load(folded, threads=1) as session:
         found = answers(session, "flowers", random_pixels(6))
         np.testing.assert_allclose(found, trained["flowers"], rtol=0, atol=1e-5 * scale)
 
@@ -101,7 +103,7 @@ def test_half_precision_stays_within_its_stated_tolerance(
     half_zoo: ExportReport, half_folded: ExportReport, trained: dict[str, np.ndarray], random_pixels: MakePixels
 ):
     for path in (half_zoo.path, half_folded.path):
-        with open_session(path, threads=1) as session:
+        with load(path, threads=1) as session:
             assert session.describe()["precision"] == "fp16"
             for task in session.tasks:
                 difference = np.abs(answers(session, task, random_pixels(6)) - trained[task]).max()
@@ -126,7 +128,7 @@ def test_a_folded_report_counts_what_the_prompts_cost(half_folded: ExportReport)
     assert half_folded.prompt_bytes == {"flowers": 2 * 2 * (5 + 1 + 3) * 48 + 4 * (48 * 4 + 4)}
 
 
-def test_a_graph_for_normalised_floats_gives_the_same_through_the_session(
+def test_a_graph_for_normalised_floats_gives_the_same_through_the_session_and_profiles_of_its_form(
     command: Command,
     tiny_run_paths: dict[str, Path],
     trained: dict[str, np.ndarray],
@@ -137,9 +139,12 @@ def test_a_graph_for_normalised_floats_gives_the_same_through_the_session(
     code, _, err = command("export", tiny_run_paths["flowers"], "--out", out, "--input", "float")
     assert code == 0, err
     scale = np.abs(trained["flowers"]).max()
-    with open_session(out, threads=1) as session:
+    with load(out, threads=1) as session:
         found = answers(session, "flowers", random_pixels(6))
     np.testing.assert_allclose(found, trained["flowers"], rtol=0, atol=2e-5 * scale)
+    options = providers.tensorrt_options(Artifact.open(out))
+    assert options["trt_profile_min_shapes"] == "image:1x3x32x32"
+    assert options["trt_profile_max_shapes"] == "image:32x3x32x32"
 
 
 # --- what does not go together ---
@@ -250,7 +255,7 @@ def test_exporting_again_replaces_tasks_and_a_session_follows(
     trained: dict[str, np.ndarray],
     random_pixels: MakePixels,
 ):
-    with open_session(zoo_copy, threads=1) as session:
+    with load(zoo_copy, threads=1) as session:
         export_bundle([tiny_run_paths["probe"], tiny_run_paths["flowers"]], zoo_copy)
         report = session.sync()
         assert set(report.updated) == {"probe", "flowers"}
@@ -266,7 +271,7 @@ class Killed(BaseException):
     """Stands for the end of the process at some step."""
 
 
-@pytest.mark.parametrize("step", ["pack", "save_model", "_compare_bundle", "with_details", "write_bundle"])
+@pytest.mark.parametrize("step", ["pack", "save_model", "run_gate", "with_details", "write_bundle"])
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_kill_at_any_step_leaves_the_old_bundle_or_nothing(
     traced: Traced,
@@ -304,10 +309,10 @@ def test_a_kill_while_the_bundle_is_replaced_leaves_it_loadable(
         patched.setattr(bundle_module, step, die)
         with pytest.raises(Killed):
             export_bundle([tiny_run_paths["birds"]], zoo_copy)
-    with open_session(zoo_copy, threads=1) as session:
+    with load(zoo_copy, threads=1) as session:
         assert session.tasks == TASKS
     assert export_bundle([tiny_run_paths["birds"]], zoo_copy).parity[0].passed
-    with open_session(zoo_copy, threads=1) as session:
+    with load(zoo_copy, threads=1) as session:
         assert session.tasks == ("birds",)
 
 
@@ -364,7 +369,7 @@ bundling.export_bundle([Path(sys.argv[2])], Path(sys.argv[3]))
     assert finished.returncode == -signal.SIGKILL, finished.stderr
     assert (zoo_copy / "manifest.json").read_bytes() == before
     assert visible(tmp_path) == ["zoo"]
-    with open_session(zoo_copy, threads=1) as session:
+    with load(zoo_copy, threads=1) as session:
         assert session.tasks == TASKS
 
 
@@ -387,10 +392,23 @@ def test_a_run_is_added_as_a_task_and_as_a_new_version(
         assert f"task 'fish' at version {version}" in out
     assert (zoo_copy / "model.onnx").read_bytes() == graph
     expected = expected_logits(run.load_model(run.load_backbone()), random_pixels(6), run.card.preprocessing)
-    with open_session(zoo_copy, threads=1) as session:
+    with load(zoo_copy, threads=1) as session:
         found = answers(session, "fish", random_pixels(6))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert "parity" in Bundle.open(zoo_copy).read_task("fish").card.details
+
+
+def test_a_run_is_added_to_a_bundle_of_format_version_1_which_becomes_one_of_version_2(
+    command: Command, tiny_run_paths: dict[str, Path], zoo_copy: Path
+):
+    manifest = json.loads((zoo_copy / "manifest.json").read_text())
+    del manifest["graph"]["image_input"]
+    (zoo_copy / "manifest.json").write_text(json.dumps({**manifest, "format_version": 1}))
+    code, _, err = command("task", "add", zoo_copy, tiny_run_paths["flowers"])
+    assert code == 0, err
+    written = json.loads((zoo_copy / "manifest.json").read_text())
+    assert (written["format_version"], written["graph"]["image_input"]) == (2, "uint8")
+    assert written["tasks"]["flowers"]["version"] == 2
 
 
 def test_a_run_is_compiled_in_the_bundles_own_precision(
@@ -434,9 +452,9 @@ def test_a_run_that_does_not_fit_is_not_added(
 def test_a_run_is_not_added_to_a_bundle_whose_backbone_has_stages(tiny_run_paths: dict[str, Path], tmp_path: Path):
     stages = (Stage(depth=1, width=3, heads=1), Stage(depth=1, width=toy.WIDTH, heads=toy.HEADS))
     backbone = replace(toy.BACKBONE, hierarchy=stages)
-    manifest = replace(toy.manifest(), backbone=backbone, layout=Layout.for_backbone(backbone, dtype="float32"))
+    facts = toy.facts(backbone=backbone, layout=Layout.for_backbone(backbone, dtype="float32"))
     (tmp_path / "staged.onnx").write_bytes(b"not a graph")
-    write_bundle(tmp_path / "zoo", manifest, [], tmp_path / "staged.onnx")
+    write_bundle(tmp_path / "zoo", facts, [], tmp_path / "staged.onnx")
     with pytest.raises(LayoutMismatchError, match="belongs to backbone"):
         add_to_bundle(tmp_path / "zoo", tiny_run_paths["flowers"])
 

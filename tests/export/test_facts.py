@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 import pytest
 import tiny_runs
@@ -49,6 +51,15 @@ def test_parameters_are_those_of_the_backbone_but_for_what_is_folded(facts: dict
     whole = sum(each.numel() for each in vit.parameters())
     # Gains and shifts of the pre-attention norms, the patch embedding's bias and the qkv's single bias move elsewhere.
     assert abs(facts["parameters"] - whole) < 0.05 * whole  # type: ignore[operator]
+
+
+def test_elements_are_counted_by_type_over_all_constants(facts: dict[str, object], zoo: Path):
+    expected: Counter[str] = Counter()
+    for each in onnx.load(Bundle.open(zoo).verified_graph()).graph.initializer:
+        array = onnx.numpy_helper.to_array(each)
+        expected[str(array.dtype)] += array.size
+    assert facts["elements"] == expected
+    assert expected["float32"] == facts["parameters"]
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from vpdeploy.graphfacts import ImageInput
 from vpdeploy.layout import Layout
 from vpdeploy.table import Table, common_sizes
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
-from vpdeploy_export.graph.patch_embedding import ImageInput
 from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels

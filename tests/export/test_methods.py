@@ -12,11 +12,11 @@ import tiny_runs
 import torch
 from core import toy
 
+from vpdeploy import load
 from vpdeploy.bundle import Bundle
 from vpdeploy.errors import LayoutMismatchError, SpecError
+from vpdeploy.graphfacts import Precision
 from vpdeploy.layout import Family
-from vpdeploy.loading import open_session
-from vpdeploy.manifest import Precision
 from vpdeploy.session import Session
 from vpdeploy_export.bundling import add_to_bundle, export_bundle
 from vpdeploy_export.exporting import export_folded
@@ -109,7 +109,7 @@ def test_methods_differ_so_that_a_mix_up_would_show(models: dict[str, PromptedVi
 def test_the_folded_file_answers_as_the_trained_model(runs, models, random_pixels, tmp_path, name, precision):
     pixels = random_pixels(5)
     export_folded(runs[name], tmp_path / "task.onnx", precision=precision)
-    with open_session(tmp_path / "task.onnx", threads=1) as session:
+    with load(tmp_path / "task.onnx", threads=1) as session:
         found = session.run(pixels, np.zeros(5, np.int32))
     close(found, trained_answer(models[name], pixels), 1e-4 if precision == "fp32" else 2e-2)
 
@@ -143,13 +143,13 @@ def mixed_answers(session: Session, models: dict[str, PromptedViT], pixels: np.n
 def test_a_bundle_answers_all_its_tasks_in_one_batch(bundle_of, models, random_pixels, tasks, family, precision):
     zoo = bundle_of(*tasks, precision=precision)
     assert Bundle.open(zoo).manifest.layout.family == family
-    with open_session(zoo, threads=1) as session:
+    with load(zoo, threads=1) as session:
         mixed_answers(session, models, random_pixels(3), 1e-4 if precision == "fp32" else 2e-2)
 
 
 def test_a_superset_can_be_prepared_for_tasks_to_come(runs, bundle_of, models, random_pixels):
     zoo = bundle_of("e2vpt", family="superset")
-    with open_session(zoo, threads=1) as session:
+    with load(zoo, threads=1) as session:
         add_to_bundle(zoo, runs["vapt"])
         assert session.sync().added == ("vapt",)
         mixed_answers(session, models, random_pixels(2), 1e-4)

@@ -14,10 +14,10 @@ import pytest
 import tiny_runs
 from core import toy
 
+from vpdeploy import load
 from vpdeploy.bundle import Bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import InputError, ParityError, SpecError
-from vpdeploy.loading import open_session
 from vpdeploy_export import bundling, loaded
 from vpdeploy_export.bundling import add_to_bundle, export_bundle
 from vpdeploy_export.exporting import export_folded
@@ -242,7 +242,7 @@ def test_the_gate_compares_the_tasks_mixed_in_one_table(zoo: Path, tiny_run_path
         pixels = np.random.default_rng(seed).integers(0, 256, (9 + seed, 32, 32, 3), dtype=np.uint8)
         logits = expected_logits(run.load_model(run.load_backbone()), pixels, run.card.preprocessing)
         expectations.append(Expectation(task=run.card.name, pixels=pixels, logits=logits, source="x"))
-    with open_session(zoo, threads=1) as session:
+    with load(zoo, threads=1) as session:
         reports = compare(session, expectations, precision="fp32")
         assert all(report.passed for report in reports)
         assert [report.images for report in reports] == [9, 10, 11]

@@ -12,8 +12,7 @@ import onnx.numpy_helper
 import onnx_ir as ir
 import pytest
 
-from vpdeploy.bundle import Bundle
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy_export.exporting import ExportReport
 from vpdeploy_export.parity import CHECK_WEIGHTS, Expectation
 from vpdeploy_export.precision.advice import advise_addition, advise_export
@@ -51,7 +50,7 @@ def test_a_weight_that_makes_one_value_overflow_is_named(
     half_folded: ExportReport, random_pixels, tmp_path: Path, weight, factor, block, part, value
 ):
     path = scale_weight(half_folded.path, tmp_path / "poisoned.onnx", weight, factor)
-    found = bisect(DeployedGraph.open(path), images(random_pixels(8), "flowers"))
+    found = bisect(Artifact.open(path), images(random_pixels(8), "flowers"))
     assert found.images == 8
     assert found.first is not None
     assert found.first.location == Location(block=block, part=part, name=value)
@@ -65,7 +64,7 @@ def test_a_weight_that_makes_one_value_overflow_is_named(
 
 
 def test_a_sound_graph_has_no_such_value(half_folded: ExportReport, random_pixels):
-    found = bisect(DeployedGraph.open(half_folded.path), images(random_pixels(8), "flowers"))
+    found = bisect(Artifact.open(half_folded.path), images(random_pixels(8), "flowers"))
     assert found.first is None
     errors = [each.relative_error for each in found.deviations]
     assert 2**-14 < max(errors) < found.tolerance  # it did round
@@ -74,17 +73,15 @@ def test_a_sound_graph_has_no_such_value(half_folded: ExportReport, random_pixel
 
 
 def test_a_bundle_is_run_with_every_tasks_prompts(half_zoo: ExportReport, random_pixels):
-    bundle = Bundle.open(half_zoo.path)
-    sets = [bundle.read_task(name) for name in bundle.manifest.tasks]
-    graph = DeployedGraph.open(half_zoo.path)
+    artifact = Artifact.open(half_zoo.path)
+    sets = artifact.read_prompt_sets()
     pixels = random_pixels(4)
-    sound = bisect(graph, images(pixels, *bundle.manifest.tasks), prompt_sets=sets)
+    sound = bisect(artifact, images(pixels, *artifact.tasks))
     assert (sound.first, sound.images) == (None, 12)
     # Values of 6e4 in one task's prompts alone: what comes of them overflows.
     loud = {**sets[1].tensors, "prefix_value": np.full_like(sets[1].tensors["prefix_value"], 6e4)}
-    found = bisect(
-        graph, images(pixels, *bundle.manifest.tasks), prompt_sets=[sets[0], replace(sets[1], tensors=loud), sets[2]]
-    )
+    changed = artifact.with_prompt_sets([sets[0], replace(sets[1], tensors=loud), sets[2]])
+    found = bisect(changed, images(pixels, *artifact.tasks))
     assert found.first is not None
     assert (found.first.location.block, found.first.location.part) == (0, "attention")
 
@@ -130,8 +127,8 @@ def test_where_the_precision_is_not_the_cause_the_advice_says_so(
     half_folded: ExportReport, folded_flowers: Path, random_pixels
 ):
     expectations = images(random_pixels(4), "flowers")
-    advice = advise_export(DeployedGraph.open(half_folded.path), expectations)
+    advice = advise_export(Artifact.open(half_folded.path), expectations)
     assert "so the precision is not the cause; nothing was written; check that the run's backbone weights" in advice
-    assert advise_export(DeployedGraph.open(folded_flowers), expectations) == CHECK_WEIGHTS
+    assert advise_export(Artifact.open(folded_flowers), expectations) == CHECK_WEIGHTS
     assert advise_addition("fp32") == CHECK_WEIGHTS
     assert advise_addition("bf16").endswith("try --fp16, or leave --bf16 out for float32")

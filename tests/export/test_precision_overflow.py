@@ -19,7 +19,6 @@ from vpdeploy.bundle import Bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import ParityError
 from vpdeploy.folded import FoldedCard
-from vpdeploy.onnxfile import read_metadata
 from vpdeploy_export import bundling, exporting
 from vpdeploy_export.bundling import add_to_bundle, export_bundle
 from vpdeploy_export.compilation import compile_prompts
@@ -90,11 +89,11 @@ def test_float16_with_the_probes_islands_passes(run_path: Path, case: str, form:
     if form == "folded":
         report = export_folded(run_path, tmp_path / "task.onnx", precision="fp16")
         graph = tmp_path / "task.onnx"
-        details = FoldedCard.from_metadata(read_metadata(graph), source="x").graph_details
+        details = FoldedCard.read(graph).graph.details
     else:
         report = export_bundle([run_path], tmp_path / "zoo", precision="fp16")
         graph = tmp_path / "zoo" / "model.onnx"
-        details = Bundle.open(tmp_path / "zoo").manifest.graph_details
+        details = Bundle.open(tmp_path / "zoo").manifest.graph.details
     assert report.probe is not None
     assert report.probe.islands.to_fields() == EXPECTED[case]
     assert details["precision"] == report.to_fields()["probe"]
@@ -280,8 +279,8 @@ def test_generators_are_probed(tmp_path: Path, tiny_weights: Path):
 
 
 def test_a_float32_graph_is_not_probed(tiny_run_paths: dict[str, Path], folded_flowers: Path, zoo: Path):
-    assert FoldedCard.from_metadata(read_metadata(folded_flowers), source="x").graph_details.get("precision") is None
-    assert "precision" not in Bundle.open(zoo).manifest.graph_details
+    assert FoldedCard.read(folded_flowers).graph.details.get("precision") is None
+    assert "precision" not in Bundle.open(zoo).manifest.graph.details
 
 
 def test_islands_of_no_effect_leave_the_graph_float16(half_zoo: exporting.ExportReport):

@@ -14,13 +14,14 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from vpdeploy import load
+from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle, publish_task
 from vpdeploy.datafile import data_file_of, graph_size_bytes
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BundleCorruptError, BundleError
 from vpdeploy.files import sha256_of_file
 from vpdeploy.folded import FoldedCard
-from vpdeploy.loading import open_session
+from vpdeploy.graphfacts import GraphFacts
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export import exporting, saving
@@ -60,7 +61,7 @@ def split_zoo(small_limit: None, traced: Traced, tiny_run_paths: dict[str, Path]
 
 
 def logits(path: Path, pixels: np.ndarray) -> np.ndarray:
-    with open_session(path, threads=1) as session:
+    with load(path, threads=1) as session:
         slots = np.arange(len(pixels), dtype=np.int32) % len(session.tasks)
         return np.asarray(session.run(pixels, slots))
 
@@ -135,7 +136,7 @@ def test_a_folded_model_of_two_files_answers_as_the_one_file_does(
     pixels = random_pixels(4)
     assert names(split_flowers.parent) == [the_data(split_flowers.parent).name, "flowers.onnx"]
     np.testing.assert_allclose(logits(split_flowers, pixels), logits(folded_flowers, pixels), rtol=1e-5, atol=1e-5)
-    card = DeployedGraph.open(split_flowers).folded
+    card = FoldedCard.read(split_flowers)
     assert card is not None
     assert card.task.details["parity"]["images"] > 0
 
@@ -166,7 +167,7 @@ def test_a_damaged_data_file_is_refused_by_its_name(
         file = the_data(folder)
         damage(file)
         with pytest.raises(BundleCorruptError, match=f"{file}: {message}") as raised:
-            open_session(path)
+            load(path)
         assert "\n" not in str(raised.value)
 
 
@@ -177,16 +178,16 @@ def test_a_data_file_elsewhere_is_refused(split_flowers: Path, name: str):
     entry.value = entry.value.replace(the_data(split_flowers.parent).name, name)
     onnx.save(model, split_flowers)
     with pytest.raises(BundleCorruptError, match="is not the name of a data file beside the graph"):
-        DeployedGraph.open(split_flowers)
+        Artifact.open(split_flowers)
 
 
 def test_the_digest_of_a_folded_model_changes_with_its_data(
     split_flowers: Path, traced: Traced, tiny_run_paths: dict[str, Path]
 ):
-    first = DeployedGraph.open(split_flowers).sha256
+    first = Artifact.open(split_flowers).sha256
     traced(other_weights)
     export_folded(tiny_run_paths["flowers"], split_flowers)
-    assert DeployedGraph.open(split_flowers).sha256 != first
+    assert Artifact.open(split_flowers).sha256 != first
 
 
 def test_exporting_again_over_a_pair_leaves_the_new_pair_alone(
@@ -198,7 +199,7 @@ def test_exporting_again_over_a_pair_leaves_the_new_pair_alone(
     new = the_data(folder)
     assert new != old
     assert names(folder) == [new.name, "flowers.onnx"]
-    DeployedGraph.open(split_flowers)
+    Artifact.open(split_flowers)
     monkeypatch.setattr(saving, "MAX_FILE_BYTES", 10**9)
     export_folded(tiny_run_paths["flowers"], split_flowers)
     assert names(folder) == ["flowers.onnx"]
@@ -210,8 +211,8 @@ def test_a_copy_under_another_name_keeps_the_data_file_it_reads(
     shutil.copy(split_flowers, split_flowers.parent / "copy.onnx")
     traced(other_weights)
     export_folded(tiny_run_paths["flowers"], split_flowers.parent / "copy.onnx")
-    DeployedGraph.open(split_flowers)
-    DeployedGraph.open(split_flowers.parent / "copy.onnx")
+    Artifact.open(split_flowers)
+    Artifact.open(split_flowers.parent / "copy.onnx")
 
 
 @pytest.mark.parametrize("step", ["gate", "second save", "graph's rename", "data's rename"])
@@ -375,7 +376,7 @@ from pathlib import Path
 import numpy as np
 from test_saving import LARGE_SIDE, large_card, large_model
 from vpdeploy_export.saving import publishing_model, save_model
-from vpdeploy.loading import open_session
+from vpdeploy import load
 
 path, sides, layers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -384,7 +385,7 @@ with publishing_model(path) as staged:
 print("peak", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 pixels = np.zeros((1, LARGE_SIDE, LARGE_SIDE, 3), np.uint8)
 pixels[0, 0, 0] = 1, 2, 3
-with open_session(path, threads=1) as session:
+with load(path, threads=1) as session:
     print("logits", *session.run(pixels, np.zeros(1, np.int32))[0, :4])
 """
 
@@ -394,7 +395,7 @@ def large_card(classes: int) -> FoldedCard:
     size = Preprocessing(image_size=LARGE_SIDE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     labels = tuple(map(str, range(classes)))
     card = TaskCard(name="large", labels=labels, method="linear", backbone=backbone, preprocessing=size)
-    return FoldedCard(task=card, precision="fp32", opset=20)
+    return FoldedCard(task=card, graph=GraphFacts(precision="fp32", opset=20, image_input="uint8"))
 
 
 @pytest.mark.slow

@@ -272,7 +272,8 @@ def test_folded_metadata_is_self_contained(models: dict[str, Path], tiny_weights
     fields = json.loads(entry.value)
     task = fields["task"]
     backbone = tiny_runs.backbone_of(tiny_weights)
-    assert (fields["format"], fields["precision"], fields["opset"]) == ("vpdeploy.folded", "fp16", 20)
+    graph = fields["graph"]
+    assert (fields["format"], graph["precision"], graph["opset"]) == ("vpdeploy.folded", "fp16", 20)
     assert task["labels"] == [f"flowers-{index}" for index in range(4)]
     assert task["method"] == "e2vpt"
     assert task["backbone"]["sha256"] == backbone.identity.sha256

@@ -8,7 +8,7 @@ import pytest
 from server.running import RunningServer, serving
 from server.toy_bundle import write_toy_bundle
 
-from vpdeploy.loading import open_session
+from vpdeploy import load
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def toy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy_server(toy_bundle: Path) -> Iterator[RunningServer]:
     """One server with default settings for all tests that only ask it things."""
-    with open_session(toy_bundle) as session, serving(session) as server:
+    with load(toy_bundle) as session, serving(session) as server:
         yield server
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vpdeploy.loading import open_session
+from vpdeploy import load
 from vpdeploy.server.app import create_app
 from vpdeploy.server.run import Server, address_of, bind_socket
 from vpdeploy.server.service import Service
@@ -98,7 +98,7 @@ def serving(session: Any, settings: ServerSettings | None = None) -> Iterator[Ru
 @contextlib.contextmanager
 def serving_gated(bundle: Path, settings: ServerSettings | None = None) -> Iterator[tuple[RunningServer, Gate]]:
     """Serve a bundle whose batches wait for permits; all are permitted when the block ends."""
-    with open_session(bundle) as session:
+    with load(bundle) as session:
         gate = Gate(session)
         with contextlib.ExitStack() as stack:
             server = stack.enter_context(serving(gate, settings))

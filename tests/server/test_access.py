@@ -8,8 +8,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.running import serving
 from server.toy_bundle import encoded
 
+from vpdeploy import load
 from vpdeploy.errors import SpecError
-from vpdeploy.loading import open_session
 from vpdeploy.server.settings import ServerSettings
 
 
@@ -17,7 +17,7 @@ from vpdeploy.server.settings import ServerSettings
 def guarded(toy_bundle):
     settings = ServerSettings(token="secret")
     with (
-        open_session(toy_bundle) as session,
+        load(toy_bundle) as session,
         serving(session, settings) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
     ):
@@ -63,7 +63,7 @@ def test_tokens_that_no_header_can_carry_are_refused(token):
 
 def test_metrics_count_requests_batches_and_images(toy_bundle):
     with (
-        open_session(toy_bundle) as session,
+        load(toy_bundle) as session,
         serving(session) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
     ):

@@ -20,10 +20,10 @@ import pytest
 from server.running import TIMEOUT_S, serving, serving_gated, until
 from server.toy_bundle import encoded, prompt_set, write_toy_bundle, write_toy_folded
 
+from vpdeploy import load
 from vpdeploy.batcher import BatchSettings
 from vpdeploy.bundle import publish_task, withdraw_task
 from vpdeploy.errors import SpecError
-from vpdeploy.loading import open_session
 from vpdeploy.server.run import bind_socket
 from vpdeploy.server.settings import ServerSettings
 
@@ -40,14 +40,14 @@ def following(zoo) -> Iterator:
     settings = ServerSettings(
         batching=BatchSettings(max_batch_size=8, max_delay_ms=1), watch=zoo, watch_interval_s=0.02
     )
-    with open_session(zoo) as session, serving(session, settings) as server:
+    with load(zoo) as session, serving(session, settings) as server:
         yield server
 
 
 def test_tasks_published_updated_and_withdrawn_under_load_fail_no_request(zoo, caplog):
     stop, statuses, wrong = threading.Event(), [], []
 
-    def load(task: str, colour: str) -> None:
+    def ask(task: str, colour: str) -> None:
         with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
             while not stop.is_set():
                 response = client.post(f"/v1/tasks/{task}:predict?top=1", content=encoded(colour))
@@ -57,7 +57,7 @@ def test_tasks_published_updated_and_withdrawn_under_load_fail_no_request(zoo, c
 
     caplog.set_level("INFO", logger="vpdeploy")
     with following(zoo) as server, ThreadPoolExecutor(3) as pool:
-        loads = [pool.submit(load, *each) for each in (("rgb", "green"), ("bgr", "blue"), ("warm", "red"))]
+        loads = [pool.submit(ask, *each) for each in (("rgb", "green"), ("bgr", "blue"), ("warm", "red"))]
         with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
 
             def version_of(task: str) -> int | None:
@@ -150,7 +150,7 @@ def test_stopping_answers_the_requests_under_way(toy_bundle):
 
 def test_readiness_ends_before_the_server_does(toy_bundle):
     with (
-        open_session(toy_bundle) as session,
+        load(toy_bundle) as session,
         serving(session) as server,
         httpx.Client(base_url=server.url) as client,
     ):
@@ -162,7 +162,7 @@ def test_readiness_ends_before_the_server_does(toy_bundle):
 
 
 def test_requests_after_the_end_are_told_to_go_elsewhere(toy_bundle):
-    with open_session(toy_bundle) as session, serving(session) as server:
+    with load(toy_bundle) as session, serving(session) as server:
         server.service.batcher.close()
         refused = httpx.post(f"{server.url}/v1/tasks/rgb:predict", content=encoded("red"))
         assert refused.status_code == 503
@@ -177,7 +177,7 @@ def test_an_address_that_is_not_ours_is_one_clear_error(host):
 
 def test_a_folded_model_is_served_under_its_tasks_name(tmp_path):
     path = write_toy_folded(tmp_path / "task.onnx", "bgr")
-    with open_session(path) as session, serving(session) as server:
+    with load(path) as session, serving(session) as server:
         answer = httpx.post(f"{server.url}/v1/tasks/bgr:predict", content=encoded("red")).json()
         assert (answer["version"], answer["predictions"][0]["label"]) == (1, "red")
         assert httpx.get(f"{server.url}/v2/models/bgr/versions/1/ready").status_code == 200

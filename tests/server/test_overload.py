@@ -13,9 +13,9 @@ from server.running import TIMEOUT_S, serving, serving_gated, until
 from server.toy_bundle import encoded, solid
 from tritonclient.utils import InferenceServerException
 
+from vpdeploy import load
 from vpdeploy.batcher import BatchSettings
 from vpdeploy.errors import BackendError
-from vpdeploy.loading import open_session
 from vpdeploy.server.settings import ServerSettings
 
 PREDICT = "/v1/tasks/rgb:predict"
@@ -121,7 +121,7 @@ def test_a_client_that_leaves_frees_its_place(toy_bundle, pool):
 
 def test_a_client_that_leaves_while_sending_leaves_nothing_behind(toy_bundle):
     head = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n".encode()
-    with open_session(toy_bundle) as session, serving(session) as server:
+    with load(toy_bundle) as session, serving(session) as server:
         with socket.create_connection(server.address.split(":"), timeout=TIMEOUT_S) as leaving:
             leaving.sendall(head + bytes(500))
             until(lambda: server.metric("vpdeploy_body_bytes") == 500)

@@ -16,7 +16,7 @@ import pytest
 from server.running import RunningServer, serving, until
 from server.toy_bundle import SIDE, encoded, solid
 
-from vpdeploy.loading import open_session
+from vpdeploy import load
 from vpdeploy.server.settings import ServerSettings
 
 INFER = "/v2/models/rgb/infer"
@@ -29,7 +29,7 @@ def strict_server(toy_bundle):
     settings = ServerSettings(
         max_body_bytes=100_000, max_json_bytes=20_000, max_images=4, max_pixels=10_000, max_buffered_bytes=150_000
     )
-    with open_session(toy_bundle) as session, serving(session, settings) as server:
+    with load(toy_bundle) as session, serving(session, settings) as server:
         yield server
 
 

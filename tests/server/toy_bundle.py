@@ -13,8 +13,9 @@ from PIL import Image
 
 from vpdeploy.bundle import Bundle, write_bundle
 from vpdeploy.folded import FoldedCard
+from vpdeploy.graphfacts import GraphFacts
 from vpdeploy.layout import BATCH_AXIS, CLASS_AXIS, IMAGE, LOGITS, SLOT, SLOT_AXIS, Layout
-from vpdeploy.manifest import Manifest
+from vpdeploy.manifest import BundleFacts
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.task import BackboneId, TaskCard
@@ -31,6 +32,7 @@ PREPROCESSING = Preprocessing(
     image_size=SIDE, resize="squash", crop_ratio=1.0, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3
 )
 LAYOUT = Layout.for_backbone(BACKBONE, dtype="float32")
+GRAPH = GraphFacts(precision="fp32", opset=20, image_input="uint8")
 
 
 def prompt_set(task: str, labels: tuple[str, ...], *, prefix: int = 2, scale: float = SCALE) -> CompiledPromptSet:
@@ -55,10 +57,8 @@ def write_toy_bundle(path: Path, tasks: dict[str, tuple[str, ...]] | None = None
     """Write the bundle; the graph goes through a file beside it."""
     graph = path.with_suffix(".graph.onnx")
     onnx.save(_switchable_graph(), graph)
-    manifest = Manifest(
-        backbone=BACKBONE, preprocessing=PREPROCESSING, layout=LAYOUT, precision="fp32", opset=20, graph_sha256=""
-    )
-    return write_bundle(path, manifest, [prompt_set(name, labels) for name, labels in (tasks or TASKS).items()], graph)
+    facts = BundleFacts(backbone=BACKBONE, preprocessing=PREPROCESSING, layout=LAYOUT, graph=GRAPH)
+    return write_bundle(path, facts, [prompt_set(name, labels) for name, labels in (tasks or TASKS).items()], graph)
 
 
 def write_toy_folded(path: Path, task: str) -> Path:
@@ -81,7 +81,7 @@ def write_toy_folded(path: Path, task: str) -> Path:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    card = FoldedCard(task=prompts.card, precision="fp32", opset=20)
+    card = FoldedCard(task=prompts.card, graph=GRAPH)
     helper.set_model_props(model, card.to_metadata())
     onnx.save(model, path)
     return path

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from vpdeploy.errors import BackendError, EngineIncompatibleError, SpecError
 
 if TYPE_CHECKING:  # the command line lists the runtimes without loading NumPy
+    from vpdeploy.artifact import Artifact
     from vpdeploy.backends.protocol import Backend
-    from vpdeploy.deployed import DeployedGraph
 
 __all__ = ["AUTO", "RUNTIMES", "Runtime", "open_backend"]
 
@@ -28,33 +28,33 @@ class Runtime:
         automatic: ``auto`` may choose it; the others build engines when they start, which can take minutes.
     """
 
-    obstacle: Callable[[DeployedGraph], str | None]
-    open: Callable[[DeployedGraph, int | None, str], Backend]
+    obstacle: Callable[[Artifact], str | None]
+    open: Callable[[Artifact, int | None, str], Backend]
     automatic: bool = True
 
 
-def _native_obstacle(runtime: str, graph: DeployedGraph) -> str | None:
+def _native_obstacle(runtime: str, artifact: Artifact) -> str | None:
     from vpdeploy.backends.native import opening
 
-    return opening.native_obstacle(graph, runtime)
+    return opening.native_obstacle(artifact, runtime)
 
 
-def _open_native(runtime: str, graph: DeployedGraph, threads: int | None, reason: str) -> Backend:
+def _open_native(runtime: str, artifact: Artifact, threads: int | None, reason: str) -> Backend:
     from vpdeploy.backends.native import opening
 
-    return opening.open_native(graph, runtime, reason)
+    return opening.open_native(artifact, runtime, reason)
 
 
-def _ort_obstacle(provider: str, graph: DeployedGraph) -> str | None:
+def _ort_obstacle(provider: str, artifact: Artifact) -> str | None:
     from vpdeploy.backends import providers
 
-    return providers.PROVIDERS[provider].obstacle(graph)
+    return providers.PROVIDERS[provider].obstacle(artifact)
 
 
-def _open_ort(provider: str, graph: DeployedGraph, threads: int | None, reason: str) -> Backend:
+def _open_ort(provider: str, artifact: Artifact, threads: int | None, reason: str) -> Backend:
     from vpdeploy.backends import ort
 
-    return ort.open_ort(graph, provider, threads, reason)
+    return ort.open_ort(artifact, provider, threads, reason)
 
 
 def _native(runtime: str) -> Runtime:
@@ -76,11 +76,11 @@ RUNTIMES: dict[str, Runtime] = {
 """By name, the fastest first."""
 
 
-def open_backend(graph: DeployedGraph, *, runtime: str = AUTO, threads: int | None = None) -> Backend:
+def open_backend(artifact: Artifact, *, runtime: str = AUTO, threads: int | None = None) -> Backend:
     """Load a graph with the runtime asked for, or with the fastest that works here.
 
     Args:
-        graph: A bundle's or a folded model's.
+        artifact: A bundle's or a folded model's.
         runtime: A name in ``RUNTIMES``, or ``auto``.
         threads: CPU threads inside one run; None leaves it to the runtime.
 
@@ -91,25 +91,25 @@ def open_backend(graph: DeployedGraph, *, runtime: str = AUTO, threads: int | No
         EngineIncompatibleError: The runtime asked for refuses the engine that fits this machine.
     """
     if runtime == AUTO:
-        return _open_fastest(graph, threads)
+        return _open_fastest(artifact, threads)
     if runtime not in RUNTIMES:
         raise SpecError(f"unknown runtime '{runtime}'; choose one of: {AUTO}, {', '.join(RUNTIMES)}")
-    if obstacle := RUNTIMES[runtime].obstacle(graph):
+    if obstacle := RUNTIMES[runtime].obstacle(artifact):
         raise BackendError(f"runtime '{runtime}' does not work here: {obstacle}")
-    return RUNTIMES[runtime].open(graph, threads, "asked for")
+    return RUNTIMES[runtime].open(artifact, threads, "asked for")
 
 
-def _open_fastest(graph: DeployedGraph, threads: int | None) -> Backend:
+def _open_fastest(artifact: Artifact, threads: int | None) -> Backend:
     """Open the first runtime that works; its reason names the obstacle of every faster one."""
     obstacles: dict[str, list[str]] = {}  # runtimes by obstacle: one driver that is missing is said once
     for name, candidate in RUNTIMES.items():
         if not candidate.automatic:
             continue
-        obstacle = candidate.obstacle(graph)
+        obstacle = candidate.obstacle(artifact)
         if obstacle is None:
             reason = "; ".join([*_listed(obstacles), "fastest that works here"])
             try:
-                return candidate.open(graph, threads, reason)
+                return candidate.open(artifact, threads, reason)
             except (BackendError, EngineIncompatibleError) as error:
                 obstacle = str(error)
         obstacles.setdefault(obstacle, []).append(name)

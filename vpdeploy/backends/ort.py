@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends.batch import check_batch
 from vpdeploy.backends.native.cuda import copy_to_device, has_bindings
 from vpdeploy.backends.providers import (
@@ -21,7 +22,6 @@ from vpdeploy.backends.providers import (
     onnxruntime,
     plugin_devices,
 )
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BackendError
 from vpdeploy.layout import IMAGE, LOGITS, SLOT
 from vpdeploy.table import Table
@@ -204,19 +204,19 @@ class OrtBackend:
             raise BackendError(f"slot {slot} cannot be brought to the device: {one_line(error)}") from error
 
 
-def open_ort(graph: DeployedGraph, provider: str, threads: int | None, reason: str) -> OrtBackend:
+def open_ort(artifact: Artifact, provider: str, threads: int | None, reason: str) -> OrtBackend:
     """Load a graph with one of ONNX Runtime's providers, a key of ``PROVIDERS``.
 
     Raises:
         BackendError: The graph cannot be loaded, or the provider does not work here.
         MissingExtraError: ONNX Runtime is not installed.
     """
-    casts = provider == CPU_PROVIDER and graph.precision == "fp16"
+    casts = provider == CPU_PROVIDER and artifact.precision == "fp16"
     return OrtBackend(
-        graph.path,
+        artifact.graph_path,
         provider=provider,
         threads=threads,
         reason=reason,
-        options=PROVIDERS[provider].options(graph),
+        options=PROVIDERS[provider].options(artifact),
         note=_CASTS if casts else None,
     )

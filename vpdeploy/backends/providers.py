@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.errors import BackendError, MissingExtraError
 from vpdeploy.gpu import gpu_obstacle
 
@@ -46,20 +46,20 @@ class Provider:
     name: str
     runtime: str
     device: str
-    obstacle: Callable[[DeployedGraph], str | None]
+    obstacle: Callable[[Artifact], str | None]
     fallbacks: tuple[str, ...] = (CPU_PROVIDER,)
-    options: Callable[[DeployedGraph], dict[str, str]] = lambda graph: {}
+    options: Callable[[Artifact], dict[str, str]] = lambda artifact: {}
     plugin: str | None = None
 
 
-def tensorrt_options(graph: DeployedGraph) -> dict[str, str]:
+def tensorrt_options(artifact: Artifact) -> dict[str, str]:
     """Return the settings of ONNX Runtime's TensorRT provider: profiles, and caches beside the graph.
 
     The graph carries its types, so no precision is asked for.
     """
-    folder = str(_cache_folder(graph))
+    folder = str(_cache_folder(artifact))
     return {
-        **_profile_options(graph, "trt_profile_{}_shapes"),
+        **_profile_options(artifact, "trt_profile_{}_shapes"),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": folder,
         "trt_timing_cache_enable": "1",
@@ -67,23 +67,23 @@ def tensorrt_options(graph: DeployedGraph) -> dict[str, str]:
     }
 
 
-def rtx_options(graph: DeployedGraph) -> dict[str, str]:
+def rtx_options(artifact: Artifact) -> dict[str, str]:
     """Return the settings of ONNX Runtime's TensorRT-RTX provider: profiles, its own CUDA graphs, and its cache."""
     return {
-        **_profile_options(graph, "nv_profile_{}_shapes"),
+        **_profile_options(artifact, "nv_profile_{}_shapes"),
         "enable_cuda_graph": "0",
-        "nv_runtime_cache_path": str(_cache_folder(graph)),
+        "nv_runtime_cache_path": str(_cache_folder(artifact)),
     }
 
 
-def cpu_obstacle(graph: DeployedGraph) -> str | None:
+def cpu_obstacle(artifact: Artifact) -> str | None:
     """Return why the CPU cannot run a graph, or None."""
-    if graph.precision == "bf16":
+    if artifact.precision == "bf16":
         return "ONNX Runtime's CPU provider has no bfloat16 kernels; export without --bf16 for a CPU"
     return None
 
 
-def cuda_obstacle(graph: DeployedGraph) -> str | None:
+def cuda_obstacle(artifact: Artifact) -> str | None:
     """Return why ONNX Runtime's CUDA provider cannot work here, or None.
 
     The driver is asked directly: trying the provider on a machine without a GPU prints several lines of errors.
@@ -95,7 +95,7 @@ def cuda_obstacle(graph: DeployedGraph) -> str | None:
     return None
 
 
-def tensorrt_obstacle(graph: DeployedGraph) -> str | None:
+def tensorrt_obstacle(artifact: Artifact) -> str | None:
     """Return why ONNX Runtime's TensorRT provider cannot work here, or None."""
     if obstacle := gpu_obstacle():
         return obstacle
@@ -106,7 +106,7 @@ def tensorrt_obstacle(graph: DeployedGraph) -> str | None:
     return None
 
 
-def rtx_obstacle(graph: DeployedGraph) -> str | None:
+def rtx_obstacle(artifact: Artifact) -> str | None:
     """Return why ONNX Runtime's TensorRT-RTX provider cannot work here, or None."""
     if obstacle := gpu_obstacle():
         return obstacle
@@ -166,20 +166,19 @@ def _register(package: str) -> None:
     onnxruntime().register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
 
 
-def _profile_options(graph: DeployedGraph, option: str) -> dict[str, str]:
+def _profile_options(artifact: Artifact, option: str) -> dict[str, str]:
     """Return the three options that bound every input: with a shape beyond them, the provider would build anew."""
-    from vpdeploy.engines.interface import expected_interface
     from vpdeploy.engines.sizing import choose_profile, present_sizes, shapes_of
 
-    profile = choose_profile(graph, {}, present_sizes(graph))
-    shapes = {name: shapes_of(binding, profile) for name, binding in expected_interface(graph).inputs.items()}
+    profile = choose_profile(artifact, {}, present_sizes(artifact))
+    shapes = {name: shapes_of(binding, profile) for name, binding in artifact.interface.inputs.items()}
     return {
         option.format(bound): ",".join(f"{name}:{'x'.join(map(str, each[index]))}" for name, each in shapes.items())
         for index, bound in enumerate(("min", "opt", "max"))
     }
 
 
-def _cache_folder(graph: DeployedGraph) -> Path:
+def _cache_folder(artifact: Artifact) -> Path:
     """Make the folder for what a provider builds, and return it.
 
     There is one for each graph, as providers do not look at its hash; and they make no parent folders.
@@ -187,13 +186,13 @@ def _cache_folder(graph: DeployedGraph) -> Path:
     Raises:
         BackendError: It cannot be written.
     """
-    folder = graph.engines_folder / f"onnxruntime-{graph.sha256[:12]}"
+    folder = artifact.engines_folder / f"onnxruntime-{artifact.sha256[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BackendError(
             f"{folder}: cannot be made for the engines that ONNX Runtime builds ({error.strerror}); make "
-            f"{graph.engines_folder.parent} writable, or choose another --runtime"
+            f"{artifact.engines_folder.parent} writable, or choose another --runtime"
         ) from error
     return folder
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends import open_backend
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.bench.mixes import ONE, check_mix, draw_tasks
 from vpdeploy.bench.subject import Cell, Run
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import SpecError
-from vpdeploy.inspection.graph import graph_bytes
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.session import Session
 
@@ -26,7 +25,7 @@ class DeployedSubject:
     """A bundle or a folded model, run through ``Session.run``.
 
     Args:
-        graph: What to load.
+        artifact: What to load.
         name: What reports call it.
         runtime: A name in ``vpdeploy.backends.RUNTIMES``, or ``auto``.
         threads: CPU threads inside one run; None leaves it to the runtime.
@@ -40,38 +39,30 @@ class DeployedSubject:
 
     fixed_batch = None
 
-    def __init__(
-        self, graph: DeployedGraph, *, name: str, runtime: str, threads: int | None, tasks: int | None
-    ) -> None:
+    def __init__(self, artifact: Artifact, *, name: str, runtime: str, threads: int | None, tasks: int | None) -> None:
         self.name = name
-        self._graph = graph
-        prompt_sets = [] if graph.bundle is None else [graph.bundle.read_task(task) for task in graph.bundle.tasks]
-        if graph.bundle is not None and not prompt_sets:
-            raise SpecError(f"{graph.artifact}: holds no task; add one with vpdeploy task add")
-        self._own_tasks = max(1, len(prompt_sets))
-        filled = fill_up(prompt_sets, self._own_tasks if tasks is None else tasks) if prompt_sets else []
-        self.tasks = max(1, len(filled))
-        self._backend: Backend = open_backend(graph, runtime=runtime, threads=threads)
-        self._session = Session(
-            self._backend,
-            preprocessing=graph.preprocessing,
-            precision=graph.precision,
-            bundle=graph.bundle,
-            tasks=[(prompt_set, None) for prompt_set in filled],
-            folded=None if graph.folded is None else graph.folded.task,
-        )
+        self._artifact = artifact
+        if not artifact.tasks:
+            raise SpecError(f"{artifact.path}: holds no task; add one with vpdeploy task add")
+        self._own_tasks = len(artifact.tasks)
+        filled = artifact
+        if artifact.is_switchable and tasks is not None:
+            filled = artifact.with_prompt_sets(fill_up(list(artifact.read_prompt_sets()), tasks))
+        self.tasks = len(filled.tasks)
+        self._backend: Backend = open_backend(artifact, runtime=runtime, threads=threads)
+        self._session = Session(filled, self._backend)
         # A slot may be used while its lease is held; nothing is ever removed here, so they are never released.
         self._slots = np.array([self._session.lease(task).slot for task in self._session.tasks], dtype=np.int32)
 
     def prepare(self, cell: Cell, seed: int) -> Run:
         """See ``Subject.prepare``; a model of one task runs every mix alike."""
-        mix = cell.mix if self._graph.bundle is not None else ONE
+        mix = cell.mix if self._artifact.is_switchable else ONE
         check_mix(mix, batch=cell.batch, tasks=self.tasks, name=self.name)
         rng = np.random.default_rng(seed)
-        size = self._graph.preprocessing.image_size
+        size = self._artifact.preprocessing.image_size
         drawn = [self._slots[draw_tasks(mix, batch=cell.batch, tasks=self.tasks, rng=rng)] for _ in range(DRAWS)]
         turns = itertools.cycle(drawn)
-        if self._backend.input_dtype == np.uint8:
+        if self._artifact.image_input == "uint8":
             pixels = rng.integers(0, 256, (cell.batch, size, size, 3), dtype=np.uint8)
             return lambda: self._session.run(pixels, next(turns))
         normalised = rng.standard_normal((cell.batch, 3, size, size), dtype=np.float32)
@@ -80,15 +71,12 @@ class DeployedSubject:
 
     def facts(self) -> dict[str, Any]:
         """See ``Subject.facts``."""
-        graph, folded = self._graph, self._graph.folded
-        opset = (
-            graph.bundle.manifest.opset if graph.bundle is not None else folded.opset if folded is not None else None
-        )
+        artifact = self._artifact
         return {
-            "kind": "bundle" if graph.bundle is not None else "folded model",
-            "path": str(graph.artifact),
-            "opset": opset,
-            "graph_bytes": graph_bytes(graph),
+            "kind": "bundle" if artifact.is_switchable else "folded model",
+            "path": str(artifact.path),
+            "opset": artifact.opset,
+            "graph_bytes": artifact.graph_bytes,
             "input": str(self._backend.input_dtype),
             "tasks": self.tasks,
             "copied_tasks": max(0, self.tasks - self._own_tasks),

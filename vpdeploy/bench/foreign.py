@@ -21,7 +21,7 @@ from vpdeploy.bench.subject import Cell, Run
 from vpdeploy.bundle import is_bundle
 from vpdeploy.errors import BackendError, SpecError
 from vpdeploy.gpu import gpu_obstacle
-from vpdeploy.inspection.onnxgraph import read_onnx_graph, weights_bytes
+from vpdeploy.onnxfile import read_graph, weights_bytes
 
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -53,7 +53,7 @@ class ForeignSubject:
     def __init__(self, path: Path, *, name: str, runtime: str, threads: int | None) -> None:
         self.name = name
         self._path = path
-        self._onnx = read_onnx_graph(path)
+        self._onnx = read_graph(path)
         self._threads = threads
         self._runtime, self._reason = _choose_runtime(path, runtime)
         provider = CUDA_PROVIDER if self._runtime == _CUDA else CPU_PROVIDER

@@ -59,10 +59,10 @@ def open_subject(choice: Choice, *, name: str, threads: int | None, tasks: int |
 
 
 def _open_deployed(path: Path, *, name: str, runtime: str, threads: int | None, tasks: int | None) -> Subject:
+    from vpdeploy.artifact import Artifact
     from vpdeploy.bench.deployed import DeployedSubject
-    from vpdeploy.deployed import DeployedGraph
 
-    return DeployedSubject(DeployedGraph.open(path), name=name, runtime=runtime, threads=threads, tasks=tasks)
+    return DeployedSubject(Artifact.open(path), name=name, runtime=runtime, threads=threads, tasks=tasks)
 
 
 def _open_engine(choice: Choice, *, name: str, threads: int | None, tasks: int | None) -> Subject:
@@ -70,18 +70,18 @@ def _open_engine(choice: Choice, *, name: str, threads: int | None, tasks: int |
     from vpdeploy.bench.deployed import DeployedSubject
     from vpdeploy.engines.store import find_engine
     from vpdeploy.gpu import find_gpu
-    from vpdeploy.inspection.engines import engine_misfit, graph_of_engine, read_engine_card
+    from vpdeploy.inspection.engines import artifact_of_engine, engine_misfit, read_engine_card
 
     card = read_engine_card(choice.path)
     if choice.runtime not in (AUTO, card.runtime):
         raise SpecError(f"{choice.path}: was built for runtime '{card.runtime}', not '{choice.runtime}'")
     if misfit := engine_misfit(card):
         raise EngineIncompatibleError(f"{choice.path}: does not fit this machine: {misfit}")
-    graph = graph_of_engine(choice.path, card)
+    artifact = artifact_of_engine(choice.path, card)
     gpu = find_gpu()
-    if gpu is not None and (taken := find_engine(graph, card.runtime, gpu).path).name != choice.path.name:
+    if gpu is not None and (taken := find_engine(artifact, card.runtime, gpu).path).name != choice.path.name:
         raise EngineIncompatibleError(
             f"{choice.path}: {card.runtime} takes the newer {taken.name} of the same graph here; move that one away to "
             "measure this one"
         )
-    return DeployedSubject(graph, name=name, runtime=card.runtime, threads=threads, tasks=tasks)
+    return DeployedSubject(artifact, name=name, runtime=card.runtime, threads=threads, tasks=tasks)

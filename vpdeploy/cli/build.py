@@ -11,7 +11,7 @@ import typer
 from vpdeploy.engines.toolkit import TOOLKITS
 
 if TYPE_CHECKING:
-    from vpdeploy.deployed import DeployedGraph
+    from vpdeploy.artifact import Artifact
     from vpdeploy.engines.building import BuildRequest, BuildResult
 
 _SIZES = "as MIN:OPT:MAX or one number"
@@ -51,8 +51,8 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Build an engine of PATH, for this machine's GPU or ahead of time for others."""
+    from vpdeploy.artifact import Artifact
     from vpdeploy.cli.exits import INTERRUPTED
-    from vpdeploy.deployed import DeployedGraph
     from vpdeploy.engines.building import BuildRequest
     from vpdeploy.engines.choice import choose_runtime
     from vpdeploy.engines.plan import EngineOptions
@@ -71,7 +71,7 @@ def build(
     }
     profile = {axis: Range.parse(text, OPTIONS[axis]) for axis, text in ranges.items() if text is not None}
     targets = None if target is None else parse_targets(target)
-    graph = DeployedGraph.open(path)
+    artifact = Artifact.open(path)
     if runtime is None:
         runtime, reason = choose_runtime(targets, find_gpu())
         typer.echo(f"runtime {runtime}: {reason}", err=True)
@@ -88,14 +88,14 @@ def build(
         force=force,
     )
     try:
-        result = _build_with_bar(graph, request)
+        result = _build_with_bar(artifact, request)
     except KeyboardInterrupt:
         typer.echo("cancelled; nothing was written", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    _report(graph, result, prune=prune, as_json=as_json)
+    _report(artifact, result, prune=prune, as_json=as_json)
 
 
-def _build_with_bar(graph: DeployedGraph, request: BuildRequest) -> BuildResult:
+def _build_with_bar(artifact: Artifact, request: BuildRequest) -> BuildResult:
     """Build with a progress bar on stderr, if that is a terminal."""
     from vpdeploy.cli.native_output import without_lines
     from vpdeploy.engines.building import build_engine
@@ -106,14 +106,14 @@ def _build_with_bar(graph: DeployedGraph, request: BuildRequest) -> BuildResult:
         without_lines(b"Internal Error: Myelin") as stderr,
         ProgressBar("building", stream=stderr) as bar,
     ):
-        return build_engine(graph, request, on_progress=bar.show)
+        return build_engine(artifact, request, on_progress=bar.show)
 
 
-def _report(graph: DeployedGraph, result: BuildResult, *, prune: bool, as_json: bool) -> None:
+def _report(artifact: Artifact, result: BuildResult, *, prune: bool, as_json: bool) -> None:
     from vpdeploy.engines.target import MODELS
     from vpdeploy.engines.writing import leftover_engines, remove_engines
 
-    leftovers = leftover_engines(graph)
+    leftovers = leftover_engines(artifact)
     if prune:
         remove_engines(leftovers)
     card, path = result.engine.card, result.engine.path

@@ -23,9 +23,9 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the most probable classes of each image."""
-    from vpdeploy.loading import open_session
+    from vpdeploy.loading import load
 
-    with open_session(model, runtime=runtime, threads=threads) as session:
+    with load(model, runtime=runtime, threads=threads) as session:
         answers = session.predict(images, task, top=top)
     if as_json:
         rows = [

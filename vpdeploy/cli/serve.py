@@ -46,7 +46,7 @@ def serve(
     """Serve every task of PATH over HTTP: Open Inference Protocol v2, plain image uploads, and metrics."""
     from vpdeploy.batcher import BatchSettings
     from vpdeploy.bundle import is_bundle
-    from vpdeploy.loading import open_session
+    from vpdeploy.loading import load
     from vpdeploy.server.app import create_app
     from vpdeploy.server.logs import configure_logs
     from vpdeploy.server.run import address_of, bind_socket, run_server
@@ -69,7 +69,7 @@ def serve(
             "Set VPDEPLOY_TOKEN or --token, or listen on 127.0.0.1.",
             err=True,
         )
-    with bind_socket(host, port) as listener, open_session(path, runtime=runtime, threads=threads) as session:
+    with bind_socket(host, port) as listener, load(path, runtime=runtime, threads=threads) as session:
         described = session.describe()
         chosen = described["runtime"]
         logging.getLogger(__name__).info("runtime %s: %s", chosen, described["reason"])

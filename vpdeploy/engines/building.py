@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.engines.card import EngineCard
 from vpdeploy.engines.configuration import configure
 from vpdeploy.engines.diagnosis import explain_failure
-from vpdeploy.engines.interface import Interface, checked_interface
+from vpdeploy.engines.interface import checked_interface
 from vpdeploy.engines.monitor import BuildProgress, OnProgress, monitor_of
 from vpdeploy.engines.parsing import parse_graph
 from vpdeploy.engines.plan import HARDWARE_LEVELS, EngineOptions, EnginePlan
@@ -27,6 +27,7 @@ from vpdeploy.engines.writing import write_engine
 from vpdeploy.errors import BuildError, SpecError
 from vpdeploy.files import sha256_of_file
 from vpdeploy.gpu import Gpu, find_gpu, gpu_obstacle
+from vpdeploy.interface import Interface
 
 _T = TypeVar("_T")
 
@@ -68,13 +69,13 @@ class BuildResult:
     repaired: str | None = None
 
 
-def build_engine(graph: DeployedGraph, request: BuildRequest, *, on_progress: OnProgress | None = None) -> BuildResult:
+def build_engine(artifact: Artifact, request: BuildRequest, *, on_progress: OnProgress | None = None) -> BuildResult:
     """Build an engine of a graph, or find that the same one is there and whole.
 
     A ``KeyboardInterrupt`` in the caller's thread ends the build after its present step; nothing is written then.
 
     Args:
-        graph: What to build.
+        artifact: What to build.
         request: For which runtime and GPUs, and how.
         on_progress: Called in the caller's thread about ten times a second.
 
@@ -86,33 +87,33 @@ def build_engine(graph: DeployedGraph, request: BuildRequest, *, on_progress: On
     """
     toolkit = load_toolkit(request.runtime)
     gpu = find_gpu()
-    plan = plan_engine(graph, request, toolkit, gpu)
+    plan = plan_engine(artifact, request, toolkit, gpu)
     repaired = None
     if not request.force:
-        present, repaired = _present_engine(graph, plan)
+        present, repaired = _present_engine(artifact, plan)
         if present is not None:
             return BuildResult(engine=present, built=False)
     progress = BuildProgress()
     data, interface, seconds = _interruptible(
-        lambda: _compile(graph, plan, toolkit, gpu, progress), progress, on_progress
+        lambda: _compile(artifact, plan, toolkit, gpu, progress), progress, on_progress
     )
     card = EngineCard.of(
         plan,
-        layout_digest=None if graph.layout is None else graph.layout.digest,
+        layout_digest=None if artifact.layout is None else artifact.layout.digest,
         inputs=interface.inputs,
         outputs=interface.outputs,
         size_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
         build_seconds=round(seconds, 3),
     )
-    return BuildResult(engine=write_engine(graph.engines_folder, data, card), built=True, repaired=repaired)
+    return BuildResult(engine=write_engine(artifact.engines_folder, data, card), built=True, repaired=repaired)
 
 
-def plan_engine(graph: DeployedGraph, request: BuildRequest, toolkit: Toolkit, gpu: Gpu | None) -> EnginePlan:
+def plan_engine(artifact: Artifact, request: BuildRequest, toolkit: Toolkit, gpu: Gpu | None) -> EnginePlan:
     """Return what decides the engine that a request asks for.
 
     Args:
-        graph: What to build.
+        artifact: What to build.
         request: What is asked for.
         toolkit: The runtime, loaded.
         gpu: This machine's, or None.
@@ -130,9 +131,9 @@ def plan_engine(graph: DeployedGraph, request: BuildRequest, toolkit: Toolkit, g
         targets=targets,
         gpu_name=gpu.name if gpu is not None and tuned_here else None,
         platform=None if toolkit.spec.portable else host_platform(),
-        precision=graph.precision,
-        profile=choose_profile(graph, request.profile, present_sizes(graph)),
-        graph_sha256=graph.sha256,
+        precision=artifact.precision,
+        profile=choose_profile(artifact, request.profile, present_sizes(artifact)),
+        graph_sha256=artifact.sha256,
         options=request.options,
     )
 
@@ -154,10 +155,10 @@ def _check_options(toolkit: Toolkit, options: EngineOptions, gpu: Gpu | None) ->
         )
 
 
-def _present_engine(graph: DeployedGraph, plan: EnginePlan) -> tuple[FoundEngine | None, str | None]:
+def _present_engine(artifact: Artifact, plan: EnginePlan) -> tuple[FoundEngine | None, str | None]:
     """Return the engine of a plan if it is there and whole; else what is wrong with its files, if there are any."""
-    path = graph.engines_folder / f"{plan.key}{ENGINE_SUFFIX}"
-    card = dict(list_engines(graph)).get(path)
+    path = artifact.engines_folder / f"{plan.key}{ENGINE_SUFFIX}"
+    card = dict(list_engines(artifact)).get(path)
     if card is None or isinstance(card, str):
         return None, card
     found = FoundEngine(path=path, card=card)
@@ -166,13 +167,13 @@ def _present_engine(graph: DeployedGraph, plan: EnginePlan) -> tuple[FoundEngine
 
 
 def _compile(
-    graph: DeployedGraph, plan: EnginePlan, toolkit: Toolkit, gpu: Gpu | None, progress: BuildProgress
+    artifact: Artifact, plan: EnginePlan, toolkit: Toolkit, gpu: Gpu | None, progress: BuildProgress
 ) -> tuple[memoryview, Interface, float]:
     """Return the serialized engine, its interface, and how many seconds the builder took."""
     toolkit.take_errors()
     builder = toolkit.module.Builder(toolkit.logger)
-    network, parser = parse_graph(toolkit, builder, graph.path)
-    interface = checked_interface(network, graph)
+    network, parser = parse_graph(toolkit, builder, artifact.graph_path)
+    interface = checked_interface(network, artifact)
     config = builder.create_builder_config()
     configure(toolkit, builder, config, plan, interface)
     cache = timing_cache_path(toolkit, gpu) if toolkit.spec.times_kernels and gpu is not None else None
@@ -189,14 +190,14 @@ def _compile(
     if cache is not None:
         save_timing_cache(config, cache)
     del parser  # owns the weights that the builder read
-    _require_unchanged(graph, plan)
+    _require_unchanged(artifact, plan)
     return memoryview(serialized), interface, seconds
 
 
-def _require_unchanged(graph: DeployedGraph, plan: EnginePlan) -> None:
+def _require_unchanged(artifact: Artifact, plan: EnginePlan) -> None:
     """Check that the graph is still the one that was planned for: an export may have replaced it meanwhile."""
-    if not graph.path.is_file() or sha256_of_file(graph.path) != plan.graph_sha256:
-        raise BuildError(f"{graph.path}: was replaced while the engine was being built; run the command again")
+    if not artifact.graph_path.is_file() or sha256_of_file(artifact.graph_path) != plan.graph_sha256:
+        raise BuildError(f"{artifact.graph_path}: was replaced while the engine was being built; run the command again")
 
 
 def _interruptible(work: Callable[[], _T], progress: BuildProgress, on_progress: OnProgress | None) -> _T:

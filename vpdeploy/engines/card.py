@@ -8,38 +8,9 @@ from typing import Any
 
 from vpdeploy.document import Document
 from vpdeploy.engines.plan import FORMAT_VERSION, EnginePlan, take_optional
-from vpdeploy.errors import BundleCorruptError
+from vpdeploy.interface import Binding
 
 FORMAT = "vpdeploy.engine"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Binding:
-    """One input or output of an engine.
-
-    Attributes:
-        dtype: NumPy dtype name, e.g. ``float16``.
-        shape: A name stands for a dynamic axis of the profile.
-    """
-
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    def to_fields(self) -> dict[str, Any]:
-        """Return the fields of the JSON form."""
-        return {"dtype": self.dtype, "shape": list(self.shape)}
-
-    @classmethod
-    def from_document(cls, document: Document) -> Binding:
-        """Read the JSON form.
-
-        Raises:
-            BundleCorruptError: A field is missing or of another type.
-        """
-        shape = document.take("shape", list)
-        if not all(isinstance(size, (int, str)) and not isinstance(size, bool) for size in shape):
-            raise BundleCorruptError(f"{document.source}: impossible shape {shape}")
-        return cls(dtype=document.take("dtype", str), shape=tuple(shape))
 
 
 @dataclass(frozen=True, kw_only=True)

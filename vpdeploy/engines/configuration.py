@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from vpdeploy.engines.interface import Interface
 from vpdeploy.engines.plan import EngineOptions, EnginePlan
 from vpdeploy.engines.profile import Profile
 from vpdeploy.engines.sizing import shapes_of
 from vpdeploy.engines.target import sm_number
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.errors import BuildError
+from vpdeploy.interface import Interface
 
 _HARDWARE = {"same-sm": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 """Names in ``HardwareCompatibilityLevel``; early versions of TensorRT 10 lack the first."""

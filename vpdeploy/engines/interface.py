@@ -1,15 +1,13 @@
-"""A graph's inputs and outputs: what the layout says they are, and what NVIDIA's parser found."""
+"""What NVIDIA's parser found of a graph's inputs and outputs, compared with what they should be."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from vpdeploy.deployed import DeployedGraph
-from vpdeploy.engines.card import Binding
+from vpdeploy.artifact import Artifact
 from vpdeploy.errors import BuildError
-from vpdeploy.layout import BATCH_AXIS, CLASS_AXIS, IMAGE, LOGITS, SLOT, SLOT_AXIS
+from vpdeploy.interface import Binding, Interface
 
 _DTYPES = {
     "FLOAT": "float32",
@@ -22,51 +20,21 @@ _DTYPES = {
 """NumPy's names by those of ``DataType``."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Interface:
-    """Inputs and outputs by name, in the graph's order; a name in a shape stands for a dynamic axis."""
-
-    inputs: Mapping[str, Binding]
-    outputs: Mapping[str, Binding]
-
-
-def expected_interface(graph: DeployedGraph, *, image_dtype: str = "uint8") -> Interface:
-    """Return the inputs and outputs that a graph should have.
-
-    Args:
-        graph: A bundle's or a folded model's.
-        image_dtype: ``uint8`` for [B, H, W, 3]; ``float32`` for [B, 3, H, W], which only folded models may take.
-    """
-    side = graph.preprocessing.image_size
-    shape = (side, side, 3) if image_dtype == "uint8" else (3, side, side)
-    inputs = {IMAGE: Binding(dtype=image_dtype, shape=(BATCH_AXIS, *shape))}
-    classes: int | str = CLASS_AXIS
-    if graph.layout is not None:
-        inputs[SLOT] = Binding(dtype="int32", shape=(BATCH_AXIS,))
-        for spec in graph.layout.tensors:
-            inputs[spec.name] = Binding(dtype=spec.dtype, shape=(SLOT_AXIS, *spec.shape))
-    elif graph.folded is not None:
-        classes = len(graph.folded.task.labels)
-    return Interface(inputs=inputs, outputs={LOGITS: Binding(dtype="float32", shape=(BATCH_AXIS, classes))})
-
-
-def checked_interface(network: Any, graph: DeployedGraph) -> Interface:
-    """Return a parsed network's interface after comparing it with what the graph should have.
+def checked_interface(network: Any, artifact: Artifact) -> Interface:
+    """Return an artifact's interface after comparing the network that was parsed from its graph with it.
 
     Args:
         network: An ``INetworkDefinition``.
-        graph: What it was parsed from.
+        artifact: What it was parsed from.
 
     Raises:
         BuildError: An input or output is missing, superfluous, or of another shape or dtype.
     """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    image = next((each for each in inputs if each.name == IMAGE), None)
-    takes_floats = graph.layout is None and image is not None and dtype_name(image.dtype) == "float32"
-    expected = expected_interface(graph, image_dtype="float32" if takes_floats else "uint8")
-    _compare(graph, "input", inputs, expected.inputs)
-    _compare(graph, "output", outputs, expected.outputs)
+    expected = artifact.interface
+    _compare(artifact, "input", inputs, expected.inputs)
+    _compare(artifact, "output", outputs, expected.outputs)
     return expected
 
 
@@ -75,10 +43,12 @@ def dtype_name(dtype: Any) -> str:
     return _DTYPES.get(dtype.name, str(dtype.name).lower())
 
 
-def _compare(graph: DeployedGraph, kind: str, found: list[Any], expected: Mapping[str, Binding]) -> None:
+def _compare(artifact: Artifact, kind: str, found: list[Any], expected: Mapping[str, Binding]) -> None:
     names = [tensor.name for tensor in found]
     if sorted(names) != sorted(expected):
-        raise BuildError(f"{graph.path}: expected the {kind}s {sorted(expected)}, found {sorted(names)}; export again")
+        raise BuildError(
+            f"{artifact.graph_path}: expected the {kind}s {sorted(expected)}, found {sorted(names)}; export again"
+        )
     for tensor in found:
         binding = expected[tensor.name]
         dtype, shape = dtype_name(tensor.dtype), tuple(tensor.shape)
@@ -86,7 +56,7 @@ def _compare(graph: DeployedGraph, kind: str, found: list[Any], expected: Mappin
         named = _axis_names(tensor, shape, binding)
         if dtype != binding.dtype or shape != sizes or named != binding.shape:
             raise BuildError(
-                f"{graph.path}: {kind} '{tensor.name}' should be {binding.dtype} {list(binding.shape)}, "
+                f"{artifact.graph_path}: {kind} '{tensor.name}' should be {binding.dtype} {list(binding.shape)}, "
                 f"found {dtype} {list(named)}; export again"
             )
 

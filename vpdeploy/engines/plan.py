@@ -11,7 +11,7 @@ from vpdeploy.document import Document
 from vpdeploy.engines.profile import Profile, profile_fields, profile_from_document
 from vpdeploy.engines.toolkit import TOOLKITS, version_numbers
 from vpdeploy.errors import BundleCorruptError
-from vpdeploy.manifest import Precision, take_precision
+from vpdeploy.graphfacts import Precision, take_precision
 
 FORMAT_VERSION = 1
 """Of the sidecar; part of the key, so that an engine of another format is built anew."""

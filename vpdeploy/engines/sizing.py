@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from vpdeploy.deployed import DeployedGraph
-from vpdeploy.engines.card import Binding
+from vpdeploy.artifact import Artifact
 from vpdeploy.engines.profile import Profile, Range
 from vpdeploy.errors import SpecError
+from vpdeploy.interface import Binding
 from vpdeploy.layout import (
     BATCH_AXIS,
     CLASS_AXIS,
@@ -34,41 +34,41 @@ OPTIONS = {axis: f"--{axis}" for axis in (BATCH_AXIS, SLOT_AXIS, PREFIX_AXIS, GE
 """The option of ``vpdeploy build`` for each axis."""
 
 
-def present_sizes(graph: DeployedGraph) -> Sizes:
+def present_sizes(artifact: Artifact) -> Sizes:
     """Return the sizes that a table of the bundle's tasks has now, ``slots`` included; empty for a folded model.
 
     Raises:
         BundleError: A task cannot be read.
     """
-    if graph.bundle is None or graph.layout is None:
+    if artifact.layout is None:
         return {}
-    sizes = [graph.bundle.read_task(task).sizes() for task in graph.bundle.tasks]
-    least = dict.fromkeys(graph.layout.axes, 1)
+    sizes = [artifact.read_prompt_set(task).sizes() for task in artifact.tasks]  # one at a time: there may be many
+    least = dict.fromkeys(artifact.layout.axes, 1)
     return {**common_sizes([least, *sizes]), SLOT_AXIS: max(1, len(sizes))}
 
 
-def choose_profile(graph: DeployedGraph, asked: Profile, present: Sizes) -> Profile:
+def choose_profile(artifact: Artifact, asked: Profile, present: Sizes) -> Profile:
     """Return the ranges of all axes: those asked for, else ones that fit the present tasks and leave room.
 
     Args:
-        graph: What is built.
+        artifact: What is built.
         asked: By axis.
         present: As ``present_sizes`` returns them.
 
     Raises:
         SpecError: A range is for an axis that the graph has not, or does not hold the present tasks.
     """
-    axes = () if graph.layout is None else (SLOT_AXIS, *graph.layout.axes)
+    axes = () if artifact.layout is None else (SLOT_AXIS, *artifact.layout.axes)
     for axis in asked:
         if axis not in (BATCH_AXIS, *axes):
-            what = "a folded model has only" if graph.layout is None else "the bundle's graph has"
+            what = "a folded model has only" if artifact.layout is None else "the bundle's graph has"
             known = ", ".join(OPTIONS[each] for each in (BATCH_AXIS, *axes))
             raise SpecError(f"{OPTIONS[axis]}: {what} {known}; leave it out")
     profile = {BATCH_AXIS: asked.get(BATCH_AXIS, BATCH)}
     for axis in axes:
         profile[axis] = asked.get(axis) or _roomy(axis, present[axis])
-    if graph.layout is not None and SLOT_AXIS not in asked:
-        profile[SLOT_AXIS] = _slot_range(graph, profile, present[SLOT_AXIS])
+    if artifact.layout is not None and SLOT_AXIS not in asked:
+        profile[SLOT_AXIS] = _slot_range(artifact, profile, present[SLOT_AXIS])
     _check_fit(profile, present)
     return profile
 
@@ -94,16 +94,16 @@ def _power_of_two(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _slot_elements(graph: DeployedGraph, profile: Profile) -> int:
+def _slot_elements(artifact: Artifact, profile: Profile) -> int:
     """Return the elements of the largest tensor of one slot at the profile's largest sizes."""
     sizes = {axis: each.largest for axis, each in profile.items()}
-    specs = graph.layout.tensors if graph.layout is not None else ()
+    specs = artifact.layout.tensors if artifact.layout is not None else ()
     return max((math.prod(spec.resolve(sizes)) for spec in specs), default=1)
 
 
-def _slot_range(graph: DeployedGraph, profile: Profile, present: int) -> Range:
+def _slot_range(artifact: Artifact, profile: Profile, present: int) -> Range:
     """Return the slots' range: more than there are tasks, as far as tensors stay within the safe size."""
-    possible = _SAFE_ELEMENTS // _slot_elements(graph, profile)
+    possible = _SAFE_ELEMENTS // _slot_elements(artifact, profile)
     largest = max(present, min(max(_ROOM[SLOT_AXIS], _power_of_two(2 * present)), possible))
     return Range(1, min(profile[SLOT_AXIS].tuned, largest), largest)
 

@@ -12,7 +12,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.document import Document
 from vpdeploy.engines.card import EngineCard
 from vpdeploy.engines.target import sm_number
@@ -40,12 +40,12 @@ class FoundEngine:
     card: EngineCard
 
 
-def list_engines(graph: DeployedGraph) -> list[tuple[Path, EngineCard | str]]:
+def list_engines(artifact: Artifact) -> list[tuple[Path, EngineCard | str]]:
     """Return every engine beside a graph, sorted by name: its path, and its card or what is wrong with its files.
 
     Contents are not verified. Engines of other graphs are listed too: folded models in one folder share it.
     """
-    folder = graph.engines_folder
+    folder = artifact.engines_folder
     names = {path.stem for suffix in (ENGINE_SUFFIX, CARD_SUFFIX) for path in folder.glob(f"[!.]*{suffix}")}
     return [(folder / f"{name}{ENGINE_SUFFIX}", _card_or_fault(folder, name)) for name in sorted(names)]
 
@@ -64,7 +64,7 @@ def fits(card: EngineCard, gpu: Gpu, runtime_version: str) -> str | None:
     return None if fit else f"it was built for {card.place}, here is {gpu.name} ({gpu.sm})"
 
 
-def find_engine(graph: DeployedGraph, runtime: str, gpu: Gpu) -> FoundEngine:
+def find_engine(artifact: Artifact, runtime: str, gpu: Gpu) -> FoundEngine:
     """Return the newest engine of a graph that a runtime can load on a GPU; its bytes are not verified.
 
     Raises:
@@ -75,24 +75,24 @@ def find_engine(graph: DeployedGraph, runtime: str, gpu: Gpu) -> FoundEngine:
     version = load_toolkit(runtime).version
     fitting: list[FoundEngine] = []
     faults: list[str] = []
-    for path, card in list_engines(graph):
+    for path, card in list_engines(artifact):
         if isinstance(card, str):
             faults.append(card)
         elif card.runtime == runtime:
-            fault = "it belongs to another graph" if card.graph_sha256 != graph.sha256 else fits(card, gpu, version)
+            fault = "it belongs to another graph" if card.graph_sha256 != artifact.sha256 else fits(card, gpu, version)
             if fault is None:
                 fitting.append(FoundEngine(path=path, card=card))
             else:
                 faults.append(f"{path.name}: {fault}")
     if not fitting:
         raise EngineIncompatibleError(
-            f"{graph.artifact}: no engine for {gpu.name} ({gpu.sm}) and {runtime} {version}{_listed(faults)}; "
-            f"run: {build_command(graph, runtime)}"
+            f"{artifact.path}: no engine for {gpu.name} ({gpu.sm}) and {runtime} {version}{_listed(faults)}; "
+            f"run: {build_command(artifact, runtime)}"
         )
     return max(fitting, key=lambda found: found.path.with_suffix(CARD_SUFFIX).stat().st_mtime_ns)
 
 
-def engine_obstacle(graph: DeployedGraph, runtime: str) -> str | None:
+def engine_obstacle(artifact: Artifact, runtime: str) -> str | None:
     """Return why a runtime has no engine that it could run here, or None; loads neither graph nor engine."""
     spec = TOOLKITS[runtime]
     if not is_installed(runtime):
@@ -100,10 +100,10 @@ def engine_obstacle(graph: DeployedGraph, runtime: str) -> str | None:
     gpu = find_gpu()
     if gpu is None:
         return gpu_obstacle() or "no NVIDIA GPU is visible"
-    if not any(isinstance(card, str) or card.runtime == runtime for _, card in list_engines(graph)):
-        return f"{graph.artifact} has no engine for it; run: {build_command(graph, runtime)}"
+    if not any(isinstance(card, str) or card.runtime == runtime for _, card in list_engines(artifact)):
+        return f"{artifact.path} has no engine for it; run: {build_command(artifact, runtime)}"
     try:
-        find_engine(graph, runtime, gpu)
+        find_engine(artifact, runtime, gpu)
     except VpdeployError as error:
         return str(error)
     return None
@@ -132,9 +132,9 @@ def engine_damage(found: FoundEngine) -> str | None:
     return None if digest == card.sha256 else f"{path}: contents do not match its sidecar's sha256"
 
 
-def build_command(graph: DeployedGraph, runtime: str) -> str:
+def build_command(artifact: Artifact, runtime: str) -> str:
     """Return the command that builds an engine for this machine's GPU."""
-    return f"vpdeploy build {shlex.quote(str(graph.artifact))} --runtime {runtime}"
+    return f"vpdeploy build {shlex.quote(str(artifact.path))} --runtime {runtime}"
 
 
 def _card_or_fault(folder: Path, name: str) -> EngineCard | str:

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterable
 from pathlib import Path
 
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.document import to_json
 from vpdeploy.engines.card import EngineCard
 from vpdeploy.engines.store import CARD_SUFFIX, ENGINE_SUFFIX, FoundEngine, list_engines
@@ -40,16 +40,17 @@ def write_engine(folder: Path, data: memoryview, card: EngineCard) -> FoundEngin
     return FoundEngine(path=path, card=card)
 
 
-def leftover_engines(graph: DeployedGraph) -> list[Path]:
+def leftover_engines(artifact: Artifact) -> list[Path]:
     """Return the engines of graphs that are no longer beside them, and engines without a usable sidecar.
 
     An engine of another ONNX file in the same folder is none of them.
     """
-    listed = list_engines(graph)
-    foreign = any(isinstance(card, str) or card.graph_sha256 != graph.sha256 for _, card in listed)
+    listed = list_engines(artifact)
+    foreign = any(isinstance(card, str) or card.graph_sha256 != artifact.sha256 for _, card in listed)
     if not foreign:
         return []
-    present = {graph.sha256, *(sha256_of_file(path) for path in graph.path.parent.glob("*.onnx") if path != graph.path)}
+    beside = [path for path in artifact.graph_path.parent.glob("*.onnx") if path != artifact.graph_path]
+    present = {artifact.sha256, *map(sha256_of_file, beside)}
     return [path for path, card in listed if isinstance(card, str) or card.graph_sha256 not in present]
 
 

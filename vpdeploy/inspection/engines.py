@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import is_bundle
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.document import Document
 from vpdeploy.engines.card import EngineCard
 from vpdeploy.engines.store import CARD_SUFFIX, fits, list_engines
@@ -16,13 +16,13 @@ from vpdeploy.files import sha256_of_file
 from vpdeploy.gpu import find_gpu, gpu_obstacle
 
 
-def describe_engines(graph: DeployedGraph) -> list[dict[str, Any]]:
+def describe_engines(artifact: Artifact) -> list[dict[str, Any]]:
     """Return one report for each engine beside a graph; engines of other graphs in the folder are left out."""
     reports = []
-    for path, card in list_engines(graph):
+    for path, card in list_engines(artifact):
         if isinstance(card, str):
             reports.append({"file": path.name, "fits": False, "reason": card})
-        elif card.graph_sha256 == graph.sha256:
+        elif card.graph_sha256 == artifact.sha256:
             reports.append(describe_engine(path, card))
     return reports
 
@@ -75,7 +75,7 @@ def read_engine_card(path: Path) -> EngineCard:
     return card
 
 
-def graph_of_engine(path: Path, card: EngineCard) -> DeployedGraph:
+def artifact_of_engine(path: Path, card: EngineCard) -> Artifact:
     """Return the graph that an engine was built from: the bundle, or the ONNX file, that its folder lies beside.
 
     Raises:
@@ -83,16 +83,16 @@ def graph_of_engine(path: Path, card: EngineCard) -> DeployedGraph:
     """
     home = path.absolute().parent.parent
     if is_bundle(home):
-        graph = DeployedGraph.open(home)
-        if graph.sha256 == card.graph_sha256:
-            return graph
+        artifact = Artifact.open(home)
+        if artifact.sha256 == card.graph_sha256:
+            return artifact
         raise EngineIncompatibleError(
             f"{path}: was built from another graph than {home} holds now; run: vpdeploy build {home} --runtime "
             f"{card.runtime}"
         )
     for candidate in sorted(home.glob("*.onnx")):
         if sha256_of_file(candidate) == card.graph_sha256:
-            return DeployedGraph.open(candidate)
+            return Artifact.open(candidate)
     raise EngineIncompatibleError(
         f"{path}: none of the .onnx files in {home} is the graph it was built from; put it back or build again"
     )

@@ -46,6 +46,10 @@ def _operators_text(operators: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in ranked)
 
 
+def _elements_text(elements: dict[str, int]) -> str:
+    return ", ".join(f"{count_text(count)} {dtype}" for dtype, count in elements.items())
+
+
 def _maxima_text(maxima: dict[str, dict[str, Any]]) -> str:
     """Return the largest of each block's values."""
     largest = {place: max(map(float, found.values()), default=0.0) for place, found in maxima.items()}
@@ -74,6 +78,7 @@ def _is_counts(value: Any) -> bool:
 _SHORT: dict[str, tuple[Callable[[Any], bool], Callable[[Any], str]]] = {
     "blocks": (_is_rows, blocks_text),
     "operators": (_is_counts, _operators_text),
+    "elements": (_is_counts, _elements_text),
     "maxima": (_is_maxima, _maxima_text),
 }
 """Sections with a form of their own: whether a value has the shape that it takes, and the form."""

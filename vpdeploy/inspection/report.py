@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import is_bundle
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.document import Document
 from vpdeploy.errors import BundleError
 from vpdeploy.inspection.engines import describe_engine, describe_engines, read_engine_card
@@ -42,18 +42,17 @@ def inspect_path(path: Path) -> Report:
 
 
 def _inspect_bundle(path: Path) -> Report:
-    graph = DeployedGraph.open(path)
-    bundle = graph.bundle
-    assert bundle is not None  # of a bundle's folder
-    manifest = bundle.manifest
+    artifact = Artifact.open(path)
+    layout = artifact.layout
+    assert layout is not None  # of a bundle's folder
     tasks = []
-    for name, entry in manifest.tasks.items():
-        prompt_set = bundle.read_task(name)
+    for name, version in artifact.versions.items():
+        prompt_set = artifact.read_prompt_set(name)
         details, sizes = prompt_set.card.details, prompt_set.sizes()
         tasks.append(
             {
                 "name": name,
-                "version": entry.version,
+                "version": version,
                 "method": prompt_set.card.method,
                 "classes": len(prompt_set.card.labels),
                 "prefix": sizes.get("prefix", 0),
@@ -66,29 +65,29 @@ def _inspect_bundle(path: Path) -> Report:
     return {
         "kind": "bundle",
         "path": str(path),
-        "graph": describe_graph(graph),
-        "backbone": manifest.backbone.to_fields(),
-        "preprocessing": manifest.preprocessing.to_fields(),
+        "graph": describe_graph(artifact),
+        "backbone": artifact.backbone.to_fields(),
+        "preprocessing": artifact.preprocessing.to_fields(),
         "layout": {
-            "family": manifest.layout.family,
-            "digest": manifest.layout.digest,
-            "tensors": {spec.name: f"{spec.dtype} {list(spec.shape)}" for spec in manifest.layout.tensors},
+            "family": layout.family,
+            "digest": layout.digest,
+            "tensors": {spec.name: f"{spec.dtype} {list(spec.shape)}" for spec in layout.tensors},
         },
         "tasks": tasks,
-        **_place(graph),
+        **_place(artifact),
     }
 
 
 def _inspect_folded(path: Path) -> Report:
-    graph = DeployedGraph.open(path)
-    assert graph.folded is not None  # of a file
+    artifact = Artifact.open(path)
+    (card,) = artifact.cards.values()
     return {
         "kind": "folded model",
         "path": str(path),
-        "input": describe_input(path),
-        "graph": describe_graph(graph),
-        **_card_fields(graph.folded.task),
-        **_place(graph),
+        "input": describe_input(artifact),
+        "graph": describe_graph(artifact),
+        **_card_fields(card),
+        **_place(artifact),
     }
 
 
@@ -130,11 +129,11 @@ def _inspect_engine(path: Path) -> Report:
     }
 
 
-def _place(graph: DeployedGraph) -> Report:
+def _place(artifact: Artifact) -> Report:
     """Return what there is here to run a graph: engines, runtimes, the machine."""
     return {
-        "engines": describe_engines(graph),
-        "runtimes": describe_runtimes(graph),
+        "engines": describe_engines(artifact),
+        "runtimes": describe_runtimes(artifact),
         "machine": describe_machine(),
     }
 

@@ -4,6 +4,5 @@ It is kept apart from the training model on purpose: the parity gate compares th
 """
 
 from vpdeploy_export.graph.graphs import FoldedGraph, SwitchableGraph
-from vpdeploy_export.graph.patch_embedding import ImageInput
 
-__all__ = ["FoldedGraph", "ImageInput", "SwitchableGraph"]
+__all__ = ["FoldedGraph", "SwitchableGraph"]

@@ -13,9 +13,10 @@ import torch
 from timm.layers import LayerScale
 from torch import Tensor, nn
 
+from vpdeploy.graphfacts import ImageInput
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_export.graph.block import BlockParts, RowGraphBlock
-from vpdeploy_export.graph.patch_embedding import ImageInput, PatchEmbedding
+from vpdeploy_export.graph.patch_embedding import PatchEmbedding
 from vpdeploy_export.graph.pooling import Pooling
 from vpdeploy_train.trunks.eva import EvaTrunk, projections
 

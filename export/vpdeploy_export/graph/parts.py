@@ -8,9 +8,9 @@ from typing import Any, Final, Protocol
 from torch import nn
 
 from vpdeploy.errors import ExportError
+from vpdeploy.graphfacts import ImageInput
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_export.graph.eva import eva_parts
-from vpdeploy_export.graph.patch_embedding import ImageInput
 from vpdeploy_export.graph.plain import plain_parts
 from vpdeploy_export.graph.swin import swin_parts
 from vpdeploy_train.trunks import Trunk

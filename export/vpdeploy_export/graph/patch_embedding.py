@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vpdeploy.graphfacts import ImageInput
 from vpdeploy.preprocessing import Preprocessing
-
-ImageInput = Literal["uint8", "float"]
 
 
 class PatchEmbedding(nn.Module):

@@ -11,9 +11,10 @@ import copy
 from timm.models.vision_transformer import Block
 from torch import nn
 
+from vpdeploy.graphfacts import ImageInput
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_export.graph.block import BlockParts, RowGraphBlock
-from vpdeploy_export.graph.patch_embedding import ImageInput, PatchEmbedding
+from vpdeploy_export.graph.patch_embedding import PatchEmbedding
 from vpdeploy_export.graph.pooling import Pooling
 from vpdeploy_train.trunks.plain import PlainTrunk
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from vpdeploy.deployed import DeployedGraph
-from vpdeploy.manifest import Precision
-from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.artifact import Artifact
+from vpdeploy.graphfacts import Precision
 from vpdeploy_export.parity import CHECK_WEIGHTS, Expectation
 from vpdeploy_export.passes.narrow import TITLES
 from vpdeploy_export.precision.bisection import bisect
@@ -18,16 +17,14 @@ _NEXT: Final[dict[Precision, str]] = {
 }
 
 
-def advise_export(
-    graph: DeployedGraph, expectations: Sequence[Expectation], *, prompt_sets: Sequence[CompiledPromptSet] = ()
-) -> str:
+def advise_export(artifact: Artifact, expectations: Sequence[Expectation]) -> str:
     """Say what became of an export that missed the tolerance, which value left it first, and what to try next."""
-    if graph.precision not in _NEXT:
+    if artifact.precision not in _NEXT:
         return CHECK_WEIGHTS
-    found = bisect(graph, expectations, prompt_sets=prompt_sets)
+    found = bisect(artifact, expectations)
     if found.first is None:
         return f"{found.describe()}, so the precision is not the cause; {CHECK_WEIGHTS}"
-    return f"{found.describe()}; nothing was written; {_NEXT[graph.precision]}"
+    return f"{found.describe()}; nothing was written; {_NEXT[artifact.precision]}"
 
 
 def advise_addition(precision: Precision) -> str:

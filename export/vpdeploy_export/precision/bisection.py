@@ -14,13 +14,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends.ort import CPU_PROVIDER
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BackendError
 from vpdeploy.layout import IMAGE, SLOT
 from vpdeploy.picture import normalise
-from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.table import Table, common_sizes
+from vpdeploy.table import Table
 from vpdeploy_export.parity import TOLERANCES, Expectation
 from vpdeploy_export.passes import ExposePass
 from vpdeploy_export.passes.narrow import moves_only
@@ -110,28 +109,25 @@ class Bisection:
         }
 
 
-def bisect(
-    graph: DeployedGraph, expectations: Sequence[Expectation], *, prompt_sets: Sequence[CompiledPromptSet] = ()
-) -> Bisection:
+def bisect(artifact: Artifact, expectations: Sequence[Expectation]) -> Bisection:
     """Run a graph rounded after every operation and in float32, and compare all values on the way.
 
     Args:
-        graph: The graph as it was written; in a float32 graph there is nothing to find.
+        artifact: The graph as it was written, with the tasks to run; in a float32 graph there is nothing to find.
         expectations: They give the images; their answers are not used.
-        prompt_sets: One for each expectation where the graph is a bundle's; else there are none.
 
     Raises:
         BackendError: ONNX Runtime cannot run the graph.
         ExportError: The type of a value is unknown.
     """
-    rounded, wide = rounded_twin(graph.path, graph.precision), wide_twin(graph.path)
-    locations = _watched(ir.load(graph.path))
+    rounded, wide = rounded_twin(artifact.graph_path, artifact.precision), wide_twin(artifact.graph_path)
+    locations = _watched(ir.load(artifact.graph_path))
     errors, largest = dict.fromkeys(locations, 0.0), dict.fromkeys(locations, 0.0)
     images = 0
     with TemporaryDirectory(prefix="vpdeploy-bisect-") as folder:
         narrow_run = _open(rounded, list(locations), Path(folder) / "rounded.onnx")
         wide_run = _open(wide, list(locations), Path(folder) / "wide.onnx")
-        for feed in _feeds(graph, expectations, prompt_sets, float_input=_takes_float(rounded)):
+        for feed in _feeds(artifact, expectations):
             images += len(feed[IMAGE])
             found, reference = (run.run(list(locations), feed) for run in (narrow_run, wide_run))
             for name, one, other in zip(locations, found, reference, strict=True):
@@ -146,7 +142,7 @@ def bisect(
             )
             for name, location in locations.items()
         ),
-        tolerance=TOLERANCES[graph.precision],
+        tolerance=TOLERANCES[artifact.precision],
         images=images,
     )
 
@@ -160,10 +156,6 @@ def _watched(model: ir.Model) -> dict[str, Location]:
         for value in node.outputs
         if value.dtype is not None and value.dtype.is_floating_point()
     }
-
-
-def _takes_float(model: ir.Model) -> bool:
-    return any(value.name == IMAGE and value.dtype == ir.DataType.FLOAT for value in model.graph.inputs)
 
 
 def _open(model: ir.Model, names: Sequence[str], path: Path) -> Any:
@@ -180,30 +172,21 @@ def _open(model: ir.Model, names: Sequence[str], path: Path) -> Any:
         raise BackendError(f"ONNX Runtime cannot load the graph: {' '.join(str(error).split())[:300]}") from error
 
 
-def _feeds(
-    graph: DeployedGraph,
-    expectations: Sequence[Expectation],
-    prompt_sets: Sequence[CompiledPromptSet],
-    *,
-    float_input: bool,
-) -> list[_Feed]:
+def _feeds(artifact: Artifact, expectations: Sequence[Expectation]) -> list[_Feed]:
     """Return small batches of the images, equally many of each task."""
-    arrays: _Feed = {}
-    if prompt_sets:
-        table = Table(prompt_sets[0].layout, common_sizes([each.sizes() for each in prompt_sets]), len(prompt_sets))
-        for slot, prompt_set in enumerate(prompt_sets):
-            table.write(slot, prompt_set)
-        arrays = dict(table.arrays)
+    prompt_sets = artifact.read_prompt_sets()
+    arrays: _Feed = dict(Table.of(prompt_sets).arrays) if prompt_sets else {}
+    slots = {task: slot for slot, task in enumerate(artifact.tasks)}
     count = max(1, _IMAGES // len(expectations))
     feeds = []
-    for slot, expectation in enumerate(expectations):
+    for expectation in expectations:
         pixels = expectation.pixels[:: max(1, len(expectation.pixels) // count)][:count]
         for start in range(0, len(pixels), _BATCH):
             batch = np.ascontiguousarray(pixels[start : start + _BATCH])
-            image = normalise(batch, graph.preprocessing) if float_input else batch
+            image = batch if artifact.image_input == "uint8" else normalise(batch, artifact.preprocessing)
             feed: _Feed = {IMAGE: image, **arrays}
-            if prompt_sets:
-                feed[SLOT] = np.full(len(batch), slot, dtype=np.int32)
+            if artifact.is_switchable:
+                feed[SLOT] = np.full(len(batch), slots[expectation.task], dtype=np.int32)
             feeds.append(feed)
     return feeds
 

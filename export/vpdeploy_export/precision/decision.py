@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from vpdeploy.manifest import Precision
+from vpdeploy.graphfacts import Precision
 from vpdeploy_export.precision.islands import Islands, Part
 from vpdeploy_export.precision.probe import EMBEDDING, FINAL, WEIGHTS, Maxima, part_of
 

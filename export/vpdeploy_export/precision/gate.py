@@ -10,24 +10,23 @@ from typing import Final
 
 import torch
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends import open_backend
 from vpdeploy.backends.protocol import Backend
-from vpdeploy.deployed import DeployedGraph
-from vpdeploy.manifest import Precision
-from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.graphfacts import Precision
 from vpdeploy.session import Session
 from vpdeploy_export.parity import Expectation, ParityReport, compare
 from vpdeploy_export.precision.twins import CPU_RUNTIME, open_rounded
 
-_Open = Callable[[DeployedGraph, Path], Backend]
+_Open = Callable[[Artifact, Path], Backend]
 
 
-def _open_file(graph: DeployedGraph, folder: Path) -> Backend:
-    return open_backend(graph, runtime=CPU_RUNTIME, threads=torch.get_num_threads())
+def _open_file(artifact: Artifact, folder: Path) -> Backend:
+    return open_backend(artifact, runtime=CPU_RUNTIME, threads=torch.get_num_threads())
 
 
-def _open_rounded(graph: DeployedGraph, folder: Path) -> Backend:
-    return open_rounded(graph.path, graph.precision, folder)
+def _open_rounded(artifact: Artifact, folder: Path) -> Backend:
+    return open_rounded(artifact.graph_path, artifact.precision, folder)
 
 
 _RUNS: Final[dict[Precision, tuple[_Open, ...]]] = {
@@ -38,30 +37,21 @@ _RUNS: Final[dict[Precision, tuple[_Open, ...]]] = {
 }
 
 
-def run_gate(
-    graph: DeployedGraph, expectations: Sequence[Expectation], *, prompt_sets: Sequence[CompiledPromptSet] = ()
-) -> list[ParityReport]:
+def run_gate(artifact: Artifact, expectations: Sequence[Expectation]) -> list[ParityReport]:
     """Compare a graph with the trained models on the CPU, the tasks mixed in every batch.
 
     Args:
-        graph: The graph as it was written.
+        artifact: The graph as it was written, with the tasks that are compared.
         expectations: They say what each task should answer.
-        prompt_sets: One for each expectation where the graph is a bundle's; else there are none.
 
     Returns:
         For each task the worse of its comparisons: the file as it is, and the graph rounded after every operation.
     """
     found: list[list[ParityReport]] = []
     with TemporaryDirectory(prefix="vpdeploy-gate-") as folder:
-        for open_run in _RUNS[graph.precision]:
-            with Session(
-                open_run(graph, Path(folder)),
-                preprocessing=graph.preprocessing,
-                precision=graph.precision,
-                tasks=[(prompt_set, None) for prompt_set in prompt_sets],
-                folded=None if graph.folded is None else graph.folded.task,
-            ) as session:
-                found.append(compare(session, expectations, precision=graph.precision))
+        for open_run in _RUNS[artifact.precision]:
+            with Session(artifact, open_run(artifact, Path(folder))) as session:
+                found.append(compare(session, expectations, precision=artifact.precision))
     return [max(reports, key=_badness) for reports in zip(*found, strict=True)]
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vpdeploy.graphfacts import Precision
 from vpdeploy.layout import Layout
-from vpdeploy.manifest import Precision
 from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.table import Table, common_sizes
+from vpdeploy.table import Table
 from vpdeploy_export.parity import Expectation
 from vpdeploy_export.precision.decision import PrecisionReport, choose_islands
 from vpdeploy_export.precision.probe import Maxima, ProbedGraph, watching
@@ -54,9 +54,7 @@ def probe_switchable(
         expectations: They give each task's images.
         precision: The precision of the graph that will be written.
     """
-    table = Table(layout, common_sizes([each.sizes() for each in prompt_sets]), len(prompt_sets))
-    for slot, prompt_set in enumerate(prompt_sets):
-        table.write(slot, prompt_set)
+    table = Table.of(prompt_sets)
     arrays = [torch.from_numpy(table.arrays[spec.name]) for spec in layout.tensors]
     feeds = (
         (pixels, torch.full((len(pixels),), slot, dtype=torch.int32), *arrays)

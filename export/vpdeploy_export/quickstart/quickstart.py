@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vpdeploy import load
 from vpdeploy.bench.mixes import ONE
 from vpdeploy.bench.rounds import Budget, Contest, measure
 from vpdeploy.bench.statistics import summarise_latency
 from vpdeploy.bench.subject import Cell
 from vpdeploy.errors import SpecError
-from vpdeploy.loading import open_session
 from vpdeploy.manifest import GRAPH_FILE
 from vpdeploy.session import Session
 from vpdeploy.text import align, column_widths
@@ -124,7 +124,7 @@ def run_quickstart(folder: Path, say: Say) -> QuickstartResult:
     with serving(bundle) as address:
         answers = ask_together(address, [(name, _png(example)) for name, example, _ in questions])
     right = sum(answer.label == label for answer, (_, _, label) in zip(answers, questions, strict=True))
-    with open_session(bundle, threads=torch.get_num_threads()) as session:
+    with load(bundle, threads=torch.get_num_threads()) as session:
         rows = [
             _measure(task, run, source, backbone, session, report.prompt_bytes[task.name])
             for task, run, source in zip(PLAN, runs, sources, strict=True)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vpdeploy.errors import ParityError
-from vpdeploy.manifest import Precision
+from vpdeploy.graphfacts import Precision
 from vpdeploy.progress import ProgressBar
 from vpdeploy.session import Session
 

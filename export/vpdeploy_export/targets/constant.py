@@ -7,19 +7,15 @@ from typing import Any
 import onnx_ir as ir
 
 from vpdeploy.layout import CLASS_AXIS
-from vpdeploy.table import Table, common_sizes
+from vpdeploy.table import Table
 from vpdeploy_export.passes import TableConstantsPass
 from vpdeploy_export.targets.target import Conversion
 
 
 def constant_table(conversion: Conversion) -> tuple[ir.Model, Table]:
     """Return the graph with the table of all tasks as initializers, and the table; slots are in the bundle's order."""
-    prompt_sets = conversion.prompt_sets
-    sizes = common_sizes([prompt_set.sizes() for prompt_set in prompt_sets])
-    table = Table(conversion.bundle.manifest.layout, sizes, len(prompt_sets))
-    for slot, prompt_set in enumerate(prompt_sets):
-        table.write(slot, prompt_set)
-    return conversion.graph(TableConstantsPass(table.arrays, sizes[CLASS_AXIS])), table
+    table = Table.of(conversion.prompt_sets)
+    return conversion.graph(TableConstantsPass(table.arrays, table.sizes[CLASS_AXIS])), table
 
 
 def task_facts(conversion: Conversion) -> dict[str, dict[str, Any]]:
@@ -27,7 +23,7 @@ def task_facts(conversion: Conversion) -> dict[str, dict[str, Any]]:
     return {
         prompt_set.card.name: {
             "slot": slot,
-            "version": conversion.bundle.manifest.entry(prompt_set.card.name).version,
+            "version": conversion.artifact.versions[prompt_set.card.name],
             "classes": len(prompt_set.card.labels),
             "labels": list(prompt_set.card.labels),
         }

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends.providers import (
     PROVIDERS,
     RTX_PROVIDER,
@@ -26,8 +27,6 @@ from vpdeploy.backends.providers import (
     onnxruntime,
     plugin_devices,
 )
-from vpdeploy.bundle import Bundle
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BackendError, BuildError, SpecError
 from vpdeploy.layout import IMAGE, SLOT
 from vpdeploy.manifest import GRAPH_FILE
@@ -104,7 +103,7 @@ def _provider(options: TargetOptions) -> str:
     return TENSORRT_PROVIDER if options.provider is None else options.provider
 
 
-def _check(bundle: Bundle, options: TargetOptions) -> None:
+def _check(artifact: Artifact, options: TargetOptions) -> None:
     """Refuse what cannot be compiled here, before anything is read.
 
     Raises:
@@ -118,16 +117,16 @@ def _check(bundle: Bundle, options: TargetOptions) -> None:
         )
     if options.max_batch is not None and options.max_batch < 1:
         raise SpecError(f"--max-batch {options.max_batch}: should be at least 1")
-    if (obstacle := PROVIDERS[provider].obstacle(DeployedGraph.of_bundle(bundle))) is not None:
+    if (obstacle := PROVIDERS[provider].obstacle(artifact)) is not None:
         raise BackendError(f"{provider} compiles for the GPU that is here, and does not work here: {obstacle}")
 
 
 def _write(conversion: Conversion, folder: Path) -> Written:
     """Compile the graph with its table inside, and compare it on the GPU with all tasks mixed."""
     provider = _provider(conversion.options)
-    manifest = conversion.bundle.manifest
+    artifact = conversion.artifact
     max_batch = DEFAULT_MAX_BATCH if conversion.options.max_batch is None else conversion.options.max_batch
-    options = profile_options(provider, image_size=manifest.preprocessing.image_size, max_batch=max_batch)
+    options = profile_options(provider, image_size=artifact.preprocessing.image_size, max_batch=max_batch)
     model, _ = constant_table(conversion)
     with TemporaryDirectory(prefix=".source.", dir=folder) as hidden:
         source = Path(hidden) / GRAPH_FILE
@@ -148,7 +147,7 @@ def _write(conversion: Conversion, folder: Path) -> Written:
         graph={"file": GRAPH_FILE, "provider": provider, "provider_options": options},
         tasks=tasks,
         deviations=compare(
-            conversion.session, conversion.images.pixels, answer, tolerance=CLOSE_ON_GPU[manifest.precision], mixed=True
+            conversion.session, conversion.images.pixels, answer, tolerance=CLOSE_ON_GPU[artifact.precision], mixed=True
         ),
         next_step=f"onnxruntime.InferenceSession('{GRAPH_FILE}', providers=['{provider}'])",
     )

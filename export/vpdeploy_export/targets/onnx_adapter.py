@@ -34,7 +34,7 @@ def _write(conversion: Conversion, folder: Path) -> Written:
     for prompt_set in conversion.prompt_sets:
         name = prompt_set.card.name
         tensors = conversion.tensors(prompt_set)
-        version = conversion.bundle.manifest.entry(name).version
+        version = conversion.artifact.versions[name]
         write_adapter(folder / f"{name}.onnx_adapter", tensors, version=version)
         tasks[name] = {
             "adapter": f"{name}.onnx_adapter",
@@ -51,7 +51,7 @@ def _write(conversion: Conversion, folder: Path) -> Written:
             conversion.session,
             conversion.images.pixels,
             _Adapters(folder, conversion.cpu_graph(folder / GRAPH_FILE)),
-            tolerance=CLOSE[conversion.bundle.manifest.precision],
+            tolerance=CLOSE[conversion.artifact.precision],
             mixed=False,
         ),
         next_step=f"{{path}}/{README_FILE}",
@@ -101,7 +101,7 @@ class _Adapters:
 
 
 def _readme(conversion: Conversion, default: str) -> str:
-    size = conversion.bundle.manifest.preprocessing.image_size
+    size = conversion.artifact.preprocessing.image_size
     names = ", ".join(prompt_set.card.name for prompt_set in conversion.prompt_sets)
     last = conversion.prompt_sets[-1].card.name
     return f"""One model and an adapter for each task, for ONNX Runtime 1.20 or newer in any language.

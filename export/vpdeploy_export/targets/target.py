@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from vpdeploy.bundle import Bundle
+from vpdeploy.artifact import Artifact
 from vpdeploy.errors import BundleCorruptError
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.session import Session
@@ -50,7 +50,7 @@ class Conversion:
     """A bundle to convert.
 
     Attributes:
-        bundle: The bundle.
+        artifact: The bundle.
         prompt_sets: Its tasks, in its order.
         session: The bundle on the CPU: what the result has to reproduce; bfloat16 runs as float32.
         images: What both are compared on.
@@ -58,7 +58,7 @@ class Conversion:
         scratch: A folder for files that are not published.
     """
 
-    bundle: Bundle
+    artifact: Artifact
     prompt_sets: tuple[CompiledPromptSet, ...]
     session: Session
     images: GateImages
@@ -74,18 +74,17 @@ class Conversion:
         Raises:
             BundleCorruptError: The graph is not the one that the manifest describes.
         """
-        path = self.bundle.path / self.bundle.manifest.graph_file
-        model = ir.load(path)
+        model = ir.load(self.artifact.graph_path)
         try:
             for each in passes:
                 each(model)
         except ir.passes.PreconditionError as error:
-            raise BundleCorruptError(f"{path}: {error}; export again") from error
+            raise BundleCorruptError(f"{self.artifact.graph_path}: {error}; export again") from error
         return model
 
     def cpu_graph(self, path: Path) -> Path:
         """Return a written graph as the CPU provider can run it: itself, or a bfloat16 graph's float32 twin."""
-        if self.bundle.manifest.precision != "bf16":
+        if self.artifact.precision != "bf16":
             return path
         twin = self.scratch / "twin.onnx"
         save_model(wide_twin(path), twin, {})
@@ -127,11 +126,11 @@ class Target:
     Attributes:
         takes: Names of the ``TargetOptions`` that mean something to it.
         destination: Returns the folder to write, from the bundle's path, ``--out`` and the options.
-        check: Raises where a bundle cannot be converted here, before anything is read or written.
+        check: Raises where a bundle cannot be converted here, before its prompt sets are read or anything is written.
         write: Writes all files but ``tasks.json`` into an empty folder.
     """
 
     takes: frozenset[str] = frozenset()
     destination: Callable[[Path, Path, TargetOptions], Path] = field(default=lambda bundle, out, options: out)
-    check: Callable[[Bundle, TargetOptions], None] = field(default=lambda bundle, options: None)
+    check: Callable[[Artifact, TargetOptions], None] = field(default=lambda artifact, options: None)
     write: Callable[[Conversion, Path], Written]

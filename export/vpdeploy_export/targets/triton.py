@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.bundle import Bundle
+from vpdeploy.artifact import Artifact
 from vpdeploy.errors import SpecError
 from vpdeploy.layout import CLASS_AXIS, IMAGE, LOGITS, SLOT
 from vpdeploy.manifest import GRAPH_FILE
@@ -50,7 +50,7 @@ def _destination(bundle: Path, out: Path, options: TargetOptions) -> Path:
     return out / name
 
 
-def _check(bundle: Bundle, options: TargetOptions) -> None:
+def _check(artifact: Artifact, options: TargetOptions) -> None:
     """Refuse impossible options.
 
     Raises:
@@ -75,8 +75,8 @@ def _write(conversion: Conversion, folder: Path) -> Written:
         facts["label_file"] = write_labels(folder, name, facts["labels"])
     label_files = [facts["label_file"] for facts in tasks.values()]
     options = conversion.options
-    name = _destination(conversion.bundle.path, folder, options).name
-    size = conversion.bundle.manifest.preprocessing.image_size
+    name = _destination(conversion.artifact.path, folder, options).name
+    size = conversion.artifact.preprocessing.image_size
     config = render_config(
         name=name,
         image_size=size,
@@ -100,7 +100,7 @@ def _write(conversion: Conversion, folder: Path) -> Written:
             conversion.session,
             conversion.images.pixels,
             answer,
-            tolerance=CLOSE[conversion.bundle.manifest.precision],
+            tolerance=CLOSE[conversion.artifact.precision],
             mixed=True,
         ),
         next_step="tritonserver --model-repository={out}",

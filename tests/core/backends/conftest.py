@@ -9,21 +9,21 @@ from core.backends.cases import CASES, ON_HOST
 from core.backends.native_host import open_host
 from core.backends.tables import Reference
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends import RUNTIMES, open_backend
 from vpdeploy.backends.protocol import Backend
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.gpu import find_gpu
 
 
 @pytest.fixture(scope="session")
-def graph(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> DeployedGraph:
+def artifact(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Of a bundle of these tests' own: on a GPU they build engines beside it."""
-    return DeployedGraph.open(Path(shutil.copytree(zoo, tmp_path_factory.mktemp("runtimes") / "zoo")))
+    return Artifact.open(Path(shutil.copytree(zoo, tmp_path_factory.mktemp("runtimes") / "zoo")))
 
 
 @pytest.fixture(scope="session")
-def reference(graph: DeployedGraph) -> Reference:
-    return Reference(graph)
+def reference(artifact: Artifact) -> Reference:
+    return Reference(artifact)
 
 
 @pytest.fixture(params=CASES)
@@ -38,18 +38,18 @@ def tolerance(runtime: str) -> dict[str, float]:
 
 
 @pytest.fixture
-def open_runtime(runtime: str, tmp_path: Path) -> Iterator[Callable[[DeployedGraph], Backend]]:
+def open_runtime(runtime: str, tmp_path: Path) -> Iterator[Callable[[Artifact], Backend]]:
     """Opens a graph with the runtime that the test is run for, or skips where that does not work."""
     opened: list[Backend] = []
 
-    def open_graph(graph: DeployedGraph) -> Backend:
+    def open_graph(artifact: Artifact) -> Backend:
         if runtime in ON_HOST:
-            backend: Backend = open_host(graph, tmp_path / "engines", runtime=runtime.removeprefix("host ")).backend
+            backend: Backend = open_host(artifact, tmp_path / "engines", runtime=runtime.removeprefix("host ")).backend
         else:
-            _build_engine(graph, runtime)
-            if obstacle := RUNTIMES[runtime].obstacle(graph):
+            _build_engine(artifact, runtime)
+            if obstacle := RUNTIMES[runtime].obstacle(artifact):
                 pytest.skip(f"{runtime}: {obstacle}")
-            backend = open_backend(graph, runtime=runtime, threads=1)
+            backend = open_backend(artifact, runtime=runtime, threads=1)
         opened.append(backend)
         return backend
 
@@ -58,7 +58,7 @@ def open_runtime(runtime: str, tmp_path: Path) -> Iterator[Callable[[DeployedGra
         backend.close()
 
 
-def _build_engine(graph: DeployedGraph, runtime: str) -> None:
+def _build_engine(artifact: Artifact, runtime: str) -> None:
     """Build an engine for this machine's GPU where the runtime needs one and knows the GPU."""
     from vpdeploy.engines.building import BuildRequest, build_engine
     from vpdeploy.engines.target import supported_targets
@@ -69,9 +69,9 @@ def _build_engine(graph: DeployedGraph, runtime: str) -> None:
         return
     if TOOLKITS[runtime].ahead_of_time and gpu.sm not in supported_targets(load_toolkit(runtime)):
         pytest.skip(f"{runtime} builds nothing for {gpu.name} ({gpu.sm})")
-    build_engine(graph, BuildRequest(runtime=runtime))
+    build_engine(artifact, BuildRequest(runtime=runtime))
 
 
 @pytest.fixture
-def backend(graph: DeployedGraph, open_runtime: Callable[[DeployedGraph], Backend]) -> Backend:
-    return open_runtime(graph)
+def backend(artifact: Artifact, open_runtime: Callable[[Artifact], Backend]) -> Backend:
+    return open_runtime(artifact)

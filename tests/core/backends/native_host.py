@@ -9,12 +9,11 @@ from pathlib import Path
 from core.backends.fake_tensorrt import Knobs, fake_module
 from core.backends.host_device import HostDevice
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends.native.backend import NativeBackend
 from vpdeploy.backends.native.engine import NativeEngine
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.engines.card import EngineCard
-from vpdeploy.engines.interface import expected_interface
 from vpdeploy.engines.plan import EngineOptions, EnginePlan
 from vpdeploy.engines.profile import Profile, Range
 from vpdeploy.engines.sizing import choose_profile, present_sizes, shapes_of
@@ -38,29 +37,29 @@ class Native:
 
 
 def write_engine(
-    graph: DeployedGraph, folder: Path, *, runtime: str, batch: Range = BATCH, options: EngineOptions | None = None
+    artifact: Artifact, folder: Path, *, runtime: str, batch: Range = BATCH, options: EngineOptions | None = None
 ) -> FoundEngine:
     """An engine file that the fake module loads, and its card."""
-    profile: Profile = choose_profile(graph, {BATCH_AXIS: batch}, present_sizes(graph))
-    interface = expected_interface(graph)
+    profile: Profile = choose_profile(artifact, {BATCH_AXIS: batch}, present_sizes(artifact))
+    interface = artifact.interface
     plan = EnginePlan(
         runtime=runtime,
         runtime_version="1.7.1.116",
         targets=("sm_89",),
         gpu_name=None,
         platform=None,
-        precision=graph.precision,
+        precision=artifact.precision,
         profile=profile,
-        graph_sha256=graph.sha256,
+        graph_sha256=artifact.sha256,
         options=options or EngineOptions(),
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{plan.key}.engine"
     shapes = {name: shapes_of(binding, profile) for name, binding in interface.inputs.items()}
-    path.write_bytes(json.dumps(shapes).encode() + b"\n" + graph.path.read_bytes())
+    path.write_bytes(json.dumps(shapes).encode() + b"\n" + artifact.graph_path.read_bytes())
     card = EngineCard.of(
         plan,
-        layout_digest=None if graph.layout is None else graph.layout.digest,
+        layout_digest=None if artifact.layout is None else artifact.layout.digest,
         inputs=interface.inputs,
         outputs=interface.outputs,
         size_bytes=path.stat().st_size,
@@ -71,7 +70,7 @@ def write_engine(
 
 
 def open_host(
-    graph: DeployedGraph,
+    artifact: Artifact,
     folder: Path,
     *,
     runtime: str = "tensorrt",
@@ -83,11 +82,11 @@ def open_host(
 ) -> Native:
     """Open the native runner of a graph; ``knobs`` are copied into the fake module before it is loaded."""
     device = device or HostDevice()
-    found = write_engine(graph, folder, runtime=runtime, batch=batch, options=options)
+    found = write_engine(artifact, folder, runtime=runtime, batch=batch, options=options)
     module, own = fake_module(runtime, device)
     if knobs is not None:
         vars(own).update(vars(knobs))
     cache = RuntimeCache(found.path, GPU) if runtime == "tensorrt-rtx" else None
-    engine = NativeEngine(Toolkit(runtime, module), found, graph, device, cache)
+    engine = NativeEngine(Toolkit(runtime, module), found, artifact, device, cache)
     backend = NativeBackend(device, engine, gpu=GPU, reason="a test", cache=cache, lanes=lanes)
     return Native(backend=backend, device=device, knobs=own)

@@ -9,48 +9,44 @@ import numpy.typing as npt
 import onnxruntime
 from core import toy
 
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.layout import IMAGE, SLOT
 from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.table import Table, common_sizes
+from vpdeploy.table import Table
 
 Pixels = npt.NDArray[np.uint8]
 Slots = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
 
 
-def prompt_set(graph: DeployedGraph, seed: int, *, prefix: int = 3, classes: int = 5) -> CompiledPromptSet:
+def prompt_set(artifact: Artifact, seed: int, *, prefix: int = 3, classes: int = 5) -> CompiledPromptSet:
     """A random prompt set that fits the graph."""
-    assert graph.bundle is not None
-    manifest = graph.bundle.manifest
+    assert artifact.layout is not None
     return toy.prompt_set(
         f"task-{seed}",
         prefix=prefix,
         classes=classes,
         seed=seed,
-        backbone=manifest.backbone,
-        preprocessing=manifest.preprocessing,
-        layout=manifest.layout,
+        backbone=artifact.backbone,
+        preprocessing=artifact.preprocessing,
+        layout=artifact.layout,
     )
 
 
-def table(graph: DeployedGraph, slots: int, *, prefix: int = 3, classes: int = 5, seed: int = 0) -> Table:
+def table(artifact: Artifact, slots: int, *, prefix: int = 3, classes: int = 5, seed: int = 0) -> Table:
     """A table of random prompt sets."""
-    assert graph.layout is not None
-    sets = [prompt_set(graph, seed + slot, prefix=prefix, classes=classes) for slot in range(slots)]
-    filled = Table(graph.layout, common_sizes([each.sizes() for each in sets]), slots)
-    for slot, each in enumerate(sets):
-        filled.write(slot, each)
-    return filled
+    return Table.of([prompt_set(artifact, seed + slot, prefix=prefix, classes=classes) for slot in range(slots)])
 
 
 class Reference:
     """A graph asked directly, one image at a time, on the CPU."""
 
-    def __init__(self, graph: DeployedGraph) -> None:
+    def __init__(self, artifact: Artifact) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            str(artifact.graph_path), options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, images: Pixels, slots: Slots | None = None, held: Table | None = None) -> Logits:
         rows = []

@@ -12,9 +12,9 @@ import pytest
 from core.backends.cases import GPU_RUNTIMES
 from core.backends.tables import Pixels, Reference, prompt_set, table
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends import RUNTIMES
 from vpdeploy.backends.protocol import Backend
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import BackendError, InputError
 from vpdeploy.gpu import gpu_obstacle
 
@@ -23,9 +23,9 @@ MakePixels = Callable[..., Pixels]
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("runtime", GPU_RUNTIMES)
-def test_runtimes_that_need_a_gpu_are_tested_where_there_is_one(runtime: str, graph: DeployedGraph):
+def test_runtimes_that_need_a_gpu_are_tested_where_there_is_one(runtime: str, artifact: Artifact):
     if gpu_obstacle() is not None:
-        pytest.skip(str(RUNTIMES[runtime].obstacle(graph)))
+        pytest.skip(str(RUNTIMES[runtime].obstacle(artifact)))
 
 
 def slots(*numbers: int) -> Any:
@@ -34,9 +34,9 @@ def slots(*numbers: int) -> Any:
 
 class TestEveryBackend:
     def test_every_row_of_a_mixed_batch_is_what_the_graph_says_of_it_alone(
-        self, backend: Backend, graph: DeployedGraph, reference: Reference, random_pixels: MakePixels, tolerance: Any
+        self, backend: Backend, artifact: Artifact, reference: Reference, random_pixels: MakePixels, tolerance: Any
     ):
-        held = table(graph, 3)
+        held = table(artifact, 3)
         backend.bind_table(held)
         for count in (1, 2, 3, 4, 5, 7, 8, 1):
             pixels = random_pixels(count, seed=count)
@@ -45,16 +45,16 @@ class TestEveryBackend:
             np.testing.assert_allclose(backend.run(pixels, chosen), reference(pixels, chosen, held), **tolerance)
 
     def test_repeated_runs_of_one_size_follow_their_input(
-        self, backend: Backend, graph: DeployedGraph, reference: Reference, random_pixels: MakePixels, tolerance: Any
+        self, backend: Backend, artifact: Artifact, reference: Reference, random_pixels: MakePixels, tolerance: Any
     ):
-        held = table(graph, 3)
+        held = table(artifact, 3)
         backend.bind_table(held)
         for seed in range(4):  # queued, captured, replayed twice
             pixels, chosen = random_pixels(2, seed=seed), slots(seed % 3, 2)
             np.testing.assert_allclose(backend.run(pixels, chosen), reference(pixels, chosen, held), **tolerance)
 
-    def test_the_answer_is_the_callers(self, backend: Backend, graph: DeployedGraph, random_pixels: MakePixels):
-        backend.bind_table(table(graph, 2))
+    def test_the_answer_is_the_callers(self, backend: Backend, artifact: Artifact, random_pixels: MakePixels):
+        backend.bind_table(table(artifact, 2))
         first = backend.run(random_pixels(2, seed=1), slots(0, 1))
         kept = first.copy()
         backend.run(random_pixels(2, seed=2), slots(1, 0))
@@ -62,22 +62,22 @@ class TestEveryBackend:
         assert (first.dtype, first.shape) == (np.float32, (2, 5))
 
     def test_a_batch_larger_than_an_engine_takes_at_once_is_answered_in_order(
-        self, backend: Backend, graph: DeployedGraph, reference: Reference, random_pixels: MakePixels, tolerance: Any
+        self, backend: Backend, artifact: Artifact, reference: Reference, random_pixels: MakePixels, tolerance: Any
     ):
-        held = table(graph, 3)
+        held = table(artifact, 3)
         backend.bind_table(held)
         pixels, chosen = random_pixels(19), np.arange(19, dtype=np.int32) % 3
         np.testing.assert_allclose(backend.run(pixels, chosen), reference(pixels, chosen, held), **tolerance)
 
     def test_a_rewritten_slot_is_seen_by_the_next_run_and_its_neighbours_stay(
-        self, backend: Backend, graph: DeployedGraph, reference: Reference, random_pixels: MakePixels, tolerance: Any
+        self, backend: Backend, artifact: Artifact, reference: Reference, random_pixels: MakePixels, tolerance: Any
     ):
-        held = table(graph, 3)
+        held = table(artifact, 3)
         backend.bind_table(held)
         pixels, chosen = random_pixels(3), slots(0, 1, 2)
         for _ in range(3):
             before = backend.run(pixels, chosen)
-        held.write(1, prompt_set(graph, 77))
+        held.write(1, prompt_set(artifact, 77))
         backend.refresh_slot(1)
         after = backend.run(pixels, chosen)
         np.testing.assert_allclose(after, reference(pixels, chosen, held), **tolerance)
@@ -88,7 +88,7 @@ class TestEveryBackend:
     def test_a_larger_table_takes_the_place_of_the_one_before(
         self,
         backend: Backend,
-        graph: DeployedGraph,
+        artifact: Artifact,
         reference: Reference,
         random_pixels: MakePixels,
         tolerance: Any,
@@ -96,11 +96,11 @@ class TestEveryBackend:
         prefix: int,
         classes: int,
     ):
-        backend.bind_table(table(graph, 3))
+        backend.bind_table(table(artifact, 3))
         pixels = random_pixels(2)
         for _ in range(3):
             backend.run(pixels, slots(0, 2))
-        held = table(graph, count, prefix=prefix, classes=classes, seed=50)
+        held = table(artifact, count, prefix=prefix, classes=classes, seed=50)
         backend.bind_table(held)
         chosen = slots(count - 1, 0)
         for _ in range(3):
@@ -109,11 +109,11 @@ class TestEveryBackend:
     def test_a_graph_without_a_table_takes_no_slots(
         self,
         folded_flowers: Path,
-        open_runtime: Callable[[DeployedGraph], Backend],
+        open_runtime: Callable[[Artifact], Backend],
         random_pixels: MakePixels,
         tolerance: Any,
     ):
-        folded = DeployedGraph.open(folded_flowers)
+        folded = Artifact.open(folded_flowers)
         backend = open_runtime(folded)
         pixels = random_pixels(3)
         for _ in range(3):
@@ -125,17 +125,17 @@ class TestEveryBackend:
         ("shape", "dtype"), [((2, 31, 32, 3), "uint8"), ((2, 32, 32, 3), "float32"), ((0, 32, 32, 3), "uint8")]
     )
     def test_images_of_another_kind_are_refused(
-        self, backend: Backend, graph: DeployedGraph, shape: tuple[int, ...], dtype: str
+        self, backend: Backend, artifact: Artifact, shape: tuple[int, ...], dtype: str
     ):
-        backend.bind_table(table(graph, 2))
+        backend.bind_table(table(artifact, 2))
         with pytest.raises(InputError, match=r"images should be uint8 \[B, 32, 32, 3\], found " + dtype):
             backend.run(np.zeros(shape, dtype), np.zeros(shape[0], np.int32))
 
     @pytest.mark.parametrize("chosen", [slots(0, 2), slots(-1, 0), slots(0), np.array([0, 1], np.int64), None], ids=str)
     def test_slots_that_do_not_exist_never_reach_the_device(
-        self, backend: Backend, graph: DeployedGraph, random_pixels: MakePixels, chosen: Any
+        self, backend: Backend, artifact: Artifact, random_pixels: MakePixels, chosen: Any
     ):
-        backend.bind_table(table(graph, 2))
+        backend.bind_table(table(artifact, 2))
         with pytest.raises(InputError, match="slots should be"):
             backend.run(random_pixels(2), chosen)
         assert backend.run(random_pixels(2), slots(0, 1)).shape == (2, 5)
@@ -146,9 +146,9 @@ class TestEveryBackend:
         backend.refresh_slot(0)
 
     def test_threads_get_their_own_answers_while_slots_are_rewritten_and_the_table_grows(
-        self, backend: Backend, graph: DeployedGraph, reference: Reference, random_pixels: MakePixels, tolerance: Any
+        self, backend: Backend, artifact: Artifact, reference: Reference, random_pixels: MakePixels, tolerance: Any
     ):
-        held = table(graph, 3)
+        held = table(artifact, 3)
         backend.bind_table(held)
         batches = [(random_pixels(count, seed=count), np.arange(count, dtype=np.int32) % 2) for count in (1, 3, 6)]
         expected = [reference(pixels, chosen, held) for pixels, chosen in batches]
@@ -171,7 +171,7 @@ class TestEveryBackend:
             thread.start()
         try:
             for step in range(6):
-                held.write(2, prompt_set(graph, 100 + step))
+                held.write(2, prompt_set(artifact, 100 + step))
                 backend.refresh_slot(2)
                 held = held.resized({**held.sizes, "classes": 5 + step}, held.slots + 1)
                 backend.bind_table(held)
@@ -189,13 +189,13 @@ class TestEveryBackend:
         assert backend.input_dtype == np.uint8
 
     def test_a_closed_backend_refuses_to_run_and_may_be_closed_again(
-        self, backend: Backend, graph: DeployedGraph, random_pixels: MakePixels
+        self, backend: Backend, artifact: Artifact, random_pixels: MakePixels
     ):
-        backend.bind_table(table(graph, 2))
+        backend.bind_table(table(artifact, 2))
         backend.run(random_pixels(1), slots(0))
         backend.close()
         backend.close()
         with pytest.raises(BackendError, match="closed"):
             backend.run(random_pixels(1), slots(0))
         with pytest.raises(BackendError, match="closed"):
-            backend.bind_table(table(graph, 2))
+            backend.bind_table(table(artifact, 2))

@@ -10,8 +10,8 @@ import pytest
 from core.backends.native_host import Native, open_host
 from core.backends.tables import Pixels
 
-from vpdeploy.deployed import DeployedGraph
-from vpdeploy.loading import open_session
+from vpdeploy import load
+from vpdeploy.artifact import Artifact
 from vpdeploy.session import Session
 
 MakePixels = Callable[..., Pixels]
@@ -34,26 +34,17 @@ def bundle(request: pytest.FixtureRequest, mixed_runs: list[Path], tmp_path_fact
     return export_bundle(chosen, out, precision="fp16" if request.param == "float16" else "fp32").path
 
 
-def native_session(graph: DeployedGraph, folder: Path) -> tuple[Session, Native]:
-    assert graph.bundle is not None
-    native = open_host(graph, folder)
-    entries = graph.bundle.manifest.tasks
-    session = Session(
-        native.backend,
-        preprocessing=graph.preprocessing,
-        precision=graph.precision,
-        bundle=graph.bundle,
-        tasks=[(graph.bundle.read_task(name), entry.version) for name, entry in entries.items()],
-    )
-    return session, native
+def native_session(artifact: Artifact, folder: Path) -> tuple[Session, Native]:
+    native = open_host(artifact, folder)
+    return Session(artifact, native.backend), native
 
 
 def test_a_session_mixes_tasks_of_all_kinds_as_onnx_runtime_does(
     bundle: Path, tmp_path: Path, random_pixels: MakePixels
 ):
-    graph = DeployedGraph.open(bundle)
-    session, native = native_session(graph, tmp_path)
-    with open_session(bundle, runtime="onnxruntime-cpu", threads=1) as expected, session:
+    artifact = Artifact.open(bundle)
+    session, native = native_session(artifact, tmp_path)
+    with load(bundle, runtime="onnxruntime-cpu", threads=1) as expected, session:
         pixels = random_pixels(7)
         order = np.arange(7) % len(expected.tasks)
         for _ in range(3):
@@ -70,14 +61,13 @@ def test_a_session_mixes_tasks_of_all_kinds_as_onnx_runtime_does(
 def test_a_task_that_comes_while_serving_is_answered_and_the_others_stay(
     bundle: Path, tmp_path: Path, random_pixels: MakePixels
 ):
-    graph = DeployedGraph.open(bundle)
-    assert graph.bundle is not None
-    session, native = native_session(graph, tmp_path)
+    artifact = Artifact.open(bundle)
+    session, native = native_session(artifact, tmp_path)
     with session:
         names = session.tasks
         before = session.run(random_pixels(2), np.array([0, 1], np.int32))
         session.remove_task(names[-1])
-        session.add_task(graph.bundle.read_task(names[-1]), version=2)
+        session.add_task(artifact.read_prompt_set(names[-1]), version=2)
         with session.lease(names[-1]) as lease:
             session.run(random_pixels(2), np.full(2, lease.slot, np.int32))
         after = session.run(random_pixels(2), np.array([0, 1], np.int32))

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from core.backends.tables import Pixels, prompt_set, table
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends import ort, providers
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.engines.sizing import choose_profile, present_sizes
 from vpdeploy.errors import BackendError
+from vpdeploy.graphfacts import Precision
 from vpdeploy.layout import IMAGE, LOGITS
 
 MakePixels = Callable[..., Pixels]
@@ -24,14 +25,18 @@ def fake_ort(*available: str, **more: Any) -> SimpleNamespace:
     return SimpleNamespace(get_available_providers=lambda: list(available), **more)
 
 
+def of_precision(artifact: Artifact, precision: Precision) -> Artifact:
+    return replace(artifact, graph=replace(artifact.graph, precision=precision))
+
+
 # --- obstacles ---
 
 
 @pytest.mark.parametrize("name", [providers.CUDA_PROVIDER, providers.TENSORRT_PROVIDER, providers.RTX_PROVIDER])
-def test_without_a_driver_nothing_else_is_asked(graph: DeployedGraph, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_without_a_driver_nothing_else_is_asked(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setattr(providers, "gpu_obstacle", lambda: "no NVIDIA driver")
     monkeypatch.setattr(providers, "onnxruntime", lambda: pytest.fail("ONNX Runtime was imported"))
-    assert providers.PROVIDERS[name].obstacle(graph) == "no NVIDIA driver"
+    assert providers.PROVIDERS[name].obstacle(artifact) == "no NVIDIA driver"
 
 
 @pytest.mark.parametrize(
@@ -43,36 +48,36 @@ def test_without_a_driver_nothing_else_is_asked(graph: DeployedGraph, monkeypatc
     ],
 )
 def test_a_build_of_onnxruntime_without_the_provider_is_named_with_the_one_that_has_it(
-    graph: DeployedGraph, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ):
     monkeypatch.setattr(providers, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(providers, "onnxruntime", lambda: fake_ort("CPUExecutionProvider"))
-    assert str(providers.PROVIDERS[name].obstacle(graph)).startswith(message)
+    assert str(providers.PROVIDERS[name].obstacle(artifact)).startswith(message)
 
 
-def test_tensorrts_missing_library_is_named(graph: DeployedGraph, monkeypatch: pytest.MonkeyPatch):
+def test_tensorrts_missing_library_is_named(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(providers, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(providers, "onnxruntime", lambda: fake_ort(providers.TENSORRT_PROVIDER))
     monkeypatch.setattr(providers, "_NVINFER", "libnvinfer.so.absent")
-    obstacle = providers.PROVIDERS[providers.TENSORRT_PROVIDER].obstacle(graph)
+    obstacle = providers.PROVIDERS[providers.TENSORRT_PROVIDER].obstacle(artifact)
     assert obstacle == (
         "libnvinfer.so.absent is missing (install TensorRT 10; with TensorRT 11 use --runtime tensorrt)"
     )
 
 
-def test_the_plug_in_beside_onnxruntime_gpu_is_refused(graph: DeployedGraph, monkeypatch: pytest.MonkeyPatch):
+def test_the_plug_in_beside_onnxruntime_gpu_is_refused(artifact: Artifact, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(providers, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(providers.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(providers, "onnxruntime", lambda: fake_ort(providers.CUDA_PROVIDER))
-    assert "here is onnxruntime-gpu" in str(providers.PROVIDERS[providers.RTX_PROVIDER].obstacle(graph))
+    assert "here is onnxruntime-gpu" in str(providers.PROVIDERS[providers.RTX_PROVIDER].obstacle(artifact))
     monkeypatch.setattr(providers, "onnxruntime", lambda: fake_ort("CPUExecutionProvider"))
-    assert providers.PROVIDERS[providers.RTX_PROVIDER].obstacle(graph) is None
+    assert providers.PROVIDERS[providers.RTX_PROVIDER].obstacle(artifact) is None
 
 
-def test_bfloat16_has_no_kernels_on_the_cpu(graph: DeployedGraph):
+def test_bfloat16_has_no_kernels_on_the_cpu(artifact: Artifact):
     obstacle = providers.PROVIDERS[providers.CPU_PROVIDER].obstacle
-    assert obstacle(graph) is None
-    assert "no bfloat16 kernels" in str(obstacle(replace(graph, precision="bf16")))
+    assert obstacle(artifact) is None
+    assert "no bfloat16 kernels" in str(obstacle(of_precision(artifact, "bf16")))
 
 
 # --- options ---
@@ -87,13 +92,13 @@ def shapes(options: dict[str, str], key: str) -> dict[str, tuple[int, ...]]:
     ("options_of", "prefix"), [(providers.tensorrt_options, "trt"), (providers.rtx_options, "nv")], ids=["trt", "nv"]
 )
 def test_every_input_has_an_explicit_profile_that_is_the_one_engines_are_built_with(
-    graph: DeployedGraph, options_of: Callable[[DeployedGraph], dict[str, str]], prefix: str
+    artifact: Artifact, options_of: Callable[[Artifact], dict[str, str]], prefix: str
 ):
-    options = options_of(graph)
+    options = options_of(artifact)
     low, tuned, high = (shapes(options, f"{prefix}_profile_{bound}_shapes") for bound in ("min", "opt", "max"))
-    assert graph.layout is not None
-    assert set(low) == {"image", "slot", *(spec.name for spec in graph.layout.tensors)}
-    profile = choose_profile(graph, {}, present_sizes(graph))
+    assert artifact.layout is not None
+    assert set(low) == {"image", "slot", *(spec.name for spec in artifact.layout.tensors)}
+    profile = choose_profile(artifact, {}, present_sizes(artifact))
     assert (low["image"], high["image"]) == ((1, 32, 32, 3), (profile["batch"].largest, 32, 32, 3))
     assert low["slot"] == (1,)
     for index, bound in enumerate((low, tuned, high)):
@@ -104,18 +109,18 @@ def test_every_input_has_an_explicit_profile_that_is_the_one_engines_are_built_w
         assert all(a <= b <= c for a, b, c in zip(low[name], tuned[name], high[name], strict=True))
 
 
-def test_caches_lie_beside_the_graph_in_a_folder_of_its_own(graph: DeployedGraph):
-    folder = str(graph.engines_folder / f"onnxruntime-{graph.sha256[:12]}")
-    options = providers.tensorrt_options(graph)
+def test_caches_lie_beside_the_graph_in_a_folder_of_its_own(artifact: Artifact):
+    folder = str(artifact.engines_folder / f"onnxruntime-{artifact.sha256[:12]}")
+    options = providers.tensorrt_options(artifact)
     assert (options["trt_engine_cache_path"], options["trt_timing_cache_path"]) == (folder, folder)
     assert (options["trt_engine_cache_enable"], options["trt_timing_cache_enable"]) == ("1", "1")
     assert Path(folder).is_dir()
-    assert providers.rtx_options(graph)["nv_runtime_cache_path"] == folder
+    assert providers.rtx_options(artifact)["nv_runtime_cache_path"] == folder
     assert not any("fp16" in option for option in options)  # the graph carries its types
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(graph: DeployedGraph, tmp_path: Path):
-    graph_in_a_file = replace(graph, path=tmp_path / "file" / "model.onnx")
+def test_a_folder_that_cannot_be_made_is_one_line(artifact: Artifact, tmp_path: Path):
+    graph_in_a_file = replace(artifact, graph_path=tmp_path / "file" / "model.onnx")
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(
         BackendError, match=r"cannot be made for the engines that ONNX Runtime builds \(Not a directory\)"
@@ -177,11 +182,11 @@ class Value:
 
 @pytest.mark.parametrize("has_bindings", [True, False])
 def test_a_slot_of_a_table_on_the_device_is_updated_by_its_bytes_where_that_is_possible(
-    graph: DeployedGraph, monkeypatch: pytest.MonkeyPatch, has_bindings: bool
+    artifact: Artifact, monkeypatch: pytest.MonkeyPatch, has_bindings: bool
 ):
     import ctypes
 
-    held = table(graph, 4)
+    held = table(artifact, 4)
     values = {name: Value(array) for name, array in held.arrays.items()}
     moved: list[int] = []
 
@@ -191,10 +196,10 @@ def test_a_slot_of_a_table_on_the_device_is_updated_by_its_bytes_where_that_is_p
 
     monkeypatch.setattr(ort, "copy_to_device", copy)
     monkeypatch.setattr(ort, "has_bindings", lambda: has_bindings)
-    backend = ort.OrtBackend(graph.path, provider=ort.CPU_PROVIDER, threads=1, reason="a test")
+    backend = ort.OrtBackend(artifact.graph_path, provider=ort.CPU_PROVIDER, threads=1, reason="a test")
     backend._provider = providers.PROVIDERS[providers.CUDA_PROVIDER]
     backend._table, backend._table_values = held, values  # type: ignore[assignment]
-    held.write(2, prompt_set(graph, 60))
+    held.write(2, prompt_set(artifact, 60))
     backend.refresh_slot(2)
     for name, value in values.items():
         np.testing.assert_array_equal(value.array, held.arrays[name])
@@ -205,10 +210,11 @@ def test_a_slot_of_a_table_on_the_device_is_updated_by_its_bytes_where_that_is_p
 # --- what is said ---
 
 
-def test_float16_on_the_cpu_says_that_it_runs_through_casts(graph: DeployedGraph):
+def test_float16_on_the_cpu_says_that_it_runs_through_casts(artifact: Artifact):
     notes = []
-    for precision in ("fp32", "fp16"):
-        backend = ort.open_ort(replace(graph, precision=precision), ort.CPU_PROVIDER, 1, "asked for")
+    precisions: tuple[Precision, ...] = ("fp32", "fp16")
+    for precision in precisions:
+        backend = ort.open_ort(of_precision(artifact, precision), ort.CPU_PROVIDER, 1, "asked for")
         notes.append(backend.describe().get("note"))
         backend.close()
     assert notes[0] is None

@@ -12,15 +12,14 @@ from core.backends.fake_tensorrt import fake_module
 from core.backends.host_device import HostDevice
 from core.backends.native_host import write_engine
 
-from vpdeploy import backends
+from vpdeploy import backends, load
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends import AUTO, RUNTIMES, Runtime, open_backend
 from vpdeploy.backends.native import opening
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.engines.store import FoundEngine
 from vpdeploy.engines.toolkit import TOOLKITS, Toolkit
 from vpdeploy.errors import BackendError, BundleCorruptError, EngineIncompatibleError, SpecError
 from vpdeploy.gpu import Gpu
-from vpdeploy.loading import open_session
 
 L4 = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 << 30, cuda_version="13.0")
 
@@ -38,12 +37,12 @@ def runtimes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     states: dict[str, Any] = dict.fromkeys(RUNTIMES)
 
     def made(name: str, automatic: bool) -> Runtime:
-        def open_one(graph: DeployedGraph, threads: int | None, reason: str) -> Any:
+        def open_one(artifact: Artifact, threads: int | None, reason: str) -> Any:
             if isinstance(states[name], Exception):
                 raise states[name]
             return Opened(name, reason)
 
-        def obstacle(graph: DeployedGraph) -> str | None:
+        def obstacle(artifact: Artifact) -> str | None:
             return states[name] if isinstance(states[name], str) else None
 
         return Runtime(obstacle=obstacle, open=open_one, automatic=automatic)
@@ -52,57 +51,57 @@ def runtimes(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return states
 
 
-def opened(graph: DeployedGraph, runtime: str = AUTO) -> Any:
-    return open_backend(graph, runtime=runtime)
+def opened(artifact: Artifact, runtime: str = AUTO) -> Any:
+    return open_backend(artifact, runtime=runtime)
 
 
 def test_auto_tries_the_fastest_first_and_never_one_that_builds_when_it_starts(
-    graph: DeployedGraph, runtimes: dict[str, Any]
+    artifact: Artifact, runtimes: dict[str, Any]
 ):
     order = []
     for _ in range(4):
-        found = opened(graph)
+        found = opened(artifact)
         order.append(found.name)
         runtimes[found.name] = "blocked"
     assert order == ["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
     with pytest.raises(BackendError, match=r"no runtime works here: tensorrt, tensorrt-rtx, .*: blocked"):
-        opened(graph)
+        opened(artifact)
 
 
-def test_auto_names_each_faster_runtimes_obstacle_once(graph: DeployedGraph, runtimes: dict[str, Any]):
+def test_auto_names_each_faster_runtimes_obstacle_once(artifact: Artifact, runtimes: dict[str, Any]):
     runtimes |= {"tensorrt": "no NVIDIA driver", "tensorrt-rtx": "no engine", "onnxruntime-cuda": "no NVIDIA driver"}
-    assert opened(graph).reason == (
+    assert opened(artifact).reason == (
         "tensorrt, onnxruntime-cuda: no NVIDIA driver; tensorrt-rtx: no engine; fastest that works here"
     )
 
 
 def test_auto_goes_on_where_a_faster_runtime_refuses_its_engine_and_says_so(
-    graph: DeployedGraph, runtimes: dict[str, Any]
+    artifact: Artifact, runtimes: dict[str, Any]
 ):
     runtimes["tensorrt"] = EngineIncompatibleError("k.engine: refused; run: vpdeploy build")
     runtimes["tensorrt-rtx"] = BackendError("out of GPU memory")
-    found = opened(graph)
+    found = opened(artifact)
     assert found.name == "onnxruntime-cuda"
     assert found.reason.startswith("tensorrt: k.engine: refused; run: vpdeploy build; tensorrt-rtx: out of GPU memory;")
 
 
-def test_auto_does_not_pass_over_a_tampered_engine(graph: DeployedGraph, runtimes: dict[str, Any]):
+def test_auto_does_not_pass_over_a_tampered_engine(artifact: Artifact, runtimes: dict[str, Any]):
     runtimes["tensorrt"] = BundleCorruptError("k.engine: contents do not match")
     with pytest.raises(BundleCorruptError):
-        opened(graph)
+        opened(artifact)
 
 
 @pytest.mark.parametrize("name", list(RUNTIMES))
-def test_what_was_asked_for_is_never_replaced(graph: DeployedGraph, runtimes: dict[str, Any], name: str):
-    assert (opened(graph, name).name, opened(graph, name).reason) == (name, "asked for")
+def test_what_was_asked_for_is_never_replaced(artifact: Artifact, runtimes: dict[str, Any], name: str):
+    assert (opened(artifact, name).name, opened(artifact, name).reason) == (name, "asked for")
     runtimes[name] = "blocked"
     with pytest.raises(BackendError, match=f"^runtime '{name}' does not work here: blocked$"):
-        opened(graph, name)
+        opened(artifact, name)
 
 
-def test_an_unknown_runtime_is_refused_with_all_known_ones(graph: DeployedGraph):
+def test_an_unknown_runtime_is_refused_with_all_known_ones(artifact: Artifact):
     with pytest.raises(SpecError, match=f"unknown runtime 'trt'; choose one of: auto, {', '.join(RUNTIMES)}"):
-        opened(graph, "trt")
+        opened(artifact, "trt")
 
 
 def test_every_toolkit_is_a_runtime_that_the_tests_of_every_backend_run():
@@ -121,25 +120,25 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.mark.parametrize("name", list(TOOLKITS))
-def test_without_a_gpu_no_engine_is_looked_for(graph: DeployedGraph, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_without_a_gpu_no_engine_is_looked_for(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setattr(opening, "find_gpu", lambda: None)
     monkeypatch.setattr(opening, "gpu_obstacle", lambda: "no NVIDIA driver")
     monkeypatch.setattr(opening, "engine_obstacle", lambda *_: pytest.fail("an engine was looked for"))
-    assert opening.native_obstacle(graph, name) == "no NVIDIA driver"
+    assert opening.native_obstacle(artifact, name) == "no NVIDIA driver"
     with pytest.raises(BackendError, match=f"runtime '{name}' does not work here: no NVIDIA driver"):
-        opened(graph, name)
+        opened(artifact, name)
 
 
-def test_where_no_engine_was_built_the_command_is_named(graph: DeployedGraph, with_gpu: pytest.MonkeyPatch):
+def test_where_no_engine_was_built_the_command_is_named(artifact: Artifact, with_gpu: pytest.MonkeyPatch):
     pytest.importorskip("tensorrt_rtx", reason="needs the rtx extra")
-    obstacle = str(opening.native_obstacle(graph, "tensorrt-rtx"))
-    assert obstacle.endswith(f"vpdeploy build {graph.artifact} --runtime tensorrt-rtx")
+    obstacle = str(opening.native_obstacle(artifact, "tensorrt-rtx"))
+    assert obstacle.endswith(f"vpdeploy build {artifact.path} --runtime tensorrt-rtx")
 
 
 @pytest.fixture
-def loadable(graph: DeployedGraph, with_gpu: pytest.MonkeyPatch, tmp_path: Path) -> tuple[DeployedGraph, FoundEngine]:
+def loadable(artifact: Artifact, with_gpu: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Artifact, FoundEngine]:
     """A bundle with an engine that the host's device and TensorRT-RTX's fake run."""
-    copied = DeployedGraph.open(Path(shutil.copytree(graph.artifact, tmp_path / "zoo")))
+    copied = Artifact.open(Path(shutil.copytree(artifact.path, tmp_path / "zoo")))
     found = write_engine(copied, copied.engines_folder, runtime="tensorrt-rtx")
     found.path.with_suffix(".json").write_text(json.dumps(found.card.to_fields()))
     device = HostDevice()
@@ -153,8 +152,8 @@ def loadable(graph: DeployedGraph, with_gpu: pytest.MonkeyPatch, tmp_path: Path)
     return copied, found
 
 
-def test_auto_takes_an_engine_that_fits_this_gpu(loadable: tuple[DeployedGraph, FoundEngine]):
-    with open_session(loadable[0].artifact) as session:
+def test_auto_takes_an_engine_that_fits_this_gpu(loadable: tuple[Artifact, FoundEngine]):
+    with load(loadable[0].path) as session:
         described = session.describe()
         answers = session.predict(np.zeros((3, 32, 32, 3), np.uint8), session.tasks[0])
     assert len(answers) == 3
@@ -167,26 +166,26 @@ def test_auto_takes_an_engine_that_fits_this_gpu(loadable: tuple[DeployedGraph, 
 
 
 @pytest.mark.parametrize("runtime", ["auto", "tensorrt-rtx"])
-def test_a_tampered_engine_is_never_loaded(loadable: tuple[DeployedGraph, FoundEngine], runtime: str):
-    graph, found = loadable
+def test_a_tampered_engine_is_never_loaded(loadable: tuple[Artifact, FoundEngine], runtime: str):
+    artifact, found = loadable
     data = bytearray(found.path.read_bytes())
     data[len(data) // 2] ^= 1
     found.path.write_bytes(bytes(data))
     with pytest.raises(BundleCorruptError, match="contents do not match its sidecar's sha256"):
-        opened(graph, runtime)
+        opened(artifact, runtime)
 
 
 def test_an_engine_that_is_too_small_for_the_tasks_is_passed_over_with_the_command(
-    loadable: tuple[DeployedGraph, FoundEngine], monkeypatch: pytest.MonkeyPatch
+    loadable: tuple[Artifact, FoundEngine], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(opening, "present_sizes", lambda graph: {"prefix": 80, "classes": 2, "slots": 1})
     obstacle = str(opening.native_obstacle(loadable[0], "tensorrt-rtx"))
     assert "is too small for the bundle's tasks: prefix 80 is outside 1:16:64" in obstacle
-    assert obstacle.endswith(f"run: vpdeploy build {loadable[0].artifact} --runtime tensorrt-rtx")
+    assert obstacle.endswith(f"run: vpdeploy build {loadable[0].path} --runtime tensorrt-rtx")
 
 
-def test_missing_bindings_are_an_obstacle(graph: DeployedGraph, with_gpu: pytest.MonkeyPatch):
+def test_missing_bindings_are_an_obstacle(artifact: Artifact, with_gpu: pytest.MonkeyPatch):
     with_gpu.setattr(opening, "engine_obstacle", lambda *_: None)
     with_gpu.setattr(opening, "has_bindings", lambda: False)
     expected = "'cuda.bindings' is not installed: pip install 'vpdeploy[tensorrt]'"
-    assert opening.native_obstacle(graph, "tensorrt") == expected
+    assert opening.native_obstacle(artifact, "tensorrt") == expected

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 from core import toy
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.bench import deployed
 from vpdeploy.bench.deployed import DeployedSubject, fill_up
 from vpdeploy.bench.subject import Cell
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.errors import SpecError
 from vpdeploy.table import Table
 
@@ -53,10 +53,10 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> RecordingBackend:
 @pytest.fixture
 def load(tmp_path: Path, backend: RecordingBackend) -> Callable[..., DeployedSubject]:
     """Load a bundle of two tasks."""
-    graph = DeployedGraph.open(toy.write(tmp_path / "zoo").path)
+    artifact = Artifact.open(toy.write(tmp_path / "zoo").path)
 
     def call(tasks: int | None = None) -> DeployedSubject:
-        return DeployedSubject(graph, name="zoo", runtime="auto", threads=None, tasks=tasks)
+        return DeployedSubject(artifact, name="zoo", runtime="auto", threads=None, tasks=tasks)
 
     return call
 
@@ -122,7 +122,7 @@ def test_a_bundle_without_tasks_cannot_be_measured(tmp_path: Path, backend: Reco
     path = toy.write(tmp_path / "zoo", toy.prompt_set()).path
     toy.withdraw_task(path, "flowers")
     with pytest.raises(SpecError, match="holds no task; add one with vpdeploy task add"):
-        DeployedSubject(DeployedGraph.open(path), name="zoo", runtime="auto", threads=None, tasks=None)
+        DeployedSubject(Artifact.open(path), name="zoo", runtime="auto", threads=None, tasks=None)
 
 
 def test_copies_have_names_of_their_own():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from core import toy
 
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.engines.card import Binding, EngineCard
 from vpdeploy.engines.plan import EngineOptions, EnginePlan
 from vpdeploy.engines.profile import Range
@@ -26,23 +26,23 @@ VERSION = "1.7.1.116"
 
 
 @pytest.fixture
-def toy_graph(tmp_path: Path) -> DeployedGraph:
+def toy_artifact(tmp_path: Path) -> Artifact:
     """A bundle that NumPy alone has made; no toolkit could read its graph."""
-    return DeployedGraph.of_bundle(toy.write(tmp_path / "zoo"))
+    return Artifact.of_bundle(toy.write(tmp_path / "zoo"))
 
 
 @pytest.fixture
-def place_engine(toy_graph: DeployedGraph) -> Callable[..., FoundEngine]:
+def place_engine(toy_artifact: Artifact) -> Callable[..., FoundEngine]:
     """Write an engine of random bytes beside the toy bundle's graph; keywords replace fields of its plan."""
 
     def place(data: bytes | None = None, **changes: Any) -> FoundEngine:
         data = np.random.default_rng(0).bytes(1000) if data is None else data
-        return write_engine(toy_graph.engines_folder, memoryview(data), card_of(toy_graph, data, **changes))
+        return write_engine(toy_artifact.engines_folder, memoryview(data), card_of(toy_artifact, data, **changes))
 
     return place
 
 
-def plan_of(graph: DeployedGraph, **changes: Any) -> EnginePlan:
+def plan_of(artifact: Artifact, **changes: Any) -> EnginePlan:
     fields: dict[str, Any] = {
         "runtime": "tensorrt-rtx",
         "runtime_version": VERSION,
@@ -51,16 +51,16 @@ def plan_of(graph: DeployedGraph, **changes: Any) -> EnginePlan:
         "platform": None,
         "precision": "fp32",
         "profile": {"batch": Range(1, 8, 32), "slots": Range(1, 64, 1024)},
-        "graph_sha256": graph.sha256,
+        "graph_sha256": artifact.sha256,
         "options": EngineOptions(),
     }
     return EnginePlan(**{**fields, **changes})
 
 
-def card_of(graph: DeployedGraph, data: bytes, **changes: Any) -> EngineCard:
+def card_of(artifact: Artifact, data: bytes, **changes: Any) -> EngineCard:
     return EngineCard.of(
-        plan_of(graph, **changes),
-        layout_digest=None if graph.layout is None else graph.layout.digest,
+        plan_of(artifact, **changes),
+        layout_digest=None if artifact.layout is None else artifact.layout.digest,
         inputs={"image": Binding(dtype="uint8", shape=("batch", 8, 8, 3))},
         outputs={"logits": Binding(dtype="float32", shape=("batch", "classes"))},
         size_bytes=len(data),

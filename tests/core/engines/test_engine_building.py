@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from core.engines.conftest import L4
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.engines import building
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.plan import EngineOptions
@@ -21,7 +21,7 @@ from vpdeploy.engines.profile import Range
 from vpdeploy.engines.store import list_engines, verify_engine
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.errors import BuildError, SpecError
-from vpdeploy.manifest import Precision
+from vpdeploy.graphfacts import Precision
 
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120")
 TASKS = {"prefix": ("e2vpt", "vpt-deep"), "adaptive": ("vapt",), "superset": ("e2vpt", "vapt", "linear")}
@@ -44,23 +44,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_traces: None) -> dict[
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path]) -> Callable[..., DeployedGraph]:
+def exported(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path]) -> Callable[..., Artifact]:
     """Bundles by family and precision, and the folded ``e2vpt``; each exported once, and changed by no test."""
     from vpdeploy_export.bundling import export_bundle
     from vpdeploy_export.exporting import export_folded
 
-    made: dict[tuple[str, str, int], DeployedGraph] = {}
+    made: dict[tuple[str, str, int], Artifact] = {}
 
-    def export(kind: str, precision: Precision = "fp16", opset: int = 20) -> DeployedGraph:
+    def export(kind: str, precision: Precision = "fp16", opset: int = 20) -> Artifact:
         key = (kind, precision, opset)
         if key not in made:
             out = tmp_path_factory.mktemp("engine-graphs")
             if kind == "folded":
                 export_folded(runs["e2vpt"], out / "task.onnx", precision=precision, opset=opset)
-                made[key] = DeployedGraph.open(out / "task.onnx")
+                made[key] = Artifact.open(out / "task.onnx")
             else:
                 export_bundle([runs[task] for task in TASKS[kind]], out / "zoo", precision=precision, opset=opset)
-                made[key] = DeployedGraph.open(out / "zoo")
+                made[key] = Artifact.open(out / "zoo")
         return made[key]
 
     return export
@@ -86,9 +86,9 @@ def configurations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize("kind", ["prefix", "adaptive", "superset", "folded"])
 def test_engines_are_built_for_every_target_without_a_gpu(exported, kind: str, rtx: Toolkit, configurations):
-    graph = exported(kind)
+    artifact = exported(kind)
     for target in TARGETS:
-        result = build_engine(graph, ahead(target))
+        result = build_engine(artifact, ahead(target))
         assert result.built
         verify_engine(result.engine)
         assert result.engine.card.targets == (target,)
@@ -116,9 +116,9 @@ def onnx_interface(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["prefix", "adaptive", "superset", "folded"])
 def test_the_card_says_what_the_onnx_file_declares(exported, kind: str, rtx: Toolkit):
-    graph = exported(kind)
-    card = build_engine(graph, ahead("sm_89")).engine.card.to_fields()
-    inputs, outputs = onnx_interface(graph.path)
+    artifact = exported(kind)
+    card = build_engine(artifact, ahead("sm_89")).engine.card.to_fields()
+    inputs, outputs = onnx_interface(artifact.graph_path)
     assert card["inputs"] == inputs
     assert card["outputs"] == outputs
     assert next(iter(card["inputs"])) == "image"
@@ -127,19 +127,16 @@ def test_the_card_says_what_the_onnx_file_declares(exported, kind: str, rtx: Too
 @pytest.mark.parametrize("kind", ["prefix", "superset"])
 def test_the_table_of_the_bundle_fits_the_built_network(exported, kind: str, rtx: Toolkit):
     """The network is parsed anew with NVIDIA's parser, and compared with arrays as the session would bind them."""
-    from vpdeploy.table import Table, common_sizes
+    from vpdeploy.table import Table
 
-    graph: DeployedGraph = exported(kind)
-    card = build_engine(graph, ahead("sm_86")).engine.card
-    assert graph.bundle is not None
-    assert graph.layout is not None
-    sizes = common_sizes([graph.bundle.read_task(task).sizes() for task in graph.bundle.tasks])
-    table = Table(graph.layout, sizes, len(graph.bundle.tasks))
+    artifact: Artifact = exported(kind)
+    card = build_engine(artifact, ahead("sm_86")).engine.card
+    table = Table.of(artifact.read_prompt_sets())
     module = rtx.module
     builder = module.Builder(rtx.logger)
     network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = module.OnnxParser(network, rtx.logger)
-    assert parser.parse_from_file(str(graph.path))
+    assert parser.parse_from_file(str(artifact.graph_path))
     dtypes = {"HALF": np.float16, "FLOAT": np.float32, "UINT8": np.uint8, "INT32": np.int32}
     found = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
     assert set(found) == {"image", "slot", *table.arrays}
@@ -188,15 +185,15 @@ def test_one_engine_serves_several_targets(exported, rtx: Toolkit, configuration
 
 
 def test_the_same_engine_is_not_built_twice_unless_forced_or_damaged(exported, rtx: Toolkit):
-    graph, request = exported("prefix"), ahead("sm_86", profile={"batch": Range(1, 1, 7)})
-    first = build_engine(graph, request)
+    artifact, request = exported("prefix"), ahead("sm_86", profile={"batch": Range(1, 1, 7)})
+    first = build_engine(artifact, request)
     assert first.built
-    assert not build_engine(graph, request).built
-    forced = build_engine(graph, ahead("sm_86", profile={"batch": Range(1, 1, 7)}, force=True))
+    assert not build_engine(artifact, request).built
+    forced = build_engine(artifact, ahead("sm_86", profile={"batch": Range(1, 1, 7)}, force=True))
     assert forced.built
     assert forced.repaired is None
     first.engine.path.write_bytes(b"truncated")
-    again = build_engine(graph, request)
+    again = build_engine(artifact, request)
     assert again.built
     assert "truncated, 9 of" in str(again.repaired)
     verify_engine(again.engine)
@@ -207,12 +204,12 @@ def test_a_task_more_does_not_ask_for_another_engine(exported, runs: dict[str, P
 
     from vpdeploy_export.bundling import add_to_bundle
 
-    zoo = Path(shutil.copytree(exported("superset").artifact, tmp_path / "zoo"))
+    zoo = Path(shutil.copytree(exported("superset").path, tmp_path / "zoo"))
     shutil.rmtree(zoo / "engines", ignore_errors=True)
-    assert build_engine(DeployedGraph.open(zoo), ahead("sm_89")).built
+    assert build_engine(Artifact.open(zoo), ahead("sm_89")).built
     add_to_bundle(zoo, runs["vpt-deep"])
     assert len(Bundle.open(zoo).tasks) == 4
-    assert not build_engine(DeployedGraph.open(zoo), ahead("sm_89")).built
+    assert not build_engine(Artifact.open(zoo), ahead("sm_89")).built
 
 
 @pytest.mark.parametrize(
@@ -232,17 +229,17 @@ def test_a_task_more_does_not_ask_for_another_engine(exported, runs: dict[str, P
 def test_what_a_target_cannot_compute_is_said_with_the_way_out(
     exported, rtx: Toolkit, precision, opset, targets, remedy
 ):
-    graph = exported("folded", precision, opset)
+    artifact = exported("folded", precision, opset)
     with pytest.raises(BuildError, match=remedy) as caught:
-        build_engine(graph, ahead(*targets))
+        build_engine(artifact, ahead(*targets))
     assert "\n" not in str(caught.value)
-    assert list_engines(graph) == []
+    assert list_engines(artifact) == []
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_other_precisions_are_built_for_gpus_that_have_them(exported, rtx: Toolkit, precision):
-    graph = exported("folded", precision)
-    assert build_engine(graph, ahead("sm_80", "sm_120")).engine.card.precision == precision
+    artifact = exported("folded", precision)
+    assert build_engine(artifact, ahead("sm_80", "sm_120")).engine.card.precision == precision
 
 
 def test_too_small_a_workspace_is_said_with_the_option(exported, rtx: Toolkit):
@@ -279,7 +276,7 @@ def test_an_operator_that_nvidia_has_not_is_named_with_its_node(rtx: Toolkit, ex
     model.opset_import.append(onnx.helper.make_opsetid("com.acme", 1))
     onnx.save(model, path)
     with pytest.raises(BuildError, match="cannot read the graph: operator Foo of node 'my_node' is not supported"):
-        build_engine(DeployedGraph.open(path), ahead("sm_86"))
+        build_engine(Artifact.open(path), ahead("sm_86"))
     assert not (tmp_path / "engines").exists()
 
 
@@ -289,7 +286,7 @@ def test_a_graph_that_is_not_what_its_metadata_say_is_refused(rtx: Toolkit, expo
     model.graph.output[0].name = model.graph.node[-1].output[0] = "scores"
     onnx.save(model, tmp_path / "task.onnx")
     with pytest.raises(BuildError, match=r"expected the outputs \['logits'\], found \['scores'\]; export again"):
-        build_engine(DeployedGraph.open(tmp_path / "task.onnx"), ahead("sm_86"))
+        build_engine(Artifact.open(tmp_path / "task.onnx"), ahead("sm_86"))
 
 
 def test_a_graph_replaced_during_the_build_gives_no_engine(rtx: Toolkit, exported, tmp_path: Path):
@@ -301,20 +298,20 @@ def test_a_graph_replaced_during_the_build_gives_no_engine(rtx: Toolkit, exporte
         path.write_bytes(data + b"\x22\x00")  # an empty domain: another file of the same meaning
 
     with pytest.raises(BuildError, match="was replaced while the engine was being built; run the command again"):
-        build_engine(DeployedGraph.open(path), ahead("sm_86"), on_progress=export_again)
+        build_engine(Artifact.open(path), ahead("sm_86"), on_progress=export_again)
     assert not (tmp_path / "engines").exists()
 
 
 def test_cancelling_ends_the_build_and_leaves_nothing(exported, rtx: Toolkit):
-    graph = exported("adaptive")
-    before = list_engines(graph)
+    artifact = exported("adaptive")
+    before = list_engines(artifact)
 
     def press_ctrl_c(share: float, title: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(graph, ahead("sm_121"), on_progress=press_ctrl_c)
-    assert list_engines(graph) == before
+        build_engine(artifact, ahead("sm_121"), on_progress=press_ctrl_c)
+    assert list_engines(artifact) == before
 
 
 def test_progress_never_falls_and_ends_at_one(exported, rtx: Toolkit, monkeypatch: pytest.MonkeyPatch):
@@ -337,10 +334,10 @@ def test_what_is_wrong_with_the_gpus_is_said(exported, rtx: Toolkit, machine):
 
 
 def test_the_sidecar_is_a_document_of_its_own(exported, rtx: Toolkit):
-    graph = exported("superset")
-    engine = build_engine(graph, ahead("sm_89")).engine
+    artifact = exported("superset")
+    engine = build_engine(artifact, ahead("sm_89")).engine
     fields = json.loads(engine.path.with_name(f"{engine.card.key}.json").read_text())
-    assert fields["layout_digest"] == graph.layout.digest
+    assert fields["layout_digest"] == artifact.layout.digest
     assert fields["size_bytes"] == engine.path.stat().st_size
     assert re.fullmatch("[0-9a-f]{64}", fields["sha256"])
     assert fields["build_seconds"] > 0

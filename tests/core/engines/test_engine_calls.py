@@ -14,7 +14,7 @@ from core.engines.conftest import L4
 from core.engines.stand_in import API, CLASSES, REMOVED_IN_11, stand_in_module
 
 import vpdeploy.engines
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.engines import building, toolkit
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.plan import EngineOptions
@@ -76,7 +76,7 @@ def tensorrt(rtx: Toolkit, monkeypatch: pytest.MonkeyPatch, machine, tmp_path: P
 
 # TensorRT-RTX has these calls and says that they do nothing there.
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX 1.2.:DeprecationWarning")
-def test_the_shared_path_builds_through_the_api_of_tensorrt(tensorrt: Toolkit, folded_copy: DeployedGraph, tmp_path):
+def test_the_shared_path_builds_through_the_api_of_tensorrt(tensorrt: Toolkit, folded_copy: Artifact, tmp_path):
     request = BuildRequest(runtime="tensorrt", options=EngineOptions(workspace_bytes=2**30, hardware="same-sm"))
     result = build_engine(folded_copy, request)
     card = result.engine.card
@@ -91,7 +91,7 @@ def test_the_shared_path_builds_through_the_api_of_tensorrt(tensorrt: Toolkit, f
 
 
 @pytest.mark.filterwarnings("ignore:Use Deprecated in TensorRT-RTX 1.2.:DeprecationWarning")
-def test_an_engine_tuned_on_a_gpu_says_on_which(tensorrt: Toolkit, folded_copy: DeployedGraph, machine):
+def test_an_engine_tuned_on_a_gpu_says_on_which(tensorrt: Toolkit, folded_copy: Artifact, machine):
     card = build_engine(folded_copy, BuildRequest(runtime="tensorrt", targets=("sm_89",))).engine.card
     assert card.gpu_name == "NVIDIA L4"
     assert not build_engine(folded_copy, BuildRequest(runtime="tensorrt")).built
@@ -107,7 +107,7 @@ def test_an_engine_tuned_on_a_gpu_says_on_which(tensorrt: Toolkit, folded_copy: 
     ],
 )
 def test_the_options_of_tensorrt_become_its_flags(
-    tensorrt: Toolkit, folded_copy: DeployedGraph, rtx: Toolkit, monkeypatch: pytest.MonkeyPatch, options, flags
+    tensorrt: Toolkit, folded_copy: Artifact, rtx: Toolkit, monkeypatch: pytest.MonkeyPatch, options, flags
 ):
     """The build itself is left out: the library behind the stand-in does not know these variants without a GPU."""
     seen: list[Any] = []
@@ -130,7 +130,7 @@ def test_the_options_of_tensorrt_become_its_flags(
     assert seen == [sum(1 << int(known[name]) for name in flags)]
 
 
-def test_tensorrt_builds_for_the_gpu_that_is_here_alone(tensorrt: Toolkit, folded_copy: DeployedGraph, machine):
+def test_tensorrt_builds_for_the_gpu_that_is_here_alone(tensorrt: Toolkit, folded_copy: Artifact, machine):
     with pytest.raises(
         BuildError, match=r"--target sm_86: TensorRT builds for the GPU that is here, NVIDIA L4 \(sm_89\)"
     ):
@@ -140,7 +140,7 @@ def test_tensorrt_builds_for_the_gpu_that_is_here_alone(tensorrt: Toolkit, folde
         build_engine(folded_copy, BuildRequest(runtime="tensorrt"))
 
 
-def test_ampere_engines_are_built_on_ampere(tensorrt: Toolkit, folded_copy: DeployedGraph, machine):
+def test_ampere_engines_are_built_on_ampere(tensorrt: Toolkit, folded_copy: Artifact, machine):
     from vpdeploy.gpu import Gpu
 
     machine(Gpu(name="Tesla T4", sm="sm_75", memory_bytes=1, cuda_version="13.0"))
@@ -159,10 +159,10 @@ def test_a_version_before_strong_typing_is_refused(rtx: Toolkit, monkeypatch: py
 
 
 @pytest.fixture
-def folded_copy(folded_flowers: Path, tmp_path: Path) -> DeployedGraph:
+def folded_copy(folded_flowers: Path, tmp_path: Path) -> Artifact:
     path = tmp_path / "flowers.onnx"
     path.write_bytes(folded_flowers.read_bytes())
-    return DeployedGraph.open(path)
+    return Artifact.open(path)
 
 
 def test_stubs_alone_are_not_taken_for_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vpdeploy.deployed import DeployedGraph
-from vpdeploy.engines.interface import checked_interface, expected_interface
+from vpdeploy.artifact import Artifact
+from vpdeploy.engines.interface import checked_interface
 from vpdeploy.errors import BuildError
 
 TOY = {
@@ -42,13 +43,13 @@ def network(inputs: dict[str, Any], output: Any = ("FLOAT", ("batch", "classes")
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_the_network_of_the_layout_is_accepted(toy_graph: DeployedGraph, named: bool):
-    found = checked_interface(network(TOY, named=named), toy_graph)
+def test_the_network_of_the_layout_is_accepted(toy_artifact: Artifact, named: bool):
+    found = checked_interface(network(TOY, named=named), toy_artifact)
     dtypes = {"UINT8": "uint8", "INT32": "int32", "FLOAT": "float32"}
     assert {name: (each.dtype, each.shape) for name, each in found.inputs.items()} == {
         name: (dtypes[dtype], shape) for name, (dtype, shape) in TOY.items()
     }
-    assert found == expected_interface(toy_graph)
+    assert found == toy_artifact.interface
 
 
 @pytest.mark.parametrize(
@@ -62,29 +63,37 @@ def test_the_network_of_the_layout_is_accepted(toy_graph: DeployedGraph, named: 
         ("prefix_bias", ("FLOAT", ("slots", 2, "batch")), r"found float32 \['slots', 2, 'batch'\]"),
     ],
 )
-def test_an_input_of_another_shape_or_dtype_is_refused(toy_graph: DeployedGraph, name, spec, complaint):
+def test_an_input_of_another_shape_or_dtype_is_refused(toy_artifact: Artifact, name, spec, complaint):
     with pytest.raises(BuildError, match=complaint):
-        checked_interface(network({**TOY, name: spec}), toy_graph)
+        checked_interface(network({**TOY, name: spec}), toy_artifact)
 
 
 @pytest.mark.parametrize("output", [("HALF", ("batch", "classes")), ("FLOAT", ("batch", 4))])
-def test_an_output_of_another_shape_or_dtype_is_refused(toy_graph: DeployedGraph, output):
+def test_an_output_of_another_shape_or_dtype_is_refused(toy_artifact: Artifact, output):
     with pytest.raises(BuildError, match=r"output 'logits' should be float32 \['batch', 'classes'\]"):
-        checked_interface(network(TOY, output), toy_graph)
+        checked_interface(network(TOY, output), toy_artifact)
 
 
-def test_missing_and_superfluous_inputs_are_named(toy_graph: DeployedGraph):
+def test_missing_and_superfluous_inputs_are_named(toy_artifact: Artifact):
     fewer = {name: spec for name, spec in TOY.items() if name != "slot"}
     with pytest.raises(BuildError, match=r"expected the inputs \[.*'slot'\], found"):
-        checked_interface(network(fewer), toy_graph)
+        checked_interface(network(fewer), toy_artifact)
     with pytest.raises(BuildError, match=r"found .*'surplus'"):
-        checked_interface(network({**TOY, "surplus": ("FLOAT", (1,))}), toy_graph)
+        checked_interface(network({**TOY, "surplus": ("FLOAT", (1,))}), toy_artifact)
 
 
 @pytest.mark.parametrize(
-    ("spec", "dtype"), [(("UINT8", ("batch", 32, 32, 3)), "uint8"), (("FLOAT", ("batch", 3, 32, 32)), "float32")]
+    ("image_input", "spec", "dtype"),
+    [
+        ("uint8", ("UINT8", ("batch", 32, 32, 3)), "uint8"),
+        ("float", ("FLOAT", ("batch", 3, 32, 32)), "float32"),
+    ],
 )
-def test_a_folded_model_takes_bytes_or_floats(folded_flowers, spec, dtype):
-    graph = DeployedGraph.open(folded_flowers)
-    found = checked_interface(network({"image": spec}, ("FLOAT", ("batch", 4))), graph)
+def test_a_folded_model_takes_bytes_or_floats_as_recorded(folded_flowers, image_input, spec, dtype):
+    opened = Artifact.open(folded_flowers)
+    artifact = replace(opened, graph=replace(opened.graph, image_input=image_input))
+    found = checked_interface(network({"image": spec}, ("FLOAT", ("batch", 4))), artifact)
     assert found.inputs["image"].dtype == dtype
+    other = replace(opened, graph=replace(opened.graph, image_input="float" if image_input == "uint8" else "uint8"))
+    with pytest.raises(BuildError, match="input 'image' should be"):
+        checked_interface(network({"image": spec}, ("FLOAT", ("batch", 4))), other)

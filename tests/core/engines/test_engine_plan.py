@@ -7,7 +7,7 @@ import re
 import pytest
 from core.engines.conftest import card_of, plan_of
 
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.document import Document, to_json
 from vpdeploy.engines.card import EngineCard
 from vpdeploy.engines.plan import EngineOptions
@@ -15,8 +15,8 @@ from vpdeploy.engines.profile import Range
 from vpdeploy.errors import BundleCorruptError, BundleVersionError, SpecError
 
 
-def test_the_key_begins_with_what_a_person_looks_for(toy_graph: DeployedGraph):
-    assert re.fullmatch(r"tensorrt-rtx-1\.7-sm_86-sm_89-fp32-[0-9a-f]{12}", plan_of(toy_graph).key)
+def test_the_key_begins_with_what_a_person_looks_for(toy_artifact: Artifact):
+    assert re.fullmatch(r"tensorrt-rtx-1\.7-sm_86-sm_89-fp32-[0-9a-f]{12}", plan_of(toy_artifact).key)
 
 
 @pytest.mark.parametrize(
@@ -36,21 +36,21 @@ def test_the_key_begins_with_what_a_person_looks_for(toy_graph: DeployedGraph):
     ],
     ids=str,
 )
-def test_everything_that_decides_an_engine_is_in_its_key(toy_graph: DeployedGraph, change):
-    assert plan_of(toy_graph, **change).key != plan_of(toy_graph).key
+def test_everything_that_decides_an_engine_is_in_its_key(toy_artifact: Artifact, change):
+    assert plan_of(toy_artifact, **change).key != plan_of(toy_artifact).key
 
 
-def test_equal_plans_have_equal_keys_whatever_came_of_them(toy_graph: DeployedGraph):
-    assert card_of(toy_graph, b"one").key == card_of(toy_graph, b"another").key == plan_of(toy_graph).key
+def test_equal_plans_have_equal_keys_whatever_came_of_them(toy_artifact: Artifact):
+    assert card_of(toy_artifact, b"one").key == card_of(toy_artifact, b"another").key == plan_of(toy_artifact).key
 
 
-def test_a_card_is_read_as_it_was_written(toy_graph: DeployedGraph):
-    card = card_of(toy_graph, b"engine", gpu_name="NVIDIA L4", platform="linux-x86_64")
+def test_a_card_is_read_as_it_was_written(toy_artifact: Artifact):
+    card = card_of(toy_artifact, b"engine", gpu_name="NVIDIA L4", platform="linux-x86_64")
     assert EngineCard.from_document(Document.parse(to_json(card.to_fields()), source="card")) == card
 
 
-def test_the_card_has_the_fields_that_its_format_documents(toy_graph: DeployedGraph):
-    fields = json.loads(to_json(card_of(toy_graph, b"engine").to_fields()))
+def test_the_card_has_the_fields_that_its_format_documents(toy_artifact: Artifact):
+    fields = json.loads(to_json(card_of(toy_artifact, b"engine").to_fields()))
     assert fields["format"] == "vpdeploy.engine"
     assert fields["profile"] == {"batch": [1, 8, 32], "slots": [1, 64, 1024]}
     assert fields["inputs"] == {"image": {"dtype": "uint8", "shape": ["batch", 8, 8, 3]}}
@@ -75,20 +75,20 @@ def test_the_card_has_the_fields_that_its_format_documents(toy_graph: DeployedGr
         ({"format": "vpdeploy.bundle"}, "expected format 'vpdeploy.engine'"),
     ],
 )
-def test_a_damaged_card_is_refused_with_the_field(toy_graph: DeployedGraph, change, complaint):
-    fields = {**card_of(toy_graph, b"engine").to_fields(), **change}
+def test_a_damaged_card_is_refused_with_the_field(toy_artifact: Artifact, change, complaint):
+    fields = {**card_of(toy_artifact, b"engine").to_fields(), **change}
     with pytest.raises(BundleCorruptError, match=complaint):
         EngineCard.from_document(Document("card", fields))
 
 
-def test_a_card_of_another_format_version_is_refused(toy_graph: DeployedGraph):
-    fields = {**card_of(toy_graph, b"engine").to_fields(), "format_version": 2}
+def test_a_card_of_another_format_version_is_refused(toy_artifact: Artifact):
+    fields = {**card_of(toy_artifact, b"engine").to_fields(), "format_version": 2}
     with pytest.raises(BundleVersionError):
         EngineCard.from_document(Document("card", fields))
 
 
-def test_a_card_tells_which_size_it_cannot_take(toy_graph: DeployedGraph):
-    card = card_of(toy_graph, b"engine")
+def test_a_card_tells_which_size_it_cannot_take(toy_artifact: Artifact):
+    card = card_of(toy_artifact, b"engine")
     assert card.oversize({"batch": 32, "slots": 1, "unknown": 10**9}) is None
     assert card.oversize({"batch": 8, "slots": 1025}) == "slots 1025 is outside 1:64:1024 (min:opt:max)"
     assert card.oversize({"batch": 0}) is not None
@@ -105,6 +105,6 @@ def test_what_is_no_range_is_refused_with_the_option(text):
         Range.parse(text, "--batch")
 
 
-def test_a_plan_cannot_be_changed(toy_graph: DeployedGraph):
+def test_a_plan_cannot_be_changed(toy_artifact: Artifact):
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan_of(toy_graph).runtime = "tensorrt"  # type: ignore[misc]
+        plan_of(toy_artifact).runtime = "tensorrt"  # type: ignore[misc]

@@ -5,24 +5,24 @@ from pathlib import Path
 import pytest
 from core import toy
 
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.engines.card import Binding
 from vpdeploy.engines.profile import Range
 from vpdeploy.engines.sizing import choose_profile, present_sizes, shapes_of
 from vpdeploy.errors import SpecError
 
 
-def graph_of(path: Path, *prompt_sets) -> DeployedGraph:
-    return DeployedGraph.of_bundle(toy.write(path / "zoo", *prompt_sets))
+def artifact_of(path: Path, *prompt_sets) -> Artifact:
+    return Artifact.of_bundle(toy.write(path / "zoo", *prompt_sets))
 
 
-def test_the_sizes_of_the_present_tasks_are_those_of_their_table(toy_graph: DeployedGraph):
+def test_the_sizes_of_the_present_tasks_are_those_of_their_table(toy_artifact: Artifact):
     """The toy's tasks have prefixes of 3 and 5, and 4 and 2 classes; a table holds the largest of each."""
-    assert present_sizes(toy_graph) == {"prefix": 5, "classes": 4, "slots": 2}
+    assert present_sizes(toy_artifact) == {"prefix": 5, "classes": 4, "slots": 2}
 
 
-def test_a_small_bundle_gets_room_for_tasks_to_come(toy_graph: DeployedGraph):
-    assert choose_profile(toy_graph, {}, present_sizes(toy_graph)) == {
+def test_a_small_bundle_gets_room_for_tasks_to_come(toy_artifact: Artifact):
+    assert choose_profile(toy_artifact, {}, present_sizes(toy_artifact)) == {
         "batch": (1, 8, 32),
         "slots": (1, 64, 1024),
         "prefix": (1, 8, 64),
@@ -40,21 +40,21 @@ def test_a_small_bundle_gets_room_for_tasks_to_come(toy_graph: DeployedGraph):
         ({"prefix": 8, "classes": 4, "slots": 5000}, {"slots": (1, 8192, 16384)}),
     ],
 )
-def test_what_the_present_tasks_need_is_held_and_a_little_more(toy_graph: DeployedGraph, present, expected):
-    profile = choose_profile(toy_graph, {}, present)
+def test_what_the_present_tasks_need_is_held_and_a_little_more(toy_artifact: Artifact, present, expected):
+    profile = choose_profile(toy_artifact, {}, present)
     assert {axis: profile[axis] for axis in expected} == expected
     assert all(profile[axis].holds(size) for axis, size in present.items())
 
 
-def test_tables_beyond_what_tensorrt_addresses_are_not_reserved(toy_graph: DeployedGraph):
+def test_tables_beyond_what_tensorrt_addresses_are_not_reserved(toy_artifact: Artifact):
     """A slot of the toy has 2*2*P*3 key elements; with P = 2**20 at most 170 slots stay below 2**31."""
     present = {"prefix": 2**20, "classes": 4, "slots": 100}
-    assert choose_profile(toy_graph, {}, present)["slots"] == (1, 128, (2**31 - 1) // (12 * 2**20))
+    assert choose_profile(toy_artifact, {}, present)["slots"] == (1, 128, (2**31 - 1) // (12 * 2**20))
 
 
-def test_what_is_asked_for_is_taken(toy_graph: DeployedGraph):
+def test_what_is_asked_for_is_taken(toy_artifact: Artifact):
     asked = {"batch": Range(2, 4, 6), "slots": Range(1, 2, 3)}
-    profile = choose_profile(toy_graph, asked, present_sizes(toy_graph))
+    profile = choose_profile(toy_artifact, asked, present_sizes(toy_artifact))
     assert (profile["batch"], profile["slots"]) == ((2, 4, 6), (1, 2, 3))
 
 
@@ -68,26 +68,26 @@ def test_what_is_asked_for_is_taken(toy_graph: DeployedGraph):
         ({"hidden": Range(1, 2, 3)}, "--hidden: the bundle's graph has --batch, --slots, --prefix, --classes; leave"),
     ],
 )
-def test_a_range_that_does_not_fit_the_bundle_is_refused(toy_graph: DeployedGraph, asked, complaint):
+def test_a_range_that_does_not_fit_the_bundle_is_refused(toy_artifact: Artifact, asked, complaint):
     with pytest.raises(SpecError, match=complaint):
-        choose_profile(toy_graph, asked, present_sizes(toy_graph))
+        choose_profile(toy_artifact, asked, present_sizes(toy_artifact))
 
 
 def test_a_folded_model_has_a_batch_and_no_table(folded_flowers: Path):
-    graph = DeployedGraph.open(folded_flowers)
-    assert present_sizes(graph) == {}
-    assert choose_profile(graph, {}, {}) == {"batch": (1, 8, 32)}
+    artifact = Artifact.open(folded_flowers)
+    assert present_sizes(artifact) == {}
+    assert choose_profile(artifact, {}, {}) == {"batch": (1, 8, 32)}
     with pytest.raises(SpecError, match="--slots: a folded model has only --batch; leave it out"):
-        choose_profile(graph, {"slots": Range(1, 2, 3)}, {})
+        choose_profile(artifact, {"slots": Range(1, 2, 3)}, {})
 
 
 def test_an_empty_bundle_gets_a_profile_all_the_same(tmp_path: Path):
     from vpdeploy.bundle import withdraw_task
 
-    graph = graph_of(tmp_path)
+    artifact = artifact_of(tmp_path)
     for task in ("flowers", "birds"):
-        withdraw_task(graph.artifact, task)
-    empty = DeployedGraph.open(graph.artifact)
+        withdraw_task(artifact.path, task)
+    empty = Artifact.open(artifact.path)
     assert present_sizes(empty) == {"prefix": 1, "classes": 1, "slots": 1}
     assert choose_profile(empty, {}, present_sizes(empty))["slots"] == (1, 64, 1024)
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from core.engines.conftest import L4, plan_of
 
-from vpdeploy.deployed import DeployedGraph
+from vpdeploy.artifact import Artifact
 from vpdeploy.engines import choice
 from vpdeploy.engines.choice import choose_runtime
 from vpdeploy.engines.diagnosis import explain_failure
@@ -85,8 +85,8 @@ def test_without_a_runtime_the_one_from_pypi_is_named(monkeypatch):
         ("[a.cpp::b::132] Error Code 2: OutOfMemory (Requested size was 171355648 bytes.)", "lower MAX of --batch"),
     ],
 )
-def test_the_log_of_a_failed_build_becomes_one_line(toy_graph: DeployedGraph, log: str, expected: str):
-    text = explain_failure(log, plan_of(toy_graph))
+def test_the_log_of_a_failed_build_becomes_one_line(toy_artifact: Artifact, log: str, expected: str):
+    text = explain_failure(log, plan_of(toy_artifact))
     assert text.startswith("TensorRT-RTX 1.7.1.116 cannot build a fp32 engine for sm_86, sm_89: ")
     assert expected in text
     assert "/_src/" not in text
@@ -99,10 +99,10 @@ def test_the_log_of_a_failed_build_becomes_one_line(toy_graph: DeployedGraph, lo
         ("fp16", "parts of the graph are float32 .vpdeploy inspect names them., which sm_75 cannot; leave out sm_75"),
     ],
 )
-def test_float32_on_turing_names_what_can_be_done_about_it(toy_graph: DeployedGraph, precision: str, advice: str):
+def test_float32_on_turing_names_what_can_be_done_about_it(toy_artifact: Artifact, precision: str, advice: str):
     log = "Cannot compile operation 'x' for Turing (SM75): FP32 GEMM is not supported."
-    assert re.search(advice, explain_failure(log, plan_of(toy_graph, precision=precision)))
+    assert re.search(advice, explain_failure(log, plan_of(toy_artifact, precision=precision)))
 
 
-def test_a_long_log_is_cut(toy_graph: DeployedGraph):
-    assert len(explain_failure("word " * 1000, plan_of(toy_graph))) < 800
+def test_a_long_log_is_cut(toy_artifact: Artifact):
+    assert len(explain_failure("word " * 1000, plan_of(toy_artifact))) < 800

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import write_bundle
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.store import verify_engine
 from vpdeploy.engines.toolkit import Toolkit
+from vpdeploy.graphfacts import GraphFacts
 from vpdeploy.layout import GeneratorSpec, Layout
-from vpdeploy.manifest import Manifest
+from vpdeploy.manifest import BundleFacts
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.task import BackboneId
 
@@ -22,7 +23,7 @@ LAYOUT = Layout.for_backbone(
 
 
 @pytest.fixture(scope="module")
-def large_graph(tmp_path_factory: pytest.TempPathFactory) -> DeployedGraph:
+def large_graph(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A bundle of no tasks over a random ViT-B/16."""
     pytest.importorskip("onnxscript", reason="needs the export extra")
     import torch
@@ -37,18 +38,16 @@ def large_graph(tmp_path_factory: pytest.TempPathFactory) -> DeployedGraph:
     graph = SwitchableGraph(trunk_of(vit), PREPROCESSING, LAYOUT, dtype=torch.float16, opset=20)
     folder = tmp_path_factory.mktemp("large")
     save_model(build_switchable(graph, PREPROCESSING, LAYOUT, opset=20), folder / "staged.onnx", {})
-    manifest = Manifest(
+    facts = BundleFacts(
         backbone=BACKBONE,
         preprocessing=PREPROCESSING,
         layout=LAYOUT,
-        precision="fp16",
-        opset=20,
-        graph_sha256="",
+        graph=GraphFacts(precision="fp16", opset=20, image_input="uint8"),
     )
-    return DeployedGraph.of_bundle(write_bundle(folder / "zoo", manifest, [], folder / "staged.onnx"))
+    return Artifact.of_bundle(write_bundle(folder / "zoo", facts, [], folder / "staged.onnx"))
 
 
-def test_an_engine_of_deployed_size_is_built_without_a_gpu(rtx: Toolkit, large_graph: DeployedGraph):
+def test_an_engine_of_deployed_size_is_built_without_a_gpu(rtx: Toolkit, large_graph: Artifact):
     request = BuildRequest(runtime="tensorrt-rtx", targets=("sm_80", "sm_86", "sm_89", "sm_120"))
     result = build_engine(large_graph, request)
     verify_engine(result.engine)

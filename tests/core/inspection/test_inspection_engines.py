@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 from core import toy
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.bench.opening import Choice, open_subject
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.engines.card import Binding, EngineCard
 from vpdeploy.engines.profile import Range
 from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, SpecError
 from vpdeploy.gpu import Gpu
 from vpdeploy.inspection import engines
-from vpdeploy.inspection.engines import describe_engines, graph_of_engine, read_engine_card
+from vpdeploy.inspection.engines import artifact_of_engine, describe_engines, read_engine_card
 from vpdeploy.inspection.report import inspect_path
 
 L4 = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 << 30, cuda_version="13.0")
@@ -23,8 +23,8 @@ CONTENT = b"an engine"
 
 
 @pytest.fixture
-def graph(tmp_path: Path) -> DeployedGraph:
-    return DeployedGraph.open(toy.write(tmp_path / "zoo").path)
+def artifact(tmp_path: Path) -> Artifact:
+    return Artifact.open(toy.write(tmp_path / "zoo").path)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "is_installed", lambda name: True)
 
 
-def write_engine(graph: DeployedGraph, **changes: object) -> Path:
+def write_engine(artifact: Artifact, **changes: object) -> Path:
     card = EngineCard(
         runtime="tensorrt-rtx",
         runtime_version="1.7.1",
@@ -52,7 +52,7 @@ def write_engine(graph: DeployedGraph, **changes: object) -> Path:
         platform=None,
         precision="fp32",
         profile={"batch": Range(1, 8, 32)},
-        graph_sha256=graph.sha256,
+        graph_sha256=artifact.sha256,
         layout_digest=None,
         inputs={"image": Binding(dtype="uint8", shape=("batch", 8, 8, 3))},
         outputs={"logits": Binding(dtype="float32", shape=("batch", 4))},
@@ -61,20 +61,20 @@ def write_engine(graph: DeployedGraph, **changes: object) -> Path:
         build_seconds=0.5,
     )
     card = replace(card, **changes)  # type: ignore[arg-type]
-    graph.engines_folder.mkdir(exist_ok=True)
-    path = graph.engines_folder / f"{card.key}.engine"
+    artifact.engines_folder.mkdir(exist_ok=True)
+    path = artifact.engines_folder / f"{card.key}.engine"
     path.write_bytes(CONTENT)
     path.with_suffix(".json").write_text(json.dumps(card.to_fields()))
     return path
 
 
-def test_a_graph_without_engines_has_none(graph: DeployedGraph):
-    assert describe_engines(graph) == []
+def test_a_graph_without_engines_has_none(artifact: Artifact):
+    assert describe_engines(artifact) == []
 
 
-def test_an_engine_for_this_gpu_fits(graph: DeployedGraph, gpu: Gpu):
-    path = write_engine(graph)
-    (found,) = describe_engines(graph)
+def test_an_engine_for_this_gpu_fits(artifact: Artifact, gpu: Gpu):
+    path = write_engine(artifact)
+    (found,) = describe_engines(artifact)
     assert (found["file"], found["fits"], found["reason"]) == (path.name, True, None)
     assert (found["runtime"], found["targets"], found["precision"]) == ("tensorrt-rtx", ["sm_86", "sm_89"], "fp32")
     assert (found["profile"], found["size_bytes"]) == ({"batch": "1:8:32"}, len(CONTENT))
@@ -88,40 +88,40 @@ def test_an_engine_for_this_gpu_fits(graph: DeployedGraph, gpu: Gpu):
     ],
 )
 def test_an_engine_for_something_else_says_why_not(
-    graph: DeployedGraph, gpu: Gpu, changes: dict[str, object], reason: str
+    artifact: Artifact, gpu: Gpu, changes: dict[str, object], reason: str
 ):
-    write_engine(graph, **changes)
-    (found,) = describe_engines(graph)
+    write_engine(artifact, **changes)
+    (found,) = describe_engines(artifact)
     assert found["fits"] is False
     assert reason in found["reason"]
 
 
-def test_without_a_gpu_the_obstacle_is_the_reason(graph: DeployedGraph, no_gpu: None):
-    write_engine(graph)
-    assert [(each["fits"], each["reason"]) for each in describe_engines(graph)] == [(False, "no NVIDIA driver")]
+def test_without_a_gpu_the_obstacle_is_the_reason(artifact: Artifact, no_gpu: None):
+    write_engine(artifact)
+    assert [(each["fits"], each["reason"]) for each in describe_engines(artifact)] == [(False, "no NVIDIA driver")]
 
 
-def test_without_the_runtime_its_extra_is_the_reason(graph: DeployedGraph, gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
+def test_without_the_runtime_its_extra_is_the_reason(artifact: Artifact, gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engines, "is_installed", lambda name: False)
-    write_engine(graph)
-    assert "pip install 'vpdeploy[rtx]'" in describe_engines(graph)[0]["reason"]
+    write_engine(artifact)
+    assert "pip install 'vpdeploy[rtx]'" in describe_engines(artifact)[0]["reason"]
 
 
-def test_damaged_engines_are_listed_and_those_of_other_graphs_are_not(graph: DeployedGraph, gpu: Gpu):
-    write_engine(graph, graph_sha256="00" * 32)
-    assert describe_engines(graph) == []
-    write_engine(graph).with_suffix(".json").unlink()
-    (found,) = describe_engines(graph)
+def test_damaged_engines_are_listed_and_those_of_other_graphs_are_not(artifact: Artifact, gpu: Gpu):
+    write_engine(artifact, graph_sha256="00" * 32)
+    assert describe_engines(artifact) == []
+    write_engine(artifact).with_suffix(".json").unlink()
+    (found,) = describe_engines(artifact)
     assert found["fits"] is False
     assert "its sidecar" in found["reason"]
 
 
-def test_an_engine_file_is_explained(graph: DeployedGraph, gpu: Gpu):
-    path = write_engine(graph)
+def test_an_engine_file_is_explained(artifact: Artifact, gpu: Gpu):
+    path = write_engine(artifact)
     report = inspect_path(path)
     assert (report["kind"], report["fits"], report["build_seconds"]) == ("engine", True, 0.5)
     assert report["inputs"] == {"image": "uint8 ['batch', 8, 8, 3]"}
-    assert report["graph_sha256"] == graph.sha256
+    assert report["graph_sha256"] == artifact.sha256
 
 
 @pytest.mark.parametrize(
@@ -132,47 +132,47 @@ def test_an_engine_file_is_explained(graph: DeployedGraph, gpu: Gpu):
         (lambda path: path.with_suffix(".json").write_text("{"), "not valid JSON"),
     ],
 )
-def test_a_damaged_engine_is_refused(graph: DeployedGraph, damage: object, message: str):
-    path = write_engine(graph)
+def test_a_damaged_engine_is_refused(artifact: Artifact, damage: object, message: str):
+    path = write_engine(artifact)
     damage(path)  # type: ignore[operator]
     with pytest.raises(BundleCorruptError, match=message):
         read_engine_card(path)
 
 
-def test_a_missing_engine_is_refused(graph: DeployedGraph):
+def test_a_missing_engine_is_refused(artifact: Artifact):
     with pytest.raises(BundleError, match="does not exist; vpdeploy build writes engines"):
-        read_engine_card(graph.engines_folder / "x.engine")
+        read_engine_card(artifact.engines_folder / "x.engine")
 
 
-def test_the_graph_of_an_engine_is_the_bundle_around_it(graph: DeployedGraph):
-    path = write_engine(graph)
-    assert graph_of_engine(path, read_engine_card(path)).path == graph.path
+def test_the_graph_of_an_engine_is_the_bundle_around_it(artifact: Artifact):
+    path = write_engine(artifact)
+    assert artifact_of_engine(path, read_engine_card(path)).path == artifact.path
 
 
 def test_the_graph_of_an_engine_is_the_file_with_its_hash(folded_flowers: Path, tmp_path: Path):
     (tmp_path / "a.onnx").write_bytes(b"another")
     copied = tmp_path / "flowers.onnx"
     copied.write_bytes(folded_flowers.read_bytes())
-    path = write_engine(DeployedGraph.open(copied))
-    assert graph_of_engine(path, read_engine_card(path)).path == copied
+    path = write_engine(Artifact.open(copied))
+    assert artifact_of_engine(path, read_engine_card(path)).path == copied
     copied.unlink()
     with pytest.raises(EngineIncompatibleError, match="is the graph it was built from; put it back or build again"):
-        graph_of_engine(path, read_engine_card(path))
+        artifact_of_engine(path, read_engine_card(path))
 
 
-def test_an_engine_of_a_replaced_graph_names_the_command(graph: DeployedGraph):
-    path = write_engine(graph, graph_sha256="00" * 32)
+def test_an_engine_of_a_replaced_graph_names_the_command(artifact: Artifact):
+    path = write_engine(artifact, graph_sha256="00" * 32)
     with pytest.raises(EngineIncompatibleError, match=r"was built from another graph .* run: vpdeploy build"):
-        graph_of_engine(path, read_engine_card(path))
+        artifact_of_engine(path, read_engine_card(path))
 
 
-def test_an_engine_that_does_not_fit_is_not_measured(graph: DeployedGraph, no_gpu: None):
-    choice = Choice(path=write_engine(graph))
+def test_an_engine_that_does_not_fit_is_not_measured(artifact: Artifact, no_gpu: None):
+    choice = Choice(path=write_engine(artifact))
     with pytest.raises(EngineIncompatibleError, match="does not fit this machine: no NVIDIA driver"):
         open_subject(choice, name="x", threads=None, tasks=None)
 
 
-def test_an_engine_is_not_run_by_another_runtime(graph: DeployedGraph, gpu: Gpu):
-    choice = Choice(path=write_engine(graph), runtime="onnxruntime-cpu")
+def test_an_engine_is_not_run_by_another_runtime(artifact: Artifact, gpu: Gpu):
+    choice = Choice(path=write_engine(artifact), runtime="onnxruntime-cpu")
     with pytest.raises(SpecError, match="was built for runtime 'tensorrt-rtx', not 'onnxruntime-cpu'"):
         open_subject(choice, name="x", threads=None, tasks=None)

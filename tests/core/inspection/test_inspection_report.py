@@ -19,6 +19,7 @@ FACTS = {
     "nodes": 421,
     "parameters": 85_800_000,
     "initializer_bytes": 171_600_000,
+    "elements": {"float16": 85_700_000, "float32": 100_000, "int64": 24},
     "macs_per_image": 17_560_000_000,
     "operators": {"Gemm": 49, "Softmax": 12, "MatMul": 49},
     "blocks": [
@@ -54,7 +55,7 @@ def test_what_the_export_recorded_is_reported(tmp_path: Path):
 def test_what_an_older_export_did_not_record_is_said(tmp_path: Path):
     graph = inspect_path(write_zoo(tmp_path / "zoo", {"graph": {"nodes": 421}}))["graph"]
     assert graph["nodes"] == 421
-    missing = ("parameters", "initializer_bytes", "macs_per_image", "operators", "blocks", "float32_parts")
+    missing = ("parameters", "initializer_bytes", "elements", "macs_per_image", "operators", "blocks", "float32_parts")
     assert {graph[name] for name in missing} == {"not recorded"}
     assert "float32_parts" not in inspect_path(write_zoo(tmp_path / "plain", {}, precision="fp32"))["graph"]
 
@@ -78,6 +79,7 @@ def test_text_draws_equal_blocks_and_big_numbers_together(tmp_path: Path):
     for line in (
         "  parameters: 85.8 M",
         "  weights: 172 MB",
+        "  elements: 85.7 M float16, 100 k float32, 24 int64",
         "  multiply-accumulates per image: 17.6 G",
         "  operators: Gemm 49, MatMul 49, Softmax 12",
         "  blocks: blocks.0 to blocks.1: matmul float16, norm float16, softmax float32; "
@@ -142,7 +144,7 @@ def test_the_real_runtimes_are_all_reported(folded_flowers: Path):
     assert found["onnxruntime-cpu"] == "works"
 
 
-def test_the_input_of_a_folded_model_is_read_from_its_file(tiny_run_paths: dict[str, Path], tmp_path: Path):
+def test_the_input_of_a_folded_model_is_reported_as_recorded(tiny_run_paths: dict[str, Path], tmp_path: Path):
     from vpdeploy_export.exporting import export_folded
 
     path = export_folded(tiny_run_paths["probe"], tmp_path / "probe.onnx", image_input="float").path

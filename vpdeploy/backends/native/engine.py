@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends.native.context import ExecutionContext
 from vpdeploy.backends.native.device import Device
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
-from vpdeploy.deployed import DeployedGraph
-from vpdeploy.engines.card import Binding
-from vpdeploy.engines.interface import dtype_name, expected_interface
+from vpdeploy.engines.interface import dtype_name
 from vpdeploy.engines.profile import Range
 from vpdeploy.engines.store import FoundEngine, build_command
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.errors import BackendError, EngineIncompatibleError
+from vpdeploy.interface import Binding
 from vpdeploy.layout import IMAGE, LOGITS
 
 
@@ -26,7 +26,7 @@ class NativeEngine:
     Args:
         toolkit: The runtime's module.
         found: The engine's file, verified, and its sidecar.
-        graph: What it was built from.
+        artifact: What it was built from.
         device: The GPU.
         cache: Where TensorRT-RTX keeps what it compiles at run time; None for TensorRT.
 
@@ -36,11 +36,11 @@ class NativeEngine:
     """
 
     def __init__(
-        self, toolkit: Toolkit, found: FoundEngine, graph: DeployedGraph, device: Device, cache: RuntimeCache | None
+        self, toolkit: Toolkit, found: FoundEngine, artifact: Artifact, device: Device, cache: RuntimeCache | None
     ) -> None:
         self.found = found
         self.toolkit = toolkit
-        self._rebuild = f"{build_command(graph, toolkit.name)} --force"
+        self._rebuild = f"{build_command(artifact, toolkit.name)} --force"
         self._runtime = toolkit.module.Runtime(toolkit.logger)
         if found.card.options.version_compatible:
             # Such an engine brings NVIDIA's lean runtime, code of the host, which is refused unless it is allowed.
@@ -49,9 +49,9 @@ class NativeEngine:
         self._check_validity(data)
         self._engine = self._deserialise(data, device)
         if found.card.options.weight_stripped:
-            self._refit(graph.path)
+            self._refit(artifact.graph_path)
         self.inputs, self.outputs = self._tensors()
-        self._check_interface(graph)
+        self._check_interface(artifact)
         self.batch = self._batch_range()
         self.activation_bytes = int(self._engine.device_memory_size_v2)
         self._cache = cache
@@ -160,11 +160,9 @@ class NativeEngine:
             (inputs if is_input else outputs)[name] = Binding(dtype=dtype_name(dtype), shape=tuple(shape))
         return inputs, outputs
 
-    def _check_interface(self, graph: DeployedGraph) -> None:
+    def _check_interface(self, artifact: Artifact) -> None:
         """Compare names, shapes and dtypes with the graph's: a foreign engine would read past the table's end."""
-        image = self.inputs.get(IMAGE)
-        takes_floats = graph.layout is None and image is not None and image.dtype == "float32"
-        expected = expected_interface(graph, image_dtype="float32" if takes_floats else "uint8")
+        expected = artifact.interface
         for wanted, found in ((expected.inputs, self.inputs), (expected.outputs, self.outputs)):
             for name in {**wanted, **found}:
                 if name not in wanted or name not in found or not _holds(found[name], wanted[name]):

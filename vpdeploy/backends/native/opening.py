@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from vpdeploy.artifact import Artifact
 from vpdeploy.backends.native.backend import NativeBackend
 from vpdeploy.backends.native.cuda import CudaDevice, has_bindings
 from vpdeploy.backends.native.engine import NativeEngine
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
-from vpdeploy.deployed import DeployedGraph
 from vpdeploy.engines.sizing import present_sizes
 from vpdeploy.engines.store import build_command, engine_obstacle, find_engine, verify_engine
 from vpdeploy.engines.toolkit import TOOLKITS, load_toolkit
@@ -14,26 +14,28 @@ from vpdeploy.errors import BackendError, MissingExtraError
 from vpdeploy.gpu import find_gpu, gpu_obstacle
 
 
-def native_obstacle(graph: DeployedGraph, runtime: str) -> str | None:
+def native_obstacle(artifact: Artifact, runtime: str) -> str | None:
     """Return why an engine of ``runtime`` cannot run here, or None; loads neither graph nor engine."""
     gpu = find_gpu()
     if gpu is None:
         return gpu_obstacle()
-    if obstacle := engine_obstacle(graph, runtime):
+    if obstacle := engine_obstacle(artifact, runtime):
         return obstacle
     if not has_bindings():
         return str(MissingExtraError("cuda.bindings", TOOLKITS[runtime].extra))
-    found = find_engine(graph, runtime, gpu)
-    if fault := found.card.oversize(present_sizes(graph)):
-        return f"{found.path.name} is too small for the bundle's tasks: {fault}; run: {build_command(graph, runtime)}"
+    found = find_engine(artifact, runtime, gpu)
+    if fault := found.card.oversize(present_sizes(artifact)):
+        return (
+            f"{found.path.name} is too small for the bundle's tasks: {fault}; run: {build_command(artifact, runtime)}"
+        )
     return None
 
 
-def open_native(graph: DeployedGraph, runtime: str, reason: str) -> NativeBackend:
+def open_native(artifact: Artifact, runtime: str, reason: str) -> NativeBackend:
     """Load the engine of a graph that fits this machine.
 
     Args:
-        graph: A bundle's or a folded model's.
+        artifact: A bundle's or a folded model's.
         runtime: A key of ``TOOLKITS``.
         reason: Why it was chosen.
 
@@ -47,9 +49,9 @@ def open_native(graph: DeployedGraph, runtime: str, reason: str) -> NativeBacken
     gpu = find_gpu()
     if gpu is None:
         raise BackendError(f"runtime '{runtime}' does not work here: {gpu_obstacle()}")
-    found = find_engine(graph, runtime, gpu)
+    found = find_engine(artifact, runtime, gpu)
     verify_engine(found)
     device = CudaDevice(toolkit.spec.extra)
     cache = RuntimeCache(found.path, gpu) if runtime == "tensorrt-rtx" else None
-    engine = NativeEngine(toolkit, found, graph, device, cache)
+    engine = NativeEngine(toolkit, found, artifact, device, cache)
     return NativeBackend(device, engine, gpu=gpu, reason=reason, cache=cache)
