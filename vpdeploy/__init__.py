@@ -1,7 +1,13 @@
 """vpdeploy: prompt-tuned vision transformers in production.
 
-``load`` opens what ``vpdeploy export`` wrote; training and exporting live in ``vpdeploy_train`` and
-``vpdeploy_export``.
+``load`` opens what ``vpdeploy export`` wrote, as a ``Session`` that answers images of all its tasks; a ``Batcher`` runs
+the requests of many threads together. Training and exporting live in ``vpdeploy_train`` and ``vpdeploy_export``.
+
+Example:
+    >>> with vpdeploy.load(zoo) as session:
+    ...     answers = session.predict([rose, rose], task="flowers")
+    >>> [answer.label == answers[0].label for answer in answers]
+    [True, True]
 """
 
 from __future__ import annotations
@@ -9,20 +15,64 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vpdeploy import errors as errors
+from vpdeploy.errors import (
+    BackendError,
+    BundleError,
+    DeadlineExceededError,
+    InputError,
+    LayoutMismatchError,
+    MissingExtraError,
+    QueueFullError,
+    ShuttingDownError,
+    SpecError,
+    TaskNotFoundError,
+    VpdeployError,
+)
+
 if TYPE_CHECKING:
+    from vpdeploy.batcher import Batcher as Batcher
+    from vpdeploy.batcher import BatchSettings as BatchSettings
     from vpdeploy.loading import load as load
     from vpdeploy.session import Session as Session
 
-__all__ = ["Session", "__version__", "load"]
+__all__ = [
+    "BackendError",
+    "BatchSettings",
+    "Batcher",
+    "BundleError",
+    "DeadlineExceededError",
+    "InputError",
+    "LayoutMismatchError",
+    "MissingExtraError",
+    "QueueFullError",
+    "Session",
+    "ShuttingDownError",
+    "SpecError",
+    "TaskNotFoundError",
+    "VpdeployError",
+    "__version__",
+    "errors",
+    "load",
+]
 
 __version__ = "0.1.0"
 
-_LAZY = {"load": ("vpdeploy.loading", "load"), "Session": ("vpdeploy.session", "Session")}
+_LAZY = {
+    "load": "vpdeploy.loading",
+    "Session": "vpdeploy.session",
+    "Batcher": "vpdeploy.batcher",
+    "BatchSettings": "vpdeploy.batcher",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the session when it is first asked for: ``import vpdeploy`` itself loads nothing."""
+    """Import what needs NumPy when it is first asked for: ``import vpdeploy`` itself loads the errors alone."""
     if name in _LAZY:
-        module, attribute = _LAZY[name]
-        return getattr(import_module(module), attribute)
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'vpdeploy' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

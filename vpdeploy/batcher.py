@@ -36,10 +36,14 @@ class BatchSettings:
         max_batch_size: Images in one batch at most; a full batch does not wait.
         max_delay_ms: How long the first image waits for others while the device is idle.
         max_queue_size: Images that may wait; more are refused.
-        deadline_ms: For requests that name no deadline; None: they wait as long as it takes.
+        deadline_ms: The deadline of requests that name none; None lets them wait as long as it takes.
 
     Raises:
         SpecError: A value is out of range.
+
+    Example:
+        >>> vpdeploy.BatchSettings(max_batch_size=8, max_delay_ms=1.0).max_queue_size
+        1024
     """
 
     max_batch_size: int = 32
@@ -62,16 +66,25 @@ class BatchSettings:
 class Batcher:
     """Collects images of all tasks and runs them in mixed batches.
 
-    One thread, the runner, does nothing but call the session. Another, the clerk, stacks the next batch and gives out
-    the answers of the last one meanwhile, so that the device does not wait for either.
+    One thread, the runner, does nothing but call the session. Another, the dispatcher, meanwhile stages the next batch
+    and gives out the answers of the last one, so that the device waits for neither.
 
-    Close it, or use it as a context manager. Every method may be called from any thread.
+    Close a batcher, or use it as a context manager. Every method may be called from any thread.
 
     Args:
-        session: Runs the batches, always on the same thread; it stays the caller's.
-        settings: When a batch forms, and how much may wait for it.
-        observer: Told of every batch that ran, on the clerk's thread, before its answers are given.
-        clock: Seconds, monotonic.
+        session: Runs the batches, always on the same thread; the caller closes it after the batcher.
+        settings: When a batch forms, and how much may wait for it; None takes the defaults.
+        observer: Called with the report of every batch that ran, on the dispatcher's thread, before the batch's answers
+            are given.
+        clock: Returns the time, in s; it never goes backwards.
+
+    Example:
+        >>> import numpy as np
+        >>> pixels = np.zeros((32, 32, 3), np.uint8)
+        >>> with vpdeploy.load(zoo) as session, vpdeploy.Batcher(session) as batcher:
+        ...     answers = [batcher.submit(pixels, task) for task in ("flowers", "birds")]
+        ...     [answer.result().shape for answer in answers]
+        [(4,), (7,)]
     """
 
     def __init__(
@@ -89,7 +102,7 @@ class Batcher:
         side = session.preprocessing.image_size
         self._image_shape = (side, side, 3)
         self._lock = threading.Lock()
-        self._for_clerk = threading.Condition(self._lock)
+        self._for_dispatcher = threading.Condition(self._lock)
         self._for_runner = threading.Condition(self._lock)
         self._queue = FairQueue()
         self._form_at = 0.0
@@ -100,7 +113,7 @@ class Batcher:
         self._is_done = False
         self._threads = [
             threading.Thread(target=work, name=f"vpdeploy-{name}", daemon=True)
-            for name, work in (("clerk", self._keep_books), ("runner", self._run_batches))
+            for name, work in (("dispatcher", self._dispatch), ("runner", self._run_batches))
         ]
         for thread in self._threads:
             thread.start()
@@ -119,6 +132,9 @@ class Batcher:
             task: The task to ask.
             deadline_s: Seconds from now after which the image is not run any more; None for the settings' default.
 
+        Returns:
+            A future of the image's logits; ``cancel`` it when nobody waits for it any more.
+
         Raises:
             InputError: The image has another shape or dtype.
             TaskNotFoundError: No task of that name is loaded.
@@ -128,7 +144,7 @@ class Batcher:
         return self.submit_all([(image, task)], deadline_s=deadline_s)[0]
 
     def submit_all(self, rows: Sequence[tuple[Pixels, str]], *, deadline_s: float | None = None) -> list[Answer]:
-        """Queue the images of one request, all of them or none; raises as ``submit`` does.
+        """Queue the images of one request, all of them or none.
 
         Args:
             rows: Images and the task that each is for.
@@ -136,6 +152,12 @@ class Batcher:
 
         Returns:
             One answer for each row, in order; rows of one task are answered by one version of it.
+
+        Raises:
+            InputError: An image has another shape or dtype, or the queue never holds as many.
+            TaskNotFoundError: No task of one of the names is loaded.
+            QueueFullError: The queue is full.
+            ShuttingDownError: The batcher is closed.
         """
         for image, _ in rows:
             if image.dtype != np.uint8 or image.shape != self._image_shape:
@@ -162,7 +184,10 @@ class Batcher:
         return answers
 
     def check_room(self, count: int) -> None:
-        """Tell early that ``count`` more images would be refused, before work is spent on them.
+        """Tell early that more images would be refused, before work is spent on them.
+
+        Args:
+            count: How many more images are to be queued.
 
         Raises:
             InputError: The queue never holds as many.
@@ -173,13 +198,17 @@ class Batcher:
             self._refuse_excess(count)
 
     def close(self, *, drain: bool = True) -> None:
-        """Accept nothing more, finish what is queued (or refuse it) and stop the threads; may be called again."""
+        """Accept no more images, deal with those that are queued and stop the threads; may be called again.
+
+        Args:
+            drain: Whether queued images are run; otherwise they are refused.
+        """
         refused: list[Answer] = []
         with self._lock:
             self._closing = True
             while not drain and self._queue:
                 refused.append(self._queue.pop())
-            self._for_clerk.notify()
+            self._for_dispatcher.notify()
         for answer in refused:
             answer.refuse(_shutting_down())
         for thread in self._threads:
@@ -222,9 +251,9 @@ class Batcher:
             self._form_at = now + self.settings.max_delay_ms / 1000
         for answer in answers:
             self._queue.append(answer)
-        # While images wait already, the clerk needs to hear of a full batch only: its delay runs.
+        # While images wait already, the dispatcher needs to hear of a full batch only: its delay runs.
         if len(self._queue) == len(answers) or len(self._queue) >= self.settings.max_batch_size:
-            self._for_clerk.notify()
+            self._for_dispatcher.notify()
 
     def _withdraw(self, answer: Answer) -> None:
         """Give up the place of a cancelled answer."""
@@ -233,8 +262,8 @@ class Batcher:
         if removed:
             answer.leave()
 
-    def _keep_books(self) -> None:
-        """Be the clerk: stage batches, give out answers, until all is done."""
+    def _dispatch(self) -> None:
+        """Stage batches and give out answers until all is done; the dispatcher's thread runs this."""
         while True:
             with self._lock:
                 finished, taken = self._wait_for_work()
@@ -251,11 +280,14 @@ class Batcher:
                     self._for_runner.notify()
 
     def _wait_for_work(self) -> tuple[Batch | None, list[Answer]]:
-        """Wait for a finished batch, or for images to stage; neither at the end."""
+        """Wait for a finished batch, or for images to stage; at the end there is neither."""
         full = self.settings.max_batch_size
         while True:
+            # Answers that are there go out first: clients wait for them.
             if self._finished:
                 return self._finished.popleft(), []
+
+            # Stage the next batch when it is full, when its delay is over and the device idle, or at the closing.
             delay: float | None = None
             if self._queue and self._staged is None:
                 # While the device is busy, more images may still join a batch that is not full.
@@ -265,9 +297,13 @@ class Batcher:
                     ready = delay <= 0
                 if ready:
                     return None, self._take()
+
+            # A closed batcher ends when nothing is queued, staged or running.
             elif self._closing and not self._queue and self._staged is None and not self._is_running:
                 return None, []
-            self._for_clerk.wait(delay)
+
+            # Sleep until a request, a finished batch or the closing wakes this thread, or the batch's delay is over.
+            self._for_dispatcher.wait(delay)
 
     def _take(self) -> list[Answer]:
         """Take the images of the next batch from the queue, and with them those that expired before them."""
@@ -293,7 +329,7 @@ class Batcher:
         return Batch(answers) if answers else None
 
     def _run_batches(self) -> None:
-        """Be the runner: run what is staged."""
+        """Run every batch that is staged until all is done; the runner's thread runs this."""
         while True:
             with self._lock:
                 while self._staged is None and not self._is_done:
@@ -302,12 +338,12 @@ class Batcher:
                 if batch is None:
                     return
                 self._is_running = True
-                self._for_clerk.notify()
+                self._for_dispatcher.notify()
             batch.run(self._session, self._clock)
             with self._lock:
                 self._is_running = False
                 self._finished.append(batch)
-                self._for_clerk.notify()
+                self._for_dispatcher.notify()
 
     def _report(self, batch: Batch) -> None:
         if self._observer is None:

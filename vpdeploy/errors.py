@@ -24,6 +24,15 @@
 
 Every message says what is wrong, what was expected and what to do, in one line. The errors know nothing of exit
 codes or HTTP: ``vpdeploy.cli.exits`` and ``vpdeploy.server.statuses`` hold one table each.
+
+Example:
+    Catch the class that says what you can do about it, or the root for everything that vpdeploy raises on purpose:
+
+    >>> try:
+    ...     vpdeploy.load("nowhere")
+    ... except vpdeploy.BundleError as error:
+    ...     print(error)
+    nowhere: does not exist; expected a bundle folder or an .onnx file of vpdeploy export
 """
 
 from __future__ import annotations

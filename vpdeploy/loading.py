@@ -25,5 +25,10 @@ def load(path: Path | str, *, runtime: str = AUTO, threads: int | None = None) -
         LayoutMismatchError: A prompt set does not fit the bundle's graph.
         BackendError: The runtime asked for does not work here, or cannot load the graph.
         SpecError: There is no runtime of that name.
+
+    Example:
+        >>> with vpdeploy.load(zoo) as session:
+        ...     session.tasks
+        ('flowers', 'birds', 'probe')
     """
     return Session.of(Artifact.open(Path(path)), runtime=runtime, threads=threads)

@@ -47,9 +47,9 @@ class SyncReport:
 
 
 class Session:
-    """Loaded tasks that share one graph on one device. Use ``vpdeploy.load``; close it, or use it as a context manager.
+    """Loaded tasks that share one graph on one device.
 
-    Every method may be called from any thread.
+    ``vpdeploy.load`` opens one; close it, or use it as a context manager. Every method may be called from any thread.
 
     Args:
         artifact: What is served: its prompt sets are read into a table.
@@ -59,6 +59,12 @@ class Session:
         BundleError: A prompt set is damaged.
         LayoutMismatchError: A prompt set does not fit the graph.
         BackendError: The device cannot hold the table.
+
+    Example:
+        >>> with vpdeploy.load(zoo) as session:
+        ...     [answer] = session.predict(rose, task="flowers", top=3)
+        >>> answer.task, len(answer.ranking)
+        ('flowers', 3)
     """
 
     def __init__(self, artifact: Artifact, backend: Backend) -> None:
@@ -115,7 +121,13 @@ class Session:
         return self._directory.tasks
 
     def lease(self, task: str) -> Lease:
-        """Take the right to use a task's slot; use it as a context manager, or call ``release``.
+        """Take the right to use a task's slot.
+
+        Args:
+            task: The task's name.
+
+        Returns:
+            A lease; use it as a context manager, or call its ``release``.
 
         Raises:
             TaskNotFoundError: No task of that name is loaded.
@@ -124,6 +136,9 @@ class Session:
 
     def card(self, task: str) -> TaskCard:
         """Return what is known of a task.
+
+        Args:
+            task: The task's name.
 
         Raises:
             TaskNotFoundError: No task of that name is loaded.
@@ -210,6 +225,10 @@ class Session:
 
         Nothing is rebuilt: a slot is written. Requests under way keep the version they started with.
 
+        Args:
+            prompt_set: The task's compiled prompt set; its card names the task.
+            version: The version under which a bundle published it; None where there is none.
+
         Raises:
             SpecError: This is a folded model, which holds one task.
             LayoutMismatchError: The prompt set does not fit the graph.
@@ -218,12 +237,16 @@ class Session:
         self._artifact.check_fit(prompt_set)
         sizes = prompt_set.sizes()
         with self._changing:
+            # Find a table with room: the bound one, or a larger copy that nothing runs on yet.
             old = self._table
             full = self._directory.is_full  # asked once: a lease that ends meanwhile would change the answer
             table = self._table_for(prompt_set, sizes, full=full)
-            # A full directory means that the table grows, and the first new slot is ours.
+
+            # Take a slot that no request refers to. A full directory means that the table grows: its first new slot.
             reserved = None if full else self._directory.reserve()
             slot = reserved if reserved is not None else (old.slots if old else 0)
+
+            # Write the slot and bring it to the device; if that fails, what is loaded is as it was.
             try:
                 table.write(slot, prompt_set)
                 if table is old:
@@ -234,12 +257,17 @@ class Session:
                 if reserved is not None:
                     self._directory.give_back(reserved)
                 raise
+
+            # Serve the task from now on; the slot of an older version is freed when its last lease ends.
             if reserved is None:
                 self._directory.extend(range(slot + 1, table.slots))
             self._directory.admit(prompt_set.card, slot, version)
 
     def remove_task(self, task: str) -> None:
         """Serve a task no longer; requests under way are answered.
+
+        Args:
+            task: The task's name.
 
         Raises:
             TaskNotFoundError: No task of that name is loaded.
@@ -248,6 +276,9 @@ class Session:
 
     def sync(self) -> SyncReport:
         """Bring the loaded tasks in line with the bundle's manifest on disk.
+
+        Returns:
+            Names of the tasks that were added, updated and removed; none of a folded model, which never changes.
 
         Raises:
             BundleError: The bundle is damaged, or its graph was replaced; what is loaded is undisturbed by the part
