@@ -22,8 +22,8 @@ from benchmarks.folding import CLASSES, SLOTS, preprocessing_of, random_vit
 from benchmarks.turns import measure_in_turns
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 from vpdeploy.bench.subject import Run
-from vpdeploy.inspection.machine import cpu_name
 from vpdeploy.layout import Family, GeneratorSpec, Layout
+from vpdeploy.machine import cpu_name
 from vpdeploy.table import Table, common_sizes
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts

@@ -16,7 +16,7 @@ from benchmarks.table import write_zoo
 from vpdeploy.artifact import Artifact
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.target import parse_targets
-from vpdeploy.inspection.machine import cpu_name
+from vpdeploy.machine import cpu_name
 
 
 def main() -> None:

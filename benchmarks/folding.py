@@ -24,8 +24,8 @@ from timm.models.vision_transformer import VisionTransformer
 from benchmarks.turns import Measured, measure_in_turns
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 from vpdeploy.bench.subject import Run
-from vpdeploy.inspection.machine import cpu_name
 from vpdeploy.layout import Layout
+from vpdeploy.machine import cpu_name
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.table import Table
 from vpdeploy.task import BackboneId

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.folding import preprocessing_of, prompted_model, random_vit
 from benchmarks.turns import measure_in_turns
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
-from vpdeploy.inspection.machine import cpu_name
+from vpdeploy.machine import cpu_name
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph
 from vpdeploy_export.graph.block import RowGraphBlock

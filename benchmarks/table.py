@@ -23,8 +23,8 @@ from benchmarks.folding import CLASSES, preprocessing_of, prompted_model, random
 from vpdeploy import load
 from vpdeploy.bundle import write_bundle
 from vpdeploy.graphfacts import GraphFacts, Precision
-from vpdeploy.inspection.machine import cpu_name
 from vpdeploy.layout import Layout
+from vpdeploy.machine import cpu_name
 from vpdeploy.manifest import BundleFacts
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.task import BackboneId, TaskCard

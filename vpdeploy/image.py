@@ -1,4 +1,4 @@
-"""Decoding images and bringing them to the backbone's size.
+"""Pictures, in whatever form a caller has them, brought to the backbone's size.
 
 Training, the parity gate, prediction and the server all decode here, so what is served is what was trained.
 """
@@ -19,6 +19,8 @@ from vpdeploy.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    Picture = Path | str | bytes | npt.NDArray[np.uint8] | Image.Image
 
 MAX_PIXELS = 64_000_000
 """Images with more pixels are refused before they are decoded (decompression bombs)."""
@@ -108,6 +110,47 @@ def load_pixels(
     """
     shorter_side = round(preprocessing.image_size / preprocessing.crop_ratio)
     return fit_image(decode_image(source, shorter_side=shorter_side, max_pixels=max_pixels), preprocessing)
+
+
+def to_pixels(picture: Picture, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Bring a picture to the backbone's size.
+
+    Args:
+        picture: A path, the bytes of an image file, a Pillow image, or RGB pixels uint8 [H, W, 3] of any size.
+        preprocessing: Size, resize mode and interpolation.
+
+    Returns:
+        uint8 [H, W, 3] with H = W = ``image_size``.
+
+    Raises:
+        InputError: The picture cannot be read, or the array is of another shape or dtype.
+        MissingExtraError: Pillow is needed and not installed.
+    """
+    if isinstance(picture, (str, Path)):
+        return load_pixels(Path(picture), preprocessing)
+    if isinstance(picture, bytes):
+        return load_pixels(picture, preprocessing)
+    if not isinstance(picture, np.ndarray):
+        return fit_image(picture.convert("RGB"), preprocessing)
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise InputError(f"image should be uint8 [H, W, 3], found {picture.dtype} {list(picture.shape)}")
+    size = preprocessing.image_size
+    if picture.shape[:2] == (size, size) and preprocessing.resize == "squash":
+        return picture
+    try:
+        from PIL import Image
+    except ModuleNotFoundError:
+        raise MissingExtraError("PIL", "serve") from None
+    return fit_image(Image.fromarray(picture), preprocessing)
+
+
+def normalise(images: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.float32]:
+    """Turn uint8 pixels [B, H, W, 3] into normalised float32 [B, 3, H, W], for graphs that take these."""
+    mean = np.asarray(preprocessing.mean, dtype=np.float32)
+    std = np.asarray(preprocessing.std, dtype=np.float32)
+    normalised = (images.astype(np.float32) / 255.0 - mean) / std
+    channels_first: npt.NDArray[np.float32] = normalised.transpose(0, 3, 1, 2)
+    return channels_first
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:

@@ -18,8 +18,8 @@ from vpdeploy.backends.protocol import Backend
 from vpdeploy.bundle import Bundle
 from vpdeploy.directory import Lease, TaskDirectory
 from vpdeploy.errors import BundleError, SpecError
+from vpdeploy.image import normalise, to_pixels
 from vpdeploy.manifest import TaskEntry
-from vpdeploy.picture import normalise, to_pixels
 from vpdeploy.prediction import Prediction, rank_classes
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.promptset import CompiledPromptSet
@@ -27,7 +27,7 @@ from vpdeploy.table import Table, common_sizes
 from vpdeploy.task import TaskCard
 
 if TYPE_CHECKING:
-    from vpdeploy.picture import Picture
+    from vpdeploy.image import Picture
 
 MAX_PREDICT_BATCH = 32
 

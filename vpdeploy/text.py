@@ -1,8 +1,10 @@
-"""Tables as text: columns of equal width."""
+"""Text for people: tables with columns of equal width, sizes and counts with their units."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
@@ -25,3 +27,23 @@ def align(rows: Sequence[Sequence[str]], *, left: Collection[int] = ()) -> list[
         ).rstrip()
         for row in rows
     ]
+
+
+def bytes_text(size: int) -> str:
+    """Return a size in decimal units, e.g. ``172 MB``."""
+    number, unit = _scaled(size)
+    return f"{number} {unit}B"
+
+
+def count_text(count: int) -> str:
+    """Return a count in decimal units, e.g. ``17.6 G``."""
+    number, unit = _scaled(count)
+    return f"{number} {unit}".rstrip()
+
+
+def _scaled(number: int) -> tuple[str, str]:
+    for step, unit in _STEPS:
+        if number >= step:
+            scaled = number / step
+            return (f"{scaled:.3g}" if scaled < 999.5 else f"{scaled:.0f}"), unit
+    return str(number), ""

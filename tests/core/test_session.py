@@ -29,10 +29,10 @@ from vpdeploy.errors import (
     TaskNotFoundError,
 )
 from vpdeploy.folded import FoldedCard
-from vpdeploy.gpu import gpu_obstacle
 from vpdeploy.graphfacts import GraphFacts
 from vpdeploy.layout import MASKED, Layout
 from vpdeploy.loading import load
+from vpdeploy.machine import gpu_obstacle
 from vpdeploy.prediction import softmax
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.promptset import CompiledPromptSet

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vpdeploy.text import align, column_widths
+from vpdeploy.text import align, bytes_text, column_widths, count_text
 
 ROWS = [("task", "images", ""), ("birds", "9", "MISSED"), ("a", "1000000", "")]
 
@@ -22,3 +22,15 @@ def test_text_stands_to_the_left_and_numbers_to_the_right():
 def test_rows_of_unequal_length_are_no_table():
     with pytest.raises(ValueError, match="zip"):
         align([("a", "b"), ("c",)])
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (6600, "6.6 kB"), (343_000_000, "343 MB"), (999_900, "1000 kB")],
+)
+def test_sizes_have_three_digits_and_a_decimal_unit(size: int, text: str):
+    assert bytes_text(size) == text
+
+
+def test_counts_have_a_unit_without_a_name():
+    assert (count_text(12), count_text(17_560_000_000)) == ("12", "17.6 G")

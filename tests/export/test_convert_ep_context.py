@@ -12,7 +12,7 @@ import pytest
 
 from vpdeploy.backends.providers import PROVIDERS, _register
 from vpdeploy.errors import BackendError, BuildError, SpecError
-from vpdeploy.gpu import gpu_obstacle
+from vpdeploy.machine import gpu_obstacle
 from vpdeploy_export.converting import convert_bundle
 from vpdeploy_export.targets import ep_context
 from vpdeploy_export.targets.ep_context import PROFILE_PREFIXES, compile_model, profile_options, session_options

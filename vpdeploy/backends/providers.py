@@ -14,7 +14,7 @@ from typing import Any
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.errors import BackendError, MissingExtraError
-from vpdeploy.gpu import gpu_obstacle
+from vpdeploy.machine import gpu_obstacle
 
 CPU_PROVIDER = "CPUExecutionProvider"
 CUDA_PROVIDER = "CUDAExecutionProvider"

@@ -20,7 +20,7 @@ from vpdeploy.backends.providers import (
 from vpdeploy.bench.subject import Cell, Run
 from vpdeploy.bundle import is_bundle
 from vpdeploy.errors import BackendError, SpecError
-from vpdeploy.gpu import gpu_obstacle
+from vpdeploy.machine import gpu_obstacle
 from vpdeploy.onnxfile import read_graph, weights_bytes
 
 _DTYPES: dict[str, type[np.generic]] = {

@@ -69,8 +69,8 @@ def _open_engine(choice: Choice, *, name: str, threads: int | None, tasks: int |
     """Load an engine through the artifact that it belongs to."""
     from vpdeploy.bench.deployed import DeployedSubject
     from vpdeploy.engines.store import find_engine
-    from vpdeploy.gpu import find_gpu
     from vpdeploy.inspection.engines import artifact_of_engine, engine_misfit, read_engine_card
+    from vpdeploy.machine import find_gpu
 
     card = read_engine_card(choice.path)
     if choice.runtime not in (AUTO, card.runtime):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vpdeploy.inspection.units import bytes_text
-from vpdeploy.text import align
+from vpdeploy.text import align, bytes_text
 
 UNKNOWN = "unknown"
 ASKED_FOR = "asked for"

@@ -9,7 +9,7 @@ from typing import Any
 from vpdeploy.bench.rounds import Contest
 from vpdeploy.bench.statistics import images_per_second, summarise_latency, summarise_ratio
 from vpdeploy.bench.subject import Subject
-from vpdeploy.inspection.machine import describe_machine, peak_memory_bytes
+from vpdeploy.machine import describe_machine, peak_memory_bytes
 
 
 def describe_benchmark(
@@ -24,7 +24,7 @@ def describe_benchmark(
         interrupted: Whether it ended early.
     """
     return {
-        "machine": describe_machine(),
+        "machine": describe_machine().to_json(),
         "settings": settings,
         "interrupted": interrupted,
         "subjects": [{"name": subject.name, **subject.facts()} for subject in subjects],

@@ -59,7 +59,7 @@ def build(
     from vpdeploy.engines.profile import Range
     from vpdeploy.engines.sizing import OPTIONS
     from vpdeploy.engines.target import parse_targets
-    from vpdeploy.gpu import find_gpu
+    from vpdeploy.machine import find_gpu
 
     ranges = {
         "batch": batch,

@@ -26,8 +26,8 @@ from vpdeploy.engines.toolkit import Toolkit, host_platform, load_toolkit
 from vpdeploy.engines.writing import write_engine
 from vpdeploy.errors import BuildError, SpecError
 from vpdeploy.files import sha256_of_file
-from vpdeploy.gpu import Gpu, find_gpu, gpu_obstacle
 from vpdeploy.interface import Interface
+from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
 
 _T = TypeVar("_T")
 

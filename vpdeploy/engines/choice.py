@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vpdeploy.engines.toolkit import TOOLKITS, is_installed
 from vpdeploy.errors import MissingExtraError
-from vpdeploy.gpu import Gpu
+from vpdeploy.machine import Gpu
 
 
 def choose_runtime(targets: tuple[str, ...] | None, gpu: Gpu | None) -> tuple[str, str]:

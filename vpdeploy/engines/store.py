@@ -19,7 +19,7 @@ from vpdeploy.engines.target import sm_number
 from vpdeploy.engines.toolkit import TOOLKITS, host_platform, is_installed, load_toolkit, version_numbers
 from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, MissingExtraError, VpdeployError
 from vpdeploy.files import sha256_of_file
-from vpdeploy.gpu import Gpu, find_gpu, gpu_obstacle
+from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
 
 ENGINE_SUFFIX = ".engine"
 CARD_SUFFIX = ".json"

@@ -6,7 +6,7 @@ import re
 
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.errors import BuildError, SpecError
-from vpdeploy.gpu import Gpu, gpu_obstacle
+from vpdeploy.machine import Gpu, gpu_obstacle
 
 _SM = re.compile(r"(?:sm_?)?(\d{2,3})|(\d{1,2})\.(\d)", re.IGNORECASE)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.files import locked, write_atomically
-from vpdeploy.gpu import Gpu
+from vpdeploy.machine import Gpu
 
 _log = logging.getLogger("vpdeploy.engines")
 

@@ -13,7 +13,7 @@ from vpdeploy.engines.store import CARD_SUFFIX, fits, list_engines
 from vpdeploy.engines.toolkit import TOOLKITS, is_installed, load_toolkit
 from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, MissingExtraError, VpdeployError
 from vpdeploy.files import sha256_of_file
-from vpdeploy.gpu import find_gpu, gpu_obstacle
+from vpdeploy.machine import find_gpu, gpu_obstacle
 
 
 def describe_engines(artifact: Artifact) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
-from vpdeploy.inspection.units import bytes_text, count_text
+from vpdeploy.text import bytes_text, count_text
 
 _MOST_ITEMS = 12
 _TITLES = {"initializer_bytes": "weights", "macs_per_image": "multiply-accumulates per image"}

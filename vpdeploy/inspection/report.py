@@ -12,8 +12,8 @@ from vpdeploy.document import Document
 from vpdeploy.errors import BundleError
 from vpdeploy.inspection.engines import describe_engine, describe_engines, read_engine_card
 from vpdeploy.inspection.graph import describe_graph, describe_input
-from vpdeploy.inspection.machine import describe_machine
 from vpdeploy.inspection.runtimes import describe_runtimes
+from vpdeploy.machine import describe_machine
 from vpdeploy.promptset import FORMAT as PROMPT_SET_FORMAT
 from vpdeploy.task import RUN_FORMAT, TaskCard
 
@@ -125,7 +125,7 @@ def _inspect_engine(path: Path) -> Report:
         "layout_digest": card.layout_digest,
         "sha256": card.sha256,
         "build_seconds": card.build_seconds,
-        "machine": describe_machine(),
+        "machine": describe_machine().to_json(),
     }
 
 
@@ -134,7 +134,7 @@ def _place(artifact: Artifact) -> Report:
     return {
         "engines": describe_engines(artifact),
         "runtimes": describe_runtimes(artifact),
-        "machine": describe_machine(),
+        "machine": describe_machine().to_json(),
     }
 
 

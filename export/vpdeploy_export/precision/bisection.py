@@ -17,8 +17,8 @@ import torch
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends.ort import CPU_PROVIDER
 from vpdeploy.errors import BackendError
+from vpdeploy.image import normalise
 from vpdeploy.layout import IMAGE, SLOT
-from vpdeploy.picture import normalise
 from vpdeploy.table import Table
 from vpdeploy_export.parity import TOLERANCES, Expectation
 from vpdeploy_export.passes import ExposePass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vpdeploy.backends import RUNTIMES
-from vpdeploy.gpu import gpu_obstacle
+from vpdeploy.machine import gpu_obstacle
 
 ON_HOST = ("host tensorrt", "host tensorrt-rtx")
 """The native runner on a device in the host's memory."""

@@ -12,7 +12,7 @@ from core.backends.tables import Reference
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends import RUNTIMES, open_backend
 from vpdeploy.backends.protocol import Backend
-from vpdeploy.gpu import find_gpu
+from vpdeploy.machine import find_gpu
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ from vpdeploy.engines.sizing import choose_profile, present_sizes, shapes_of
 from vpdeploy.engines.store import FoundEngine
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.files import sha256_of_file
-from vpdeploy.gpu import Gpu
 from vpdeploy.layout import BATCH_AXIS
+from vpdeploy.machine import Gpu
 
 GPU = Gpu(name="Host GPU", sm="sm_89", memory_bytes=1 << 30, cuda_version="13.0")
 BATCH = Range(1, 4, 8)

@@ -12,7 +12,7 @@ from vpdeploy.backends.native.cuda import CALLS, CudaDevice
 from vpdeploy.backends.native.device import Device, Pinned
 from vpdeploy.backends.native.faults import _ADVICE
 from vpdeploy.errors import BackendError, MissingExtraError
-from vpdeploy.gpu import gpu_obstacle
+from vpdeploy.machine import gpu_obstacle
 
 runtime: Any = pytest.importorskip("cuda.bindings.runtime", reason="needs the rtx extra")
 

@@ -16,7 +16,7 @@ from vpdeploy.artifact import Artifact
 from vpdeploy.backends import RUNTIMES
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.errors import BackendError, InputError
-from vpdeploy.gpu import gpu_obstacle
+from vpdeploy.machine import gpu_obstacle
 
 MakePixels = Callable[..., Pixels]
 

@@ -19,7 +19,7 @@ from vpdeploy.backends.native import opening
 from vpdeploy.engines.store import FoundEngine
 from vpdeploy.engines.toolkit import TOOLKITS, Toolkit
 from vpdeploy.errors import BackendError, BundleCorruptError, EngineIncompatibleError, SpecError
-from vpdeploy.gpu import Gpu
+from vpdeploy.machine import Gpu
 
 L4 = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 << 30, cuda_version="13.0")
 

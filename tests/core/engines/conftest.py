@@ -18,7 +18,7 @@ from vpdeploy.engines.profile import Range
 from vpdeploy.engines.store import FoundEngine
 from vpdeploy.engines.toolkit import Toolkit, is_installed, load_toolkit
 from vpdeploy.engines.writing import write_engine
-from vpdeploy.gpu import Gpu
+from vpdeploy.machine import Gpu
 
 L4 = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 * 10**9, cuda_version="13.0")
 A10 = Gpu(name="NVIDIA A10", sm="sm_86", memory_bytes=24 * 10**9, cuda_version="13.0")
@@ -79,7 +79,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu | None], None]:
         obstacle = None if gpu else "no NVIDIA driver"
         for module in ("building", "store", "target"):
             monkeypatch.setattr(f"vpdeploy.engines.{module}.gpu_obstacle", lambda: obstacle)
-        monkeypatch.setattr("vpdeploy.gpu.find_gpu", lambda: gpu)
+        monkeypatch.setattr("vpdeploy.machine.find_gpu", lambda: gpu)
 
     return pretend
 

@@ -141,7 +141,7 @@ def test_tensorrt_builds_for_the_gpu_that_is_here_alone(tensorrt: Toolkit, folde
 
 
 def test_ampere_engines_are_built_on_ampere(tensorrt: Toolkit, folded_copy: Artifact, machine):
-    from vpdeploy.gpu import Gpu
+    from vpdeploy.machine import Gpu
 
     machine(Gpu(name="Tesla T4", sm="sm_75", memory_bytes=1, cuda_version="13.0"))
     with pytest.raises(SpecError, match=r"has to be built on Ampere or newer, here is Tesla T4"):

@@ -21,7 +21,7 @@ from vpdeploy.engines.store import FoundEngine, engine_obstacle, find_engine, fi
 from vpdeploy.engines.toolkit import host_platform
 from vpdeploy.engines.writing import leftover_engines, remove_engines, write_engine
 from vpdeploy.errors import BuildError, BundleCorruptError, EngineIncompatibleError
-from vpdeploy.gpu import Gpu
+from vpdeploy.machine import Gpu
 
 Place = Callable[..., FoundEngine]
 Machine = Callable[[Gpu | None], None]

@@ -9,11 +9,9 @@ from core import toy
 
 from vpdeploy.backends import RUNTIMES, Runtime
 from vpdeploy.errors import MissingExtraError
-from vpdeploy.gpu import Gpu
-from vpdeploy.inspection import machine, runtimes
+from vpdeploy.inspection import runtimes
 from vpdeploy.inspection.rendering import blocks_text, render_text
 from vpdeploy.inspection.report import inspect_path
-from vpdeploy.inspection.units import bytes_text, count_text
 
 FACTS = {
     "nodes": 421,
@@ -106,18 +104,6 @@ def test_blocks_that_differ_stay_apart():
     assert blocks_text(blocks) == "blocks.0 to blocks.1: matmul a; blocks.2: matmul b"
 
 
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (6600, "6.6 kB"), (343_000_000, "343 MB"), (999_900, "1000 kB")],
-)
-def test_sizes_have_three_digits_and_a_decimal_unit(size: int, text: str):
-    assert bytes_text(size) == text
-
-
-def test_counts_have_a_unit_without_a_name():
-    assert (count_text(12), count_text(17_560_000_000)) == ("12", "17.6 G")
-
-
 def test_every_runtime_says_whether_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def missing(graph: object) -> str | None:
         raise MissingExtraError("onnxruntime", "all")
@@ -149,33 +135,3 @@ def test_the_input_of_a_folded_model_is_reported_as_recorded(tiny_run_paths: dic
 
     path = export_folded(tiny_run_paths["probe"], tmp_path / "probe.onnx", image_input="float").path
     assert inspect_path(path)["input"] == "image float32 [B, 3, H, W], normalised"
-
-
-def test_the_machine_is_described_with_its_gpu(monkeypatch: pytest.MonkeyPatch):
-    gpu = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 << 30, cuda_version="13.0")
-    monkeypatch.setattr(machine, "find_gpu", lambda: gpu)
-    found = machine.describe_machine()
-    assert found["gpu"] == {"name": "NVIDIA L4", "sm": "sm_89", "memory_bytes": 24 << 30, "cuda_version": "13.0"}
-    assert found["gpu_obstacle"] is None
-
-
-def test_the_machine_is_described_without_a_gpu(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machine, "find_gpu", lambda: None)
-    monkeypatch.setattr(machine, "gpu_obstacle", lambda: "no NVIDIA driver")
-    found = machine.describe_machine()
-    assert (found["gpu"], found["gpu_obstacle"]) == (None, "no NVIDIA driver")
-    assert found["cores"] >= 1
-
-
-def test_the_processor_is_named_as_the_system_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    facts = tmp_path / "cpuinfo"
-    facts.write_text("processor\t: 0\nmodel name\t: Some  Processor @ 2 GHz\nmodel name\t: Other\n")
-    monkeypatch.setattr(machine, "_CPU_FACTS", facts)
-    assert machine.cpu_name() == "Some Processor @ 2 GHz"
-    facts.unlink()
-    assert machine.cpu_name()
-
-
-def test_peak_memory_is_in_bytes():
-    peak = machine.peak_memory_bytes()
-    assert peak is None or 10_000_000 < peak < 10**12

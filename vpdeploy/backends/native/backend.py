@@ -18,8 +18,8 @@ from vpdeploy.backends.native.pool import LanePool
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
 from vpdeploy.backends.native.table import DeviceTable
 from vpdeploy.errors import BackendError
-from vpdeploy.gpu import Gpu
 from vpdeploy.layout import SLOT, SLOT_AXIS
+from vpdeploy.machine import Gpu
 from vpdeploy.table import Table
 
 LANES = 2

@@ -11,7 +11,7 @@ from vpdeploy.engines.sizing import present_sizes
 from vpdeploy.engines.store import build_command, engine_obstacle, find_engine, verify_engine
 from vpdeploy.engines.toolkit import TOOLKITS, load_toolkit
 from vpdeploy.errors import BackendError, MissingExtraError
-from vpdeploy.gpu import find_gpu, gpu_obstacle
+from vpdeploy.machine import find_gpu, gpu_obstacle
 
 
 def native_obstacle(artifact: Artifact, runtime: str) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vpdeploy.files import write_atomically
-from vpdeploy.gpu import Gpu
+from vpdeploy.machine import Gpu
 
 _log = logging.getLogger(__name__)
 

@@ -1,10 +1,19 @@
-"""The GPU of this machine, asked of the driver alone: no CUDA toolkit and no Python package is needed."""
+"""This machine: its processor, memory and GPU.
+
+The GPU is asked of the driver alone: no CUDA toolkit and no Python package is needed.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_CPU_FACTS = Path("/proc/cpuinfo")
 
 _SM_MAJOR, _SM_MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR (cuda.h)
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
@@ -32,6 +41,41 @@ class Gpu:
     sm: str
     memory_bytes: int
     cuda_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What this machine is.
+
+    Attributes:
+        cpu: The processor's name as the system gives it, or its architecture.
+        cores: Cores that this process may use.
+        system: Operating system, architecture and Python version.
+        gpu: The first visible GPU; None where none can be used.
+        gpu_obstacle: Why there is none; None where there is one.
+    """
+
+    cpu: str
+    cores: int
+    system: str
+    gpu: Gpu | None
+    gpu_obstacle: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the JSON form."""
+        return asdict(self)
+
+
+def describe_machine() -> Machine:
+    """Return what this machine is."""
+    gpu = find_gpu()
+    return Machine(
+        cpu=cpu_name(),
+        cores=usable_cores(),
+        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        gpu=gpu,
+        gpu_obstacle=gpu_obstacle() if gpu is None else None,
+    )
 
 
 def find_gpu() -> Gpu | None:
@@ -69,6 +113,36 @@ def gpu_obstacle() -> str | None:
     if code not in (0, _NO_DEVICE):
         return f"the NVIDIA driver does not start (error {code}): {_REMEDIES.get(code, 'check nvidia-smi')}"
     return None if find_gpu() else "no NVIDIA GPU is visible (check nvidia-smi and CUDA_VISIBLE_DEVICES)"
+
+
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it, or its architecture."""
+    try:
+        lines = _CPU_FACTS.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    for line in lines:
+        title, _, value = line.partition(":")
+        if title.strip() == "model name" and value.strip():
+            return " ".join(value.split())
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_memory_bytes() -> int | None:
+    """Return the most memory this process has held so far, resident; None where the system does not tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _driver() -> ctypes.CDLL | None:

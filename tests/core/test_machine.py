@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vpdeploy import gpu
-from vpdeploy.gpu import Gpu, find_gpu, gpu_obstacle
+from vpdeploy import machine
+from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
 
 
 class Driver:
@@ -43,7 +44,7 @@ class Driver:
 
 
 def test_the_driver_tells_name_architecture_memory_and_version(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gpu, "_driver", Driver)
+    monkeypatch.setattr(machine, "_driver", Driver)
     assert find_gpu() == Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 << 30, cuda_version="13.2")
     assert gpu_obstacle() is None
 
@@ -63,12 +64,45 @@ def test_the_driver_tells_name_architecture_memory_and_version(monkeypatch: pyte
     ],
 )
 def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, driver: Any, message: str):
-    monkeypatch.setattr(gpu, "_driver", lambda: driver)
+    monkeypatch.setattr(machine, "_driver", lambda: driver)
     assert find_gpu() is None
     assert gpu_obstacle() == message
 
 
 @pytest.mark.parametrize("call", ["cuDeviceGetCount", "cuDeviceGet", "cuDeviceTotalMem_v2", "cuDeviceGetAttribute"])
 def test_a_gpu_that_does_not_answer_is_none(monkeypatch: pytest.MonkeyPatch, call: str):
-    monkeypatch.setattr(gpu, "_driver", lambda: Driver(failing=call))
+    monkeypatch.setattr(machine, "_driver", lambda: Driver(failing=call))
     assert find_gpu() is None
+
+
+def test_the_machine_is_described_with_its_gpu(monkeypatch: pytest.MonkeyPatch):
+    gpu = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 << 30, cuda_version="13.0")
+    monkeypatch.setattr(machine, "find_gpu", lambda: gpu)
+    found = machine.describe_machine()
+    assert found.gpu == gpu
+    assert found.gpu_obstacle is None
+    fields = found.to_json()
+    assert list(fields) == ["cpu", "cores", "system", "gpu", "gpu_obstacle"]
+    assert fields["gpu"] == {"name": "NVIDIA L4", "sm": "sm_89", "memory_bytes": 24 << 30, "cuda_version": "13.0"}
+
+
+def test_the_machine_is_described_without_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "find_gpu", lambda: None)
+    monkeypatch.setattr(machine, "gpu_obstacle", lambda: "no NVIDIA driver")
+    found = machine.describe_machine()
+    assert (found.gpu, found.gpu_obstacle) == (None, "no NVIDIA driver")
+    assert found.cores >= 1
+
+
+def test_the_processor_is_named_as_the_system_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    facts = tmp_path / "cpuinfo"
+    facts.write_text("processor\t: 0\nmodel name\t: Some  Processor @ 2 GHz\nmodel name\t: Other\n")
+    monkeypatch.setattr(machine, "_CPU_FACTS", facts)
+    assert machine.cpu_name() == "Some Processor @ 2 GHz"
+    facts.unlink()
+    assert machine.cpu_name()
+
+
+def test_peak_memory_is_in_bytes():
+    peak = machine.peak_memory_bytes()
+    assert peak is None or 10_000_000 < peak < 10**12
