@@ -29,7 +29,8 @@ MakePixels = Callable[..., np.ndarray]
 OPTIONS = {"prompt_tokens": 5, "kv_tokens": 3, "vapt_hidden": 4, "lora_rank": 3}
 ADAPTIVE = ("vapt", "vapt-pruned", "linear")
 PAPER = ("vapt-paper", "linear")
-SUPERSET = ("e2vpt", "vapt", "vpt-deep", "vapt-pruned", "linear")
+SUPERSET = ("e2vpt", "vapt", "vpt-deep", "vfpt", "da-vpt", "vapt-pruned", "linear")
+PREFIX = ("e2vpt", "vpt-deep", "vfpt", "da-vpt", "linear")
 PRUNED = Kept(
     tokens=((0, 3, 4), (), (2,)),
     kv_tokens=((),) * 3,
@@ -136,6 +137,7 @@ def mixed_answers(session: Session, models: dict[str, PromptedViT], pixels: np.n
     [
         pytest.param(ADAPTIVE, "adaptive", "fp32", marks=pytest.mark.slow),
         (PAPER, "adaptive", "fp32"),
+        (PREFIX, "prefix", "fp32"),
         pytest.param(SUPERSET, "superset", "fp32", marks=pytest.mark.slow),
         (SUPERSET, "superset", "fp16"),
     ],
@@ -155,11 +157,16 @@ def test_a_superset_can_be_prepared_for_tasks_to_come(runs, bundle_of, models, r
         mixed_answers(session, models, random_pixels(2), 1e-4)
 
 
-def test_a_pruned_adaptive_task_is_smaller_and_needs_no_padding_of_others(bundle_of):
+def test_a_pruned_adaptive_task_is_smaller_and_needs_no_padding_of_others(bundle_of, models):
     bundle = Bundle.open(bundle_of(*ADAPTIVE))
     whole, pruned = bundle.read_task("vapt"), bundle.read_task("vapt-pruned")
     assert whole.sizes() == {"prefix": 5, "generated": 5, "hidden": 4, "classes": 4}
-    assert pruned.sizes() == {"prefix": 3, "generated": 1, "hidden": 2, "classes": 11}
+    assert pruned.sizes() == {
+        "prefix": 3,
+        "generated": 1,
+        "hidden": 2,
+        "classes": models["vapt-pruned"].head.out_features,
+    }
     weights = [name for name in whole.tensors if name.startswith("generator")]
     assert sum(pruned.tensors[name].nbytes for name in weights) < sum(whole.tensors[name].nbytes for name in weights)
 

@@ -76,6 +76,8 @@ OWN: dict[str, dict[str, Any]] = {
         "vapt_start": "zero",
     },
     "vpt-deep": {"prompt_tokens": 3, "prompt_dropout": 0.0, "segment_order": "strided"},
+    "vfpt": {"prompt_tokens": 3, "prompt_dropout": 0.0, "vfpt_share": 0.25},
+    "da-vpt": {"prompt_tokens": 3, "prompt_dropout": 0.0, "davpt_weight": 0.5},
     "vpt-shallow": {"prompt_tokens": 3},
     "linear": {},
     "lora": {"lora_rank": 4},

@@ -166,6 +166,20 @@ def test_prompts_learn_to_tell_colours_apart(settings, tmp_path):
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.parametrize("method", ["vfpt", "da-vpt"])
+def test_methods_of_one_file_learn_are_pruned_and_read_back(settings, tmp_path, method):
+    asked = settings.changed(method=method, epochs=8, head="zero", prune=True, keep="0.5", prune_slack=0.99)
+    run = train(asked, tmp_path / "run")
+    losses = [float(row["train_loss"]) for row in results(tmp_path / "run")["history"] if row["phase"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert run.card.details["pruning"]["chosen"] == "prune-1"
+    assert [len(block) for block in run.structure["kept"]["tokens"]] == [2, 2]
+    again = Run.read(tmp_path / "run")
+    state = again.load_model(again.load_backbone()).trained_state()
+    assert state.keys() == run.state.keys()
+    assert all(torch.equal(value, run.state[name]) for name, value in state.items())
+
+
 class Interrupt(Quiet):
     """Raises KeyboardInterrupt at one moment of one phase."""
 

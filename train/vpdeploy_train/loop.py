@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vpdeploy.errors import TrainingError
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.evaluation import evaluate
+from vpdeploy_train.methods.method import PromptMethod
 from vpdeploy_train.progress import Progress
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.settings import TrainSettings
@@ -89,6 +90,7 @@ def fit(
         result = _train_epoch(
             wrapped,
             wrapped_optimizer,
+            model.method,
             schedule,
             train,
             epoch=epoch,
@@ -154,6 +156,7 @@ def phase_seed(seed: int, phase: str) -> int:
 def _train_epoch(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    method: PromptMethod,
     schedule: CosineLRScheduler,
     train: Batches,
     *,
@@ -172,6 +175,9 @@ def _train_epoch(
         schedule.step_update(step)
         logits: Tensor = model(pixels)
         loss = F.cross_entropy(logits.float(), labels)
+        extra = method.training_loss(labels)
+        if extra is not None:
+            loss = loss + extra
         value = float(loss.detach())
         if not torch.isfinite(loss):
             raise TrainingError(

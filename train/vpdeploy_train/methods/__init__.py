@@ -29,6 +29,8 @@ METHODS: Final = MethodRegistry(
         "e2vpt": "vpdeploy_train.methods.e2vpt:E2VPT",
         "vapt": "vpdeploy_train.methods.vapt:VAPT",
         "vpt-deep": "vpdeploy_train.methods.e2vpt:VPTDeep",
+        "vfpt": "vpdeploy_train.methods.vfpt:VFPT",
+        "da-vpt": "vpdeploy_train.methods.davpt:DAVPT",
         "vpt-shallow": "vpdeploy_train.methods.shallow:VPTShallow",
         "linear": "vpdeploy_train.methods.method:NoPrompts",
         "lora": "vpdeploy_train.methods.lora:LoRA",

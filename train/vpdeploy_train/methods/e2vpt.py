@@ -157,13 +157,7 @@ class E2VPT(PrunableMethod):
         Returns:
             A new method that shares no memory with this one.
         """
-        smaller = type(self)(
-            self.dimensions,
-            kept,
-            kv_shared=self.kv_shared,
-            dropout=self.dropout,
-            segment_order=self.segment_order,
-        )
+        smaller = self.resized(kept)
         gathered: dict[str, Tensor] = {}
         for index in range(self.dimensions.depth):
             rows = [self.kept.tokens[index].index(token) for token in kept.tokens[index]]
@@ -173,6 +167,16 @@ class E2VPT(PrunableMethod):
                 gathered[f"{name}.{index}"] = state[f"{name}.{index}"][:, kv_rows]
         smaller.load_state_dict(gathered, strict=True)
         return smaller
+
+    def resized(self, kept: Kept) -> Self:
+        """Return a method of the same options that holds other prompts, their values still to be set."""
+        return type(self)(
+            self.dimensions,
+            kept,
+            kv_shared=self.kv_shared,
+            dropout=self.dropout,
+            segment_order=self.segment_order,
+        )
 
     def structure(self) -> dict[str, Any]:
         """Return kept indices and options, JSON-ready."""

@@ -169,6 +169,17 @@ class PromptMethod(nn.Module):
         """Return the compiled form of block ``index``'s prompts where they depend on the image, else None."""
         return None
 
+    def training_loss(self, labels: Tensor) -> Tensor | None:
+        """Return what the method adds to the loss of the training step whose forward pass has just ended, or None.
+
+        Args:
+            labels: Of that pass's images, [B].
+
+        Returns:
+            A scalar that is added to the cross-entropy, or None. Evaluation and deployment never ask for it.
+        """
+        return None
+
     def structure(self) -> dict[str, Any]:
         """Return what, besides tensors, is needed to rebuild the method: JSON-ready."""
         return {}

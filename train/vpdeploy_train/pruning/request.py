@@ -31,14 +31,14 @@ def shares_to_try(settings: TrainSettings, method: PromptMethod) -> list[Shares]
         raise SpecError(f"--keep-hidden: method '{name}' has no hidden units; leave the option away")
     if method.segmented:
         return shares
+    reason = "are made from the image" if method.form == "adaptive" else "do not enter as they are stored"
     if settings.prune_mode == "zero":
         raise SpecError(
-            f"--prune-mode zero: the prompts of method '{name}' are made from the image and cannot be stored as zeros; "
+            f"--prune-mode zero: the prompts of method '{name}' {reason} and cannot be stored as zeros; "
             "use --prune-mode remove"
         )
     if settings.keep_segments != AUTO and any(share.segments < 1 for share in shares):
         raise SpecError(
-            f"--keep-segments: the prompts of method '{name}' are made from the image and have no segments; "
-            "leave the option away"
+            f"--keep-segments: the prompts of method '{name}' {reason} and have no segments; leave the option away"
         )
     return [replace(share, segments=1.0) for share in shares]
