@@ -72,7 +72,7 @@ def import_case(name: str, case: str, folder: Path) -> Run:
         format=FORMATS[name],
         name=f"{name}-{case}",
         backbone=BackboneChoice(heads=heads),
-    )
+    ).run
 
 
 def difference(found: npt.NDArray[Any], reference: npt.NDArray[Any]) -> float:

@@ -29,7 +29,8 @@ from vpdeploy_train.inputs import make_preprocessing
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.phases import FIRST_PHASE
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.run import CARD_FILE, Run
+from vpdeploy_train.results import TrainingResult, Validation
+from vpdeploy_train.run import CARD_FILE
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.training import ARGS_FILE, train_run
 from vpdeploy_train.workbench import STATE_FOLDER
@@ -92,10 +93,9 @@ class Trainer:
         Raises:
             VpdeployError: The trainer refuses, or a method has changed the shared backbone.
         """
-        configuration = CONFIGURATIONS[name]
         started = time.perf_counter()
         with cpu_attention(choose_device(self.recipe.device)):
-            final = self._fit_probe(task, seed) if name == "linear" else self._train(task, name, configuration, seed)
+            final = self._fit_probe(task, seed) if name == "linear" else self._train(task, name, seed)
             self._check_backbone()
             seconds = time.perf_counter() - started
             test = evaluate(final.model, self._batches(task, seed, "test"))
@@ -129,36 +129,33 @@ class Trainer:
         rates = CONFIGURATIONS[name].rates[: self.recipe.trials]
         if len(rates) == 1:
             return rates[0]
-        metrics = {
-            rate: self._run(task, name, rate, self.recipe.selection_seed).card.details["metrics"] for rate in rates
-        }
-        return max(rates, key=lambda rate: (metrics[rate]["val_accuracy"], -metrics[rate]["val_loss"]))
+        reached = {rate: validated(self._run(task, name, rate, self.recipe.selection_seed)) for rate in rates}
+        return max(rates, key=lambda rate: (reached[rate].accuracy, -reached[rate].loss))
 
-    def _train(self, task: str, name: str, configuration: Configuration, seed: int) -> Final:
+    def _train(self, task: str, name: str, seed: int) -> Final:
         rate = self.choose_rate(task, name)
-        run = self._run(task, name, rate, seed)
-        details = run.card.details
+        result = self._run(task, name, rate, seed)
         return Final(
-            model=run.load_model(self.backbone).to(choose_device(self.recipe.device)),
+            model=result.run.load_model(self.backbone).to(choose_device(self.recipe.device)),
             rate=rate,
-            chosen=details["pruning"]["chosen"] if configuration.settings.get("prune") else FIRST_PHASE,
-            val_accuracy=details["metrics"]["val_accuracy"],
-            prompt_parameters=details["prompts"]["parameters"],
+            chosen=FIRST_PHASE if result.pruning is None else result.pruning.chosen,
+            val_accuracy=validated(result).accuracy,
+            prompt_parameters=result.prompts.parameters,
         )
 
-    def _run(self, task: str, name: str, rate: float, seed: int) -> Run:
-        """Return a finished run: as it lies there, continued, or new."""
+    def _run(self, task: str, name: str, rate: float, seed: int) -> TrainingResult:
+        """Return a finished run's result: as it lies there, continued, or new."""
         path = self._path(task, name, rate, seed)
         if (path / CARD_FILE).is_file():
-            return Run.read(path)
+            return TrainingResult.read(path)
         settings = self._settings(task, CONFIGURATIONS[name], seed, lr=rate)
         parent = CONFIGURATIONS[name].continues
         if parent is not None and not (path / ARGS_FILE).is_file():
             self._run(task, parent, rate, seed)
             continue_from(self._path(task, parent, rate, seed), path, settings)
-        run = train_run(settings, path, resume=(path / ARGS_FILE).is_file(), name=task, backbone=self.backbone)
+        result = train_run(settings, path, resume=(path / ARGS_FILE).is_file(), name=task, backbone=self.backbone)
         self._check_backbone()
-        return run
+        return result
 
     def _fit_probe(self, task: str, seed: int) -> Final:
         model = PromptedViT(self.backbone.vit, NoPrompts(), len(self._source(task, seed).labels))
@@ -208,6 +205,17 @@ class Trainer:
         """Refuse to go on with a backbone that a method has trained in place."""
         if digest_tensors(self.backbone.vit.state_dict()) != self.backbone.identity.sha256:
             raise TrainingError("the shared backbone has changed while training; later rows would be wrong")
+
+
+def validated(result: TrainingResult) -> Validation:
+    """Return a run's validation results.
+
+    Raises:
+        SpecError: It has none, so there is nothing to choose by.
+    """
+    if result.validation is None:
+        raise SpecError(f"{result.run.path}: has no validation results to choose a rate by")
+    return result.validation
 
 
 def continue_from(parent: Path, path: Path, settings: TrainSettings) -> None:

@@ -25,7 +25,7 @@ HEADS = BackboneChoice(heads=3)
 
 
 def importing(path: Path, out: Path, *, format: str = "vpt", backbone: BackboneChoice = HEADS, **options: Any) -> Run:
-    return import_checkpoint(path, out, format=format, name="toy", backbone=backbone, **options)
+    return import_checkpoint(path, out, format=format, name="toy", backbone=backbone, **options).run
 
 
 def model_of(run: Run) -> PromptedViT:

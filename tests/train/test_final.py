@@ -62,7 +62,7 @@ def test_the_last_epoch_is_the_result_where_nothing_can_be_validated(settings, t
         write(self, phase, state)
 
     monkeypatch.setattr(StateFolder, "write", note)
-    run = train_run(settings, tmp_path / "run")
+    run = train_run(settings, tmp_path / "run").run
     assert len(kept) == EPOCHS + 1  # after every epoch, and once more at the end
     assert all((kept[EPOCHS - 1][name] == tensor).all() for name, tensor in run.state.items())
     assert any((kept[0][name] != tensor).any() for name, tensor in run.state.items())
@@ -91,10 +91,10 @@ def test_an_interrupted_final_training_is_resumed(whole, settings, tmp_path):
 
 
 def test_a_final_run_is_evaluated_on_the_test_split_alone(whole):
-    result, _ = evaluate_run(whole, None, split="test", device="cpu")
+    result = evaluate_run(Run.read(whole), split="test", device="cpu").evaluation
     assert result.images == 9
     with pytest.raises(SpecError, match=r"no split 'val'; the splits with images are train, test"):
-        evaluate_run(whole, None, split="val", device="cpu")
+        evaluate_run(Run.read(whole), split="val", device="cpu")
 
 
 def test_pruning_without_validation_images_is_refused_before_anything_is_written(settings, tmp_path):

@@ -27,6 +27,7 @@ from vpdeploy.errors import SpecError
 from vpdeploy_train.evaluation import evaluate_run
 from vpdeploy_train.importing.backbone import BackboneChoice
 from vpdeploy_train.importing.checkpoint import Checkpoint
+from vpdeploy_train.run import Run
 
 # --- files that are taken ---
 
@@ -102,7 +103,7 @@ def test_masks_and_key_value_prompts_may_be_absent(tmp_path: Path):
 def test_the_run_is_evaluated_only_on_data_that_is_given(tmp_path: Path):
     path = import_case("vpt_deep_toy", "plain", tmp_path).path
     with pytest.raises(SpecError, match="was imported, so it names no data of its own; give --data"):
-        evaluate_run(path, None, split="test")
+        evaluate_run(Run.read(path), split="test")
 
 
 def test_the_run_is_evaluated_with_the_labels_that_were_given(tmp_path: Path, colours: Path):
@@ -112,7 +113,8 @@ def test_the_run_is_evaluated_with_the_labels_that_were_given(tmp_path: Path, co
 
     path = changed(tmp_path, "vpt_deep_toy", keep_three)
     importing(path, tmp_path / "out", labels=["blue", "green", "red"])
-    result, labels = evaluate_run(tmp_path / "out", str(colours), split="test", device="cpu")
+    found = evaluate_run(Run.read(tmp_path / "out"), data=str(colours), split="test", device="cpu")
+    result, labels = found.evaluation, found.to_json()["labels"]
     assert labels == ["blue", "green", "red"]
     assert result.images > 0
 

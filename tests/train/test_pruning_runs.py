@@ -61,7 +61,7 @@ def settings(colours: Path, toy_weights: Path) -> TrainSettings:
 
 
 def train(settings: TrainSettings, out: Path, **options: Any) -> Run:
-    return train_run(settings, out, name="toy", make_progress=options.pop("make_progress", quiet), **options)
+    return train_run(settings, out, name="toy", make_progress=options.pop("make_progress", quiet), **options).run
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_adaptive_prompts_are_pruned_and_rewound_to_their_initial_values(setting
 def test_a_pruned_adaptive_run_is_read_back_as_it_was_trained(settings, tmp_path):
     pruning = {"prune": True, "prune_candidates": 2, "keep_hidden": 0.5, "prune_slack": 0.99}
     run = train(settings.changed(method="vapt", vapt_hidden=4, epochs=2, **pruning), tmp_path / "run")
-    result, _ = evaluate_run(tmp_path / "run", None, split="val")
+    result = evaluate_run(Run.read(tmp_path / "run"), split="val").evaluation
     assert run.card.details["pruning"]["chosen"] != "train"
     assert result.accuracy == pytest.approx(run.card.details["metrics"]["val_accuracy"])
     assert result.loss == pytest.approx(run.card.details["metrics"]["val_loss"], rel=1e-5)

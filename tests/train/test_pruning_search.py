@@ -135,7 +135,7 @@ def test_the_report_lists_every_candidate_and_what_the_chosen_one_keeps():
         segments=[torch.ones(2, 16)] * DEPTH,
         hidden=torch.ones(0),
     )
-    fields = report_of([everything, chosen], chosen, scores, scope="layer", mode="remove").to_fields()
+    fields = report_of([everything, chosen], chosen, scores, scope="layer", mode="remove").to_json()
     assert json.loads(json.dumps(fields)) == fields
     assert [row["phase"] for row in fields["candidates"]] == ["train", "prune-1"]
     assert [row["val_accuracy"] for row in fields["candidates"]] == [0.5, 0.25]

@@ -96,9 +96,9 @@ def test_a_sweep_publishes_the_trial_that_is_best_on_validation(plan):
     assert result.val_accuracy == float(best["val_accuracy"])
     run = Run.read(result.best_run)
     assert run.card.details["metrics"]["val_accuracy"] == result.val_accuracy
-    evaluated, _ = evaluate_run(result.best_run, None, split="val")
+    evaluated = evaluate_run(run, split="val").evaluation
     assert evaluated.accuracy == pytest.approx(result.val_accuracy)
-    assert json.loads(json.dumps(result.to_fields()))["best"]["trial"] == result.best
+    assert json.loads(json.dumps(result.to_json()))["best"]["trial"] == result.best
     assert len({row["lr"] for row in rows}) == 4
     for row in rows:
         assert 0.01 <= float(row["lr"]) <= 3.0

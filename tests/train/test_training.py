@@ -102,7 +102,7 @@ def base_settings(colours: Path, weights: Path) -> TrainSettings:
 
 
 def train(settings: TrainSettings, out: Path, **options: Any) -> Run:
-    return train_run(settings, out, name="toy", make_progress=options.pop("make_progress", quiet), **options)
+    return train_run(settings, out, name="toy", make_progress=options.pop("make_progress", quiet), **options).run
 
 
 def results(out: Path) -> dict[str, Any]:
@@ -625,7 +625,7 @@ def test_each_method_trains_its_own_tensors(settings, tmp_path, method):
 @pytest.mark.parametrize("change", [{"prompt_tokens": 0}, {"kv_tokens": 0}, {"prompt_tokens": 0, "kv_tokens": 0}])
 def test_a_kind_of_prompt_can_be_left_out(settings, tmp_path, change):
     train(settings.changed(epochs=1, **change), tmp_path / "run")
-    accuracy, _ = evaluate_run(tmp_path / "run", None, split="val")
+    accuracy = evaluate_run(Run.read(tmp_path / "run"), split="val").evaluation
     assert accuracy.images == 6
 
 
@@ -794,7 +794,7 @@ def test_evaluation_agrees_with_scikit_learn():
     assert result.class_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert result.loss == pytest.approx(log_loss(labels, logits.softmax(1).numpy()), rel=1e-4)
     assert result.confusion().tolist() == confusion_matrix(labels, predicted).tolist()
-    assert result.to_fields()["confusion"] == confusion_matrix(labels, predicted).tolist()
+    assert result.to_json()["confusion"] == confusion_matrix(labels, predicted).tolist()
     assert not model.training
 
 
@@ -816,7 +816,8 @@ def test_no_images_are_no_right_ones():
 
 def test_a_finished_run_evaluates_to_the_validation_accuracy_it_reports(finished):
     run = Run.read(finished)
-    result, labels = evaluate_run(finished, None, split="val")
+    found = evaluate_run(Run.read(finished), split="val")
+    result, labels = found.evaluation, found.to_json()["labels"]
     assert labels == ["blue", "green", "red"]
     assert result.accuracy == pytest.approx(run.card.details["metrics"]["val_accuracy"])
     assert result.loss == pytest.approx(run.card.details["metrics"]["val_loss"], rel=1e-5)
@@ -835,7 +836,7 @@ def test_the_test_split_is_evaluated_on_images_the_training_never_saw(finished, 
     with torch.no_grad():
         predicted = torch.cat([model(pixels).argmax(1) for pixels, _ in batches])
     labels = [example.label for example in source.test]
-    result, _ = evaluate_run(finished, None, split="test")
+    result = evaluate_run(Run.read(finished), split="test").evaluation
     assert result.images == len(labels) == 9
     assert result.accuracy == pytest.approx(accuracy_score(labels, predicted))
     assert run.card.details["images"] == {"train": TRAIN_IMAGES, "val": 6, "test": 9}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vpdeploy.errors import SpecError
 from vpdeploy.progress import ProgressBar
+from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.data import CacheBudget, ImageDataset, preload_images, resolve_data
 from vpdeploy_train.device import choose_device
@@ -68,7 +69,7 @@ class Evaluation:
         cells = np.bincount(self.labels * self.classes + self.predicted, minlength=self.classes**2)
         return cells.reshape(self.classes, self.classes)
 
-    def to_fields(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {
             "images": self.images,
@@ -77,6 +78,26 @@ class Evaluation:
             "class_accuracy": self.class_accuracy,
             "confusion": self.confusion().tolist(),
         }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunEvaluation:
+    """How good a run is on one split of a data set.
+
+    Attributes:
+        run: The run.
+        split: ``train``, ``val`` or ``test``.
+        evaluation: The results; its class numbers index the run's labels.
+    """
+
+    run: Run
+    split: str
+    evaluation: Evaluation
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, as ``vpdeploy eval --json`` prints it."""
+        about = {"run": str(self.run.path), "split": self.split, "labels": list(self.run.card.labels)}
+        return about | self.evaluation.to_json()
 
 
 @torch.no_grad()
@@ -103,50 +124,56 @@ def evaluate(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> Ev
 
 
 def evaluate_run(
-    path: Path,
-    data: str | None,
+    run: Run,
     *,
-    split: str,
+    data: str | None = None,
+    split: str = "test",
     batch_size: int = 64,
     device: str = "auto",
     weights: Path | None = None,
-) -> tuple[Evaluation, list[str]]:
-    """Evaluate a run folder on one split of a data set.
+    backbone: Backbone | None = None,
+) -> RunEvaluation:
+    """Evaluate a run on one split of a data set.
+
+    >>> result = evaluate_run(Run.read(Path("runs/flowers")), split="val")
+    >>> result.evaluation.images
+    9
+    >>> 0 <= result.evaluation.accuracy <= 1
+    True
 
     Args:
-        path: The run folder.
+        run: The run.
         data: A data specification; None takes the run's own.
         split: ``train``, ``val`` or ``test``.
         batch_size: Images in a batch.
         device: ``auto``, ``cpu`` or ``cuda``.
-        weights: Where the backbone's weights file lies now.
-
-    Returns:
-        The results and the class names.
+        weights: Where the backbone's weights file lies now; None takes the place noted in the run.
+        backbone: The loaded backbone, where the caller evaluates several runs on it; moved to the device.
 
     Raises:
-        BundleError: The folder is no finished run, or is damaged.
-        SpecError: The data, the split or the device cannot be used.
+        BundleCorruptError: The run's files are damaged.
+        SpecError: The data, the split, the weights or the device cannot be used.
         InputError: An image cannot be decoded.
     """
-    run = Run.read(path)
-    labels = run.card.labels
+    # The images, decoded once; the run's own labels number the classes.
     spec = data or run.data
     if spec is None:
-        raise SpecError(f"{path}: was imported, so it names no data of its own; give --data")
-    source = resolve_data(spec, seed=run.data_seed, val_fraction=run.val_fraction, labels=labels)
+        raise SpecError(f"{run.path}: was imported, so it names no data of its own; give --data")
+    source = resolve_data(spec, seed=run.data_seed, val_fraction=run.val_fraction, labels=run.card.labels)
     dataset = ImageDataset(source.split(split), run.card.preprocessing, budget=CacheBudget.of_free_memory())
     with ProgressBar("reading images") as bar:
         preload_images([dataset], on_progress=lambda done, total: bar.show(done / total))
+
+    # The model, on the device that computes.
     target = choose_device(device)
-    model = run.load_model(run.load_backbone(weights=weights)).to(target)
+    model = run.load_model(backbone or run.load_backbone(weights=weights)).to(target)
     batches = Batches(
         dataset=dataset,
         preprocessing=run.card.preprocessing,
         batch_size=batch_size,
         device=target,
     )
-    return evaluate(model, batches), list(labels)
+    return RunEvaluation(run=run, split=split, evaluation=evaluate(model, batches))
 
 
 def _joined(parts: list[Tensor]) -> Numbers:

@@ -9,8 +9,14 @@ from torch import nn
 
 from vpdeploy_train.cost import ViTShape, macs_as_prefix, macs_of_generator
 from vpdeploy_train.methods.kept import PrunableMethod
+from vpdeploy_train.methods.method import PromptMethod
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.trunks import Trunk
+
+
+def paper_parameters(method: PromptMethod) -> int:
+    """Return the papers' count of a method's prompts: trained numbers, less those of pruned segments."""
+    return int(method.summary()["parameters"])
 
 
 def tuned_percent(model: PromptedViT, vit: nn.Module) -> float:
@@ -18,11 +24,11 @@ def tuned_percent(model: PromptedViT, vit: nn.Module) -> float:
 
     Args:
         model: The model.
-        vit: Its backbone as it was before the method; the model's own may have weights more.
+        vit: Its backbone as it was before the method; the model's own may have further weights.
     """
     head = sum(parameter.numel() for parameter in model.head.parameters())
     backbone = sum(parameter.numel() for parameter in vit.parameters())
-    return 100 * (int(model.method.summary()["parameters"]) + head) / (backbone + head)
+    return 100 * (paper_parameters(model.method) + head) / (backbone + head)
 
 
 def prompt_bytes(model: PromptedViT) -> int:

@@ -16,13 +16,13 @@ from vpdeploy.task import TaskCard
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.device import choose_device, deterministic
-from vpdeploy_train.footprint import prompt_bytes, tuned_percent
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
 from vpdeploy_train.phases import PhasesResult, run_phases
 from vpdeploy_train.plots import plot_curves
 from vpdeploy_train.progress import ConsoleProgress, Progress
 from vpdeploy_train.pruning.picture import plot_pruning
 from vpdeploy_train.pruning.request import shares_to_try
+from vpdeploy_train.results import PromptCounts, TrainingResult, Validation, metrics_to_json
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
@@ -46,11 +46,18 @@ def train_run(
     backbone: Backbone | None = None,
     inputs: TrainingInputs | None = None,
     watch: Watch = lambda row: None,
-) -> Run:
+) -> TrainingResult:
     """Train one task and write its run folder.
 
     A run that is interrupted at any moment can be resumed; it loses at most the current epoch and ends with the same
     bytes as an uninterrupted one.
+
+    >>> settings = TrainSettings.of(data="flowers", method="vpt-deep", epochs=2, prune=False)
+    >>> result = train_run(settings, Path("runs/roses"), name="roses")
+    >>> result.run.card.labels
+    ('blue', 'green', 'red')
+    >>> result.prompts.parameters
+    9600
 
     Args:
         settings: What to do.
@@ -63,24 +70,34 @@ def train_run(
         watch: Told of every epoch once it is stored, and of those stored before a resume; what it raises ends the
             training there.
 
+    Returns:
+        The run as it was written, and what it came to.
+
     Raises:
         SpecError: Settings, data or folder do not fit.
         InputError: Images cannot be decoded.
         TrainingError: The loss is not finite, or the stored state is damaged.
     """
+    # Refuse what cannot work before anything is loaded, then load images and backbone.
     _check_folder(settings, out, resume=resume)
     device = choose_device(settings.device)
     if inputs is None:
         inputs = load_inputs(settings, backbone=backbone)
+
+    # Train, and where asked for prune; settings are noted only now, so that a refused folder stays usable.
     with deterministic(device):
         bench = Workbench.of(settings, inputs, out=out, device=device, make_progress=make_progress, watch=watch)
         method = bench.new_method(settings.seed)
         if settings.prunes:
             shares_to_try(settings, method)
-        if not resume:  # noted only now: a folder that was refused can be used with corrected settings
+        if not resume:
             write_atomically(out / ARGS_FILE, settings.to_toml().encode())
         result = run_phases(bench)
+
+    # Say what it came to, once in types and once, in the card's details, for people.
     source = inputs.source
+    validation = _validation(result.best)
+    prompts = PromptCounts.of(result.model, inputs.backbone.vit)
     card = TaskCard(
         name=name or task_name_for(out),
         labels=source.labels,
@@ -90,13 +107,9 @@ def train_run(
         details={
             "hyperparameters": settings.to_fields(),
             "images": {"train": len(source.train), "val": len(source.val), "test": len(source.test)},
-            "metrics": _metrics(result.best),
-            "prompts": {
-                **result.model.method.summary(),
-                "tuned_percent": tuned_percent(result.model, inputs.backbone.vit),
-                "bytes": prompt_bytes(result.model),
-            },
-            "pruning": None if result.report is None else result.report.to_fields(),
+            "metrics": metrics_to_json(validation),
+            "prompts": prompts.to_json(),
+            "pruning": None if result.report is None else result.report.to_json(),
         },
     )
     run = Run(
@@ -110,9 +123,11 @@ def train_run(
         weights=None if settings.weights is None else str(Path(settings.weights).resolve()),
         pooling=settings.pooling,
     )
+
+    # Write the run itself last: it is what makes the folder a finished run.
     _write_reports(out, result)
     run.write()
-    return run
+    return TrainingResult(run=run, validation=validation, prompts=prompts, pruning=result.report)
 
 
 def task_name_for(out: Path) -> str:
@@ -135,10 +150,9 @@ def _check_folder(settings: TrainSettings, out: Path, *, resume: bool) -> None:
         raise SpecError(f"{out}: exists and is not empty; continue it with --resume, or give another --out")
 
 
-def _metrics(best: EpochRow) -> dict[str, float | None]:
-    """Return the results that a run reports; null where nothing was validated."""
-    results = {"val_accuracy": best.val_accuracy, "val_loss": best.val_loss}
-    return {name: None if math.isnan(value) else value for name, value in results.items()}
+def _validation(best: EpochRow) -> Validation | None:
+    """Return the chosen epoch's validation results; None where nothing was validated."""
+    return None if math.isnan(best.val_accuracy) else Validation(accuracy=best.val_accuracy, loss=best.val_loss)
 
 
 def _write_reports(out: Path, result: PhasesResult) -> None:
@@ -150,5 +164,5 @@ def _write_reports(out: Path, result: PhasesResult) -> None:
     write_atomically(out / "history.csv", text.getvalue().encode())
     plot_curves(result.history, out / "curves.png")
     if result.report is not None:
-        write_atomically(out / "pruning.json", to_json(result.report.to_fields()).encode())
+        write_atomically(out / "pruning.json", to_json(result.report.to_json()).encode())
         plot_pruning(result.report, out / "pruning.png")

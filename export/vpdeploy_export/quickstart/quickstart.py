@@ -35,6 +35,7 @@ from vpdeploy_train.footprint import shape_of
 from vpdeploy_train.head import fit_head
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.pruning.scores import prunable_method
 from vpdeploy_train.run import Run
 from vpdeploy_train.training import train_run
 
@@ -108,8 +109,8 @@ def run_quickstart(folder: Path, say: Say) -> QuickstartResult:
     for number, task in enumerate(PLAN, start=1):
         steps = "train, prune and rewind" if task.settings.prunes else "train"
         say(f"[{number}/{len(PLAN) + 2}] {task.name} ({task.about}, {task.settings.data}): {steps}")
-        run = train_run(task.settings, folder / "runs" / task.name, name=task.name, backbone=backbone)
-        runs.append(run)
+        result = train_run(task.settings, folder / "runs" / task.name, name=task.name, backbone=backbone)
+        runs.append(result.run)
     say(f"[{len(PLAN) + 1}/{len(PLAN) + 2}] export a bundle, and one task folded to float16; compare both with PyTorch")
     bundle, folded = folder / "zoo", folder / f"{runs[0].card.name}.onnx"
     report = export_bundle([run.path for run in runs], bundle)
@@ -183,7 +184,7 @@ def _measure(
     test = batches(source.test)
     probe = PromptedViT(backbone.vit, NoPrompts(), len(run.card.labels))
     fit_head(probe, batches(source.train))
-    lengths, chosen = _prefix_lengths(run), task.settings.to_fields()
+    lengths, chosen = _prefix_lengths(model), task.settings.to_fields()
     begun = chosen["prompt_tokens"] + chosen["kv_tokens"]
     shape = shape_of(backbone.trunk, len(run.card.labels))
     if shape is None:
@@ -202,13 +203,10 @@ def _measure(
     )
 
 
-def _prefix_lengths(run: Run) -> list[int]:
+def _prefix_lengths(model: PromptedViT) -> list[int]:
     """Return the prompts of each block, visual and key/value."""
-    summary = run.card.details["prompts"]
-    return [
-        tokens + kv_tokens
-        for tokens, kv_tokens in zip(summary["tokens_per_block"], summary["kv_tokens_per_block"], strict=True)
-    ]
+    kept = prunable_method(model).kept
+    return [len(tokens) + len(kv_tokens) for tokens, kv_tokens in zip(kept.tokens, kept.kv_tokens, strict=True)]
 
 
 def _latency_ms(session: Session, task: str) -> float:

@@ -24,11 +24,13 @@ def evaluate(
     """Print a run's accuracy on labelled images."""
     from vpdeploy_train.device import use_threads
     from vpdeploy_train.evaluation import evaluate_run
+    from vpdeploy_train.run import Run
 
     use_threads(threads)
-    result, labels = evaluate_run(run, data, split=split, batch_size=batch_size, device=device, weights=weights)
+    found = evaluate_run(Run.read(run), data=data, split=split, batch_size=batch_size, device=device, weights=weights)
     if as_json:
-        typer.echo(json.dumps({"run": str(run), "split": split, "labels": labels, **result.to_fields()}, indent=2))
+        typer.echo(json.dumps(found.to_json(), indent=2))
         return
+    result = found.evaluation
     typer.echo(f"{run}: {result.images} images of split '{split}'")
     typer.echo(f"accuracy {result.accuracy:.4f}, mean over classes {result.class_accuracy:.4f}, loss {result.loss:.4f}")

@@ -57,7 +57,7 @@ def import_run(
 
     use_threads(threads)
     given = {"crop_ratio": crop_ratio, "mean": mean, "std": std}
-    run = import_checkpoint(
+    result = import_checkpoint(
         file,
         out,
         format=reference,
@@ -70,22 +70,11 @@ def import_run(
         ),
         labels=None if labels is None else read_labels(labels),
     )
-    card = run.card
-    prompts = card.details["prompts"]
     if as_json:
-        summary = {
-            "run": str(out),
-            "task": card.name,
-            "method": card.method,
-            "classes": len(card.labels),
-            "backbone": card.backbone.to_fields(),
-            "preprocessing": card.preprocessing.to_fields(),
-            "prompts": prompts,
-            "weights": run.weights,
-        }
-        typer.echo(json.dumps(summary, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
         return
+    card = result.run.card
     size = card.preprocessing.image_size
     typer.echo(f"{out}: task '{card.name}', {card.method}, {len(card.labels)} classes, on {card.backbone.name}")
-    typer.echo(f"{prompts['parameters']} prompt parameters; images {card.preprocessing.resize} to {size} px")
+    typer.echo(f"{result.prompts.parameters} prompt parameters; images {card.preprocessing.resize} to {size} px")
     typer.echo(f"next: vpdeploy export {out} --out {card.name}.onnx")

@@ -62,7 +62,7 @@ def sweep(
         typer.echo("\nstopped; the same command continues the sweep", err=True)
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(result.to_fields(), indent=2))
+        typer.echo(json.dumps(result.to_json(), indent=2))
         return
     typer.echo(f"{out}: " + ", ".join(f"{count} {state}" for state, count in result.states.items()))
     if result.best is None:

@@ -33,7 +33,7 @@ def train(
         from vpdeploy_train.training import train_run
 
         use_threads(threads)
-        run = train_run(settings, out, resume=resume, name=name)
+        result = train_run(settings, out, resume=resume, name=name)
     except KeyboardInterrupt:
         if (out / "args.toml").is_file():
             advice = f"continue with: vpdeploy train --out {out} --resume"
@@ -41,27 +41,25 @@ def train(
             advice = "the training had not begun, so there is nothing to resume: run the same command again"
         typer.echo(f"\nstopped; {advice}", err=True)
         raise typer.Exit(130) from None
-    metrics, prompts, pruning = (run.card.details[name] for name in ("metrics", "prompts", "pruning"))
     if as_json:
-        typer.echo(
-            json.dumps({"run": str(out), "task": run.card.name, "metrics": metrics, "prompts": prompts}, indent=2)
-        )
+        typer.echo(json.dumps(result.to_json(), indent=2))
         return
+    card, prompts = result.run.card, result.prompts
     typer.echo(
-        f"{out}: task '{run.card.name}', {len(run.card.labels)} classes, {prompts['parameters']} prompt parameters, "
-        f"{prompts['tuned_percent']:.2f} % of the model tuned"
+        f"{out}: task '{card.name}', {len(card.labels)} classes, {prompts.parameters} prompt parameters, "
+        f"{prompts.tuned_percent:.2f} % of the model tuned"
     )
-    if metrics["val_accuracy"] is None:
+    if result.validation is None:
         typer.echo("no validation images: the last epoch is the result")
     else:
-        typer.echo(f"validation accuracy {metrics['val_accuracy']:.4f}, loss {metrics['val_loss']:.4f}")
-    if pruning is not None:
-        before, after = pruning["before"], pruning["after"]
+        typer.echo(f"validation accuracy {result.validation.accuracy:.4f}, loss {result.validation.loss:.4f}")
+    if result.pruning is not None:
+        before, after = result.pruning.before, result.pruning.after
         typer.echo(
-            f"pruning chose {pruning['chosen']}: {before['parameters']} to {after['parameters']} parameters, "
-            f"validation accuracy {before['val_accuracy']:.4f} to {after['val_accuracy']:.4f}; {out / 'pruning.png'}"
+            f"pruning chose {result.pruning.chosen}: {before.parameters} to {after.parameters} parameters, "
+            f"validation accuracy {before.val_accuracy:.4f} to {after.val_accuracy:.4f}; {out / 'pruning.png'}"
         )
-    typer.echo(f"next: vpdeploy export {out} --out {run.card.name}.onnx")
+    typer.echo(f"next: vpdeploy export {out} --out {card.name}.onnx")
 
 
 add_options(train)

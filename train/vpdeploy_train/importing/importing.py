@@ -13,6 +13,7 @@ from vpdeploy.errors import SpecError
 from vpdeploy.files import creating_folder, sha256_of_file
 from vpdeploy.task import TaskCard, check_task_name
 from vpdeploy_train.backbone import Backbone
+from vpdeploy_train.footprint import paper_parameters
 from vpdeploy_train.importing.backbone import WEIGHTS_FILE, BackboneChoice, keep_backbone, named_backbone
 from vpdeploy_train.importing.checkpoint import Checkpoint
 from vpdeploy_train.importing.formats import require_format
@@ -22,6 +23,7 @@ from vpdeploy_train.importing.reference import ImportedPrompts
 from vpdeploy_train.importing.vit import holds_vit
 from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.results import ImportResult, PromptCounts
 from vpdeploy_train.run import Run
 
 logger = logging.getLogger("vpdeploy.import")
@@ -36,8 +38,16 @@ def import_checkpoint(
     backbone: BackboneChoice | None = None,
     pipeline: Pipeline | None = None,
     labels: Sequence[str] | None = None,
-) -> Run:
+) -> ImportResult:
     """Write a run that computes what a checkpoint of the public VPT, E²VPT or VAPT code computes.
+
+    >>> result = import_checkpoint(
+    ...     Path("vpt.pth"), Path("runs/imported"), format="vpt", name="imported", backbone=BackboneChoice(heads=3)
+    ... )
+    >>> result.run.card.method
+    'vpt-deep'
+    >>> result.run.card.labels
+    ('0', '1', '2', '3', '4', '5', '6')
 
     Args:
         path: The torch file.
@@ -48,10 +58,14 @@ def import_checkpoint(
         pipeline: How images are prepared; None: as the public code does.
         labels: Class names in index order; None takes "0", "1", and so on.
 
+    Returns:
+        The run as it was written, and how large its prompts are.
+
     Raises:
         SpecError: The file cannot be read, is not of that format, misses a tensor, or options do not fit it.
         OSError: The folder cannot be written.
     """
+    # Refuse names, folders and formats before anything is written.
     check_task_name(name)
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise SpecError(f"{out}: exists and is not empty; give another --out")
@@ -60,6 +74,7 @@ def import_checkpoint(
     checkpoint = Checkpoint.read(path)
     reference = require_format(checkpoint, format)
     with creating_folder(out) as folder:
+        # The backbone: the checkpoint's own is kept beside the run, another is named.
         if holds_vit(checkpoint):
             width = checkpoint.take(f"{EMBEDDINGS}.cls_token", 1, 1, "D").shape[2]
             stored_heads = reference.heads(checkpoint, width)
@@ -68,9 +83,14 @@ def import_checkpoint(
         else:
             frozen = named_backbone(checkpoint, backbone)
             weights = None if backbone.weights is None else str(backbone.weights.resolve())
+
+        # Prompts and head; every tensor of the checkpoint has to be accounted for.
         prompts = reference.read(checkpoint, PromptDimensions.of(frozen.trunk))
         model = _build_model(checkpoint, frozen, prompts)
         checkpoint.require_all_taken()
+
+        # The run.
+        counts = PromptCounts(parameters=paper_parameters(prompts.module), summary=prompts.module.summary())
         card = TaskCard(
             name=name,
             labels=_labels(checkpoint, model.head.out_features, labels),
@@ -79,7 +99,7 @@ def import_checkpoint(
             preprocessing=pipeline.preprocessing(frozen.image_size),
             details={
                 "imported": {"file": path.name, "format": format, "sha256": sha256_of_file(path)},
-                "prompts": prompts.module.summary(),
+                "prompts": counts.to_json(),
                 "pruning": None,
             },
         )
@@ -94,7 +114,7 @@ def import_checkpoint(
             weights=weights,
         )
         run.write()
-    return replace(run, path=out)
+    return ImportResult(run=replace(run, path=out), prompts=counts)
 
 
 def _build_model(checkpoint: Checkpoint, frozen: Backbone, prompts: ImportedPrompts) -> PromptedViT:

@@ -51,7 +51,7 @@ def _draw_tokens(axes: Axes, report: PruningReport) -> None:
     total = sum(len(block) for block in report.token_scores)
     manner = "removed" if report.mode == "remove" else "zero"
     axes.set(title=f"visual prompts: {total - pruned} of {total} kept (× {manner})", xlabel="prompt", ylabel="block")
-    if report.segmented:
+    if report.divides_tokens:
         axes.figure.colorbar(picture, ax=axes, label=f"segments kept (of {SEGMENTS})")
     _count_up(axes, columns, blocks)
 
@@ -88,20 +88,20 @@ def _draw_hidden(axes: Axes, report: PruningReport) -> None:
 def _draw_candidates(axes: Axes, report: PruningReport) -> None:
     """Draw validation accuracy over parameters for every candidate; hollow ones were stopped early."""
     for row in report.candidates:
-        chosen = row["phase"] == report.chosen
+        chosen = row.phase == report.chosen
         colour = _REMOVED if chosen else "steelblue"
         axes.plot(
-            row["parameters"],
-            row["val_accuracy"],
+            row.parameters,
+            row.val_accuracy,
             marker="*" if chosen else "o",
             ms=14 if chosen else 7,
             color=colour,
-            fillstyle="full" if row["finished"] else "none",
+            fillstyle="full" if row.finished else "none",
         )
-        text = f"{row['keep']:.0%}" + ("" if row["finished"] else f"\nto epoch {row['epochs']}")
+        text = f"{row.keep:.0%}" + ("" if row.finished else f"\nto epoch {row.epochs}")
         axes.annotate(
             text,
-            (row["parameters"], row["val_accuracy"]),
+            (row.parameters, row.val_accuracy),
             textcoords="offset points",
             xytext=(0, 9),
             ha="center",
@@ -117,12 +117,12 @@ def _draw_change(axes: Axes, report: PruningReport) -> None:
     """Draw the chosen prompts' figures as shares of the unpruned ones'."""
     before, after = report.before, report.after
     rows: list[tuple[str, Any, Any]] = [
-        ("parameters", before["parameters"], after["parameters"]),
-        ("bytes", before["bytes"], after["bytes"]),
-        ("validation accuracy", before["val_accuracy"], after["val_accuracy"]),
+        ("parameters", before.parameters, after.parameters),
+        ("bytes", before.size_bytes, after.size_bytes),
+        ("validation accuracy", before.val_accuracy, after.val_accuracy),
     ]
-    if before["macs"] is not None:
-        rows.insert(2, ("MACs, whole model", before["macs"], after["macs"]))
+    if before.macs is not None:
+        rows.insert(2, ("MACs, whole model", before.macs, after.macs))
     shares = [chosen / unpruned if unpruned else 0.0 for _, unpruned, chosen in rows]
     axes.barh([name for name, _, _ in rows], shares, color="steelblue")
     axes.axvline(1.0, color="black", lw=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from vpdeploy_train.footprint import paper_parameters
 from vpdeploy_train.head import fit_head
 from vpdeploy_train.loop import best_of, phase_seed
 from vpdeploy_train.prompted import PromptedViT
@@ -66,7 +67,7 @@ def candidate_at(phase: str, model: PromptedViT, shares: Shares, state: PhaseSta
         phase=phase,
         model=model,
         shares=shares,
-        parameters=int(model.method.summary()["parameters"]),
+        parameters=paper_parameters(model.method),
         best=best_of(history),
         epochs=len(history),
         finished=state.finished,

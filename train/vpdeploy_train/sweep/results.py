@@ -15,9 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 from vpdeploy.files import replacing_folder, write_atomically
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.sweep.claims import is_here, trial_folder
+from vpdeploy_train.sweep.outcome import TrialOutcome
 from vpdeploy_train.sweep.pictures import plot_study
 from vpdeploy_train.sweep.space import with_values
-from vpdeploy_train.sweep.study import best_trial
+from vpdeploy_train.sweep.study import ERROR, best_trial
 from vpdeploy_train.workbench import STATE_FOLDER
 
 BEST_FOLDER, BEST_SETTINGS, TABLE = "best", "best.toml", "trials.csv"
@@ -44,8 +45,8 @@ class SweepResult:
     values: dict[str, Any]
     best_run: Path | None
 
-    def to_fields(self) -> dict[str, Any]:
-        """Return the JSON form."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form, as ``vpdeploy sweep --json`` prints it."""
         return {
             "sweep": str(self.out),
             "trials": self.states,
@@ -102,14 +103,14 @@ def _table(trials: list[FrozenTrial]) -> str:
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
     for trial in trials:
-        attributes = trial.user_attrs
+        outcome = TrialOutcome.stored(trial)
         writer.writerow(
             {
                 "trial": trial.number,
                 "state": trial.state.name.lower(),
                 "epochs": len(trial.intermediate_values),
-                "val_accuracy": trial.value if trial.state is TrialState.COMPLETE else "",
-                **{name: attributes.get(name, "") for name in ("val_loss", "parameters", "bytes", "error")},
+                **({} if outcome is None else outcome.to_json()),
+                "error": trial.user_attrs.get(ERROR, ""),
                 **trial.params,
             }
         )

@@ -19,6 +19,7 @@ from vpdeploy.errors import SpecError
 from vpdeploy.files import locked, write_atomically
 from vpdeploy_train.config import SharedSettings, parse_toml
 from vpdeploy_train.settings import TrainSettings
+from vpdeploy_train.sweep.outcome import TrialOutcome
 from vpdeploy_train.sweep.space import Choices, Space, applies, to_fields
 
 Pruner = Literal["median", "asha", "none"]
@@ -136,17 +137,9 @@ def counts(trial: FrozenTrial) -> bool:
 
 def best_trial(study: Study) -> FrozenTrial | None:
     """Return the trial that is best on validation: by accuracy, then loss, then the smaller prompt set."""
-    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return max(
-        done,
-        key=lambda trial: (
-            trial.value,
-            -trial.user_attrs["val_loss"],
-            -trial.user_attrs["parameters"],
-            -trial.number,
-        ),
-        default=None,
-    )
+    outcomes = [(TrialOutcome.stored(trial), trial) for trial in study.get_trials(deepcopy=False)]
+    done = [(outcome.rank, -trial.number, trial) for outcome, trial in outcomes if outcome is not None]
+    return max(done, key=lambda each: each[:2])[2] if done else None
 
 
 def _check_folder(out: Path, name: str) -> None:

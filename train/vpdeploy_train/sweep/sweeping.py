@@ -16,10 +16,10 @@ from vpdeploy.errors import SpecError, TrainingError, VpdeployError
 from vpdeploy.files import locked
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
 from vpdeploy_train.phases import FIRST_PHASE
-from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
 from vpdeploy_train.sweep.claims import Claim, claim, give_up, reclaim
+from vpdeploy_train.sweep.outcome import TrialOutcome
 from vpdeploy_train.sweep.results import SweepResult, publish
 from vpdeploy_train.sweep.space import Space, check_space, with_values
 from vpdeploy_train.sweep.study import ERROR, LOCK_FILE, Pruner, ask, counts, draw, opened_study
@@ -114,7 +114,7 @@ def _run_trial(study: Study, mine: Claim, plan: SweepPlan, inputs: TrainingInput
         values = draw(trial, plan.space, method=plan.settings.method)
         settings = with_values(plan.settings, values)
         logger.info("%s: %s", number, ", ".join(f"{name} {_brief(value)}" for name, value in values.items()))
-        run = train_run(
+        result = train_run(
             settings,
             mine.folder,
             resume=(mine.folder / ARGS_FILE).is_file(),
@@ -137,16 +137,9 @@ def _run_trial(study: Study, mine: Claim, plan: SweepPlan, inputs: TrainingInput
         give_up(study, study.trials[trial.number])
         raise
     else:
-        _tell(study, trial, run)
-        logger.info("%s: validation accuracy %.4f", number, run.card.details["metrics"]["val_accuracy"])
-
-
-def _tell(study: Study, trial: Trial, run: Run) -> None:
-    details = run.card.details
-    trial.set_user_attr("val_loss", details["metrics"]["val_loss"])
-    trial.set_user_attr("parameters", details["prompts"]["parameters"])
-    trial.set_user_attr("bytes", details["prompts"]["bytes"])
-    study.tell(trial, details["metrics"]["val_accuracy"])
+        outcome = TrialOutcome.of(result)
+        outcome.record(study, trial)
+        logger.info("%s: validation accuracy %.4f", number, outcome.val_accuracy)
 
 
 def _reporter(trial: Trial, epochs: int) -> Callable[[EpochRow], None]:
