@@ -2,6 +2,12 @@
 
 ``train_run`` learns a task's prompts, ``evaluate_run`` says how good they are, and ``import_checkpoint`` takes those of
 the public VPT, E²VPT and VAPT code. What they write is a run; ``vpdeploy_export`` turns runs into something to deploy.
+
+Example:
+    >>> settings = vpdeploy_train.TrainSettings.of(data=photos, method="linear", epochs=1)
+    >>> result = vpdeploy_train.train_run(settings, Path("runs/first"))
+    >>> vpdeploy_train.evaluate_run(result.run).evaluation.images
+    9
 """
 
 from __future__ import annotations
@@ -10,72 +16,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from vpdeploy_train.backbone import Backbone as Backbone
     from vpdeploy_train.backbone import load_backbone as load_backbone
-    from vpdeploy_train.evaluation import Evaluation as Evaluation
     from vpdeploy_train.evaluation import RunEvaluation as RunEvaluation
     from vpdeploy_train.evaluation import evaluate_run as evaluate_run
     from vpdeploy_train.importing.backbone import BackboneChoice as BackboneChoice
     from vpdeploy_train.importing.importing import import_checkpoint as import_checkpoint
-    from vpdeploy_train.importing.pipeline import Pipeline as Pipeline
-    from vpdeploy_train.pruning.report import CandidateRow as CandidateRow
     from vpdeploy_train.pruning.report import PruningReport as PruningReport
     from vpdeploy_train.results import ImportResult as ImportResult
-    from vpdeploy_train.results import PromptCounts as PromptCounts
     from vpdeploy_train.results import TrainingResult as TrainingResult
-    from vpdeploy_train.results import Validation as Validation
     from vpdeploy_train.run import Run as Run
     from vpdeploy_train.settings import TrainSettings as TrainSettings
-    from vpdeploy_train.sweep.results import SweepResult as SweepResult
-    from vpdeploy_train.sweep.sweeping import SweepPlan as SweepPlan
-    from vpdeploy_train.sweep.sweeping import run_sweep as run_sweep
     from vpdeploy_train.training import train_run as train_run
 
-_MODULES: Final = {
-    "Backbone": "backbone",
-    "BackboneChoice": "importing.backbone",
-    "CandidateRow": "pruning.report",
-    "Evaluation": "evaluation",
-    "ImportResult": "results",
-    "Pipeline": "importing.pipeline",
-    "PromptCounts": "results",
-    "PruningReport": "pruning.report",
-    "Run": "run",
-    "RunEvaluation": "evaluation",
-    "SweepPlan": "sweep.sweeping",
-    "SweepResult": "sweep.results",
-    "TrainSettings": "settings",
-    "TrainingResult": "results",
-    "Validation": "results",
-    "evaluate_run": "evaluation",
-    "import_checkpoint": "importing.importing",
-    "load_backbone": "backbone",
-    "run_sweep": "sweep.sweeping",
-    "train_run": "training",
-}
-
 __all__ = [
-    "Backbone",
     "BackboneChoice",
-    "CandidateRow",
-    "Evaluation",
     "ImportResult",
-    "Pipeline",
-    "PromptCounts",
     "PruningReport",
     "Run",
     "RunEvaluation",
-    "SweepPlan",
-    "SweepResult",
     "TrainSettings",
     "TrainingResult",
-    "Validation",
     "evaluate_run",
     "import_checkpoint",
     "load_backbone",
-    "run_sweep",
     "train_run",
 ]
+
+_MODULES: Final = {
+    "BackboneChoice": "importing.backbone",
+    "ImportResult": "results",
+    "PruningReport": "pruning.report",
+    "Run": "run",
+    "RunEvaluation": "evaluation",
+    "TrainSettings": "settings",
+    "TrainingResult": "results",
+    "evaluate_run": "evaluation",
+    "import_checkpoint": "importing.importing",
+    "load_backbone": "backbone",
+    "train_run": "training",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -83,3 +62,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'vpdeploy_train' has no attribute '{name}'")
     return getattr(import_module(f"vpdeploy_train.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

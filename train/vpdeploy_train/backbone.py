@@ -47,7 +47,7 @@ class Backbone:
 def load_backbone(
     name: str, *, weights: Path | None = None, image_size: int | None = None, averages: bool = False
 ) -> Backbone:
-    """Create a timm vision transformer and load its weights.
+    """Return a frozen timm vision transformer with its weights.
 
     Args:
         name: Architecture as timm names it, with or without a tag, or as ``architectures.plain_name`` does.
@@ -58,6 +58,11 @@ def load_backbone(
 
     Raises:
         SpecError: The name is unknown or not of the plain family, or the weights cannot be had or do not fit.
+
+    Example:
+        >>> backbone = vpdeploy_train.load_backbone("vit_mini_patch8_64")  # ships with vpdeploy
+        >>> backbone.image_size, backbone.identity.patch_size
+        (64, 8)
     """
     if is_plain_name(name):
         if weights is None:

@@ -88,6 +88,13 @@ class RunEvaluation:
         run: The run.
         split: ``train``, ``val`` or ``test``.
         evaluation: The results; its class numbers index the run's labels.
+
+    Example:
+        >>> found = vpdeploy_train.evaluate_run(vpdeploy_train.Run.read(run))
+        >>> found.evaluation.confusion().shape  # true class by predicted class
+        (3, 3)
+        >>> list(found.to_json())
+        ['run', 'split', 'labels', 'images', 'loss', 'accuracy', 'class_accuracy', 'confusion']
     """
 
     run: Run
@@ -135,12 +142,6 @@ def evaluate_run(
 ) -> RunEvaluation:
     """Evaluate a run on one split of a data set.
 
-    >>> result = evaluate_run(Run.read(Path("runs/flowers")), split="val")
-    >>> result.evaluation.images
-    9
-    >>> 0 <= result.evaluation.accuracy <= 1
-    True
-
     Args:
         run: The run.
         data: A data specification; None takes the run's own.
@@ -154,6 +155,13 @@ def evaluate_run(
         BundleCorruptError: The run's files are damaged.
         SpecError: The data, the split, the weights or the device cannot be used.
         InputError: An image cannot be decoded.
+
+    Example:
+        >>> found = vpdeploy_train.evaluate_run(vpdeploy_train.Run.read(run), split="test")
+        >>> found.evaluation.images
+        9
+        >>> 0 <= found.evaluation.accuracy <= 1
+        True
     """
     # The images, decoded once; the run's own labels number the classes.
     spec = data or run.data

@@ -91,11 +91,12 @@ class TrainingResult:
         prompts: How large the prompt set is.
         pruning: What the pruning search did; None where nothing was pruned.
 
-    >>> result = TrainingResult.read(Path("runs/flowers"))
-    >>> 0 <= result.validation.accuracy <= 1
-    True
-    >>> result.pruning is None
-    True
+    Example:
+        >>> result = vpdeploy_train.TrainingResult.read(run)
+        >>> 0 <= result.validation.accuracy <= 1
+        True
+        >>> list(result.to_json())
+        ['run', 'task', 'metrics', 'prompts']
     """
 
     run: Run
@@ -105,7 +106,10 @@ class TrainingResult:
 
     @classmethod
     def read(cls, path: Path) -> TrainingResult:
-        """Read what a finished training came to.
+        """Return what a finished training came to.
+
+        Args:
+            path: The run folder.
 
         Raises:
             BundleError: The folder is no finished run.
@@ -143,6 +147,14 @@ class ImportResult:
     Attributes:
         run: The run, as it lies on disk.
         prompts: How large the prompt set is.
+
+    Example:
+        >>> heads = vpdeploy_train.BackboneChoice(heads=3)
+        >>> result = vpdeploy_train.import_checkpoint(
+        ...     checkpoint, Path("runs/other"), format="vpt", name="other", backbone=heads
+        ... )
+        >>> result.prompts.parameters == result.to_json()["prompts"]["parameters"]
+        True
     """
 
     run: Run

@@ -48,6 +48,14 @@ class Run:
         val_fraction: Share of the training images that was held out.
         weights: The backbone's weights file, or None for timm's own; relative to the run where it lies beside it.
         pooling: Which tokens the feature is pooled over.
+
+    Example:
+        >>> stored = vpdeploy_train.Run.read(run)
+        >>> stored.card.labels
+        ('blue', 'green', 'red')
+        >>> model = stored.load_model(stored.load_backbone())
+        >>> model.head.out_features
+        3
     """
 
     path: Path
@@ -86,7 +94,10 @@ class Run:
 
     @classmethod
     def read(cls, path: Path) -> Run:
-        """Read a run folder.
+        """Return the run of a folder.
+
+        Args:
+            path: The folder.
 
         Raises:
             BundleError: The folder is no finished run.
@@ -121,7 +132,7 @@ class Run:
         )
 
     def load_backbone(self, *, weights: Path | None = None) -> Backbone:
-        """Load the frozen backbone this run was trained on and compare its digest.
+        """Return the frozen backbone that this run was trained on, after comparing its digest.
 
         Args:
             weights: Where its weights file lies now; None takes the place noted in the run.
@@ -149,6 +160,9 @@ class Run:
 
     def load_model(self, backbone: Backbone) -> PromptedViT:
         """Return the trained model on its backbone, in eval mode.
+
+        Args:
+            backbone: The backbone of the run, as ``load_backbone`` returns it; several runs may share it.
 
         Raises:
             BundleCorruptError: The tensors do not fit the structure.

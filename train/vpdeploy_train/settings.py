@@ -59,6 +59,11 @@ class TrainSettings:
 
     Raises:
         SpecError: A value is out of range, or two contradict each other.
+
+    Example:
+        >>> settings = vpdeploy_train.TrainSettings.of(data=photos, method="vpt-deep", prompt_tokens=5)
+        >>> settings.options.prompt_tokens, settings.changed(prompt_tokens=10).options.prompt_tokens
+        (5, 10)
     """
 
     data: str = option(

@@ -52,13 +52,6 @@ def train_run(
     A run that is interrupted at any moment can be resumed; it loses at most the current epoch and ends with the same
     bytes as an uninterrupted one.
 
-    >>> settings = TrainSettings.of(data="flowers", method="vpt-deep", epochs=2, prune=False)
-    >>> result = train_run(settings, Path("runs/roses"), name="roses")
-    >>> result.run.card.labels
-    ('blue', 'green', 'red')
-    >>> result.prompts.parameters
-    9600
-
     Args:
         settings: What to do.
         out: The run folder.
@@ -77,6 +70,14 @@ def train_run(
         SpecError: Settings, data or folder do not fit.
         InputError: Images cannot be decoded.
         TrainingError: The loss is not finite, or the stored state is damaged.
+
+    Example:
+        >>> settings = vpdeploy_train.TrainSettings.of(data=photos, method="vpt-deep", prompt_tokens=2, epochs=1)
+        >>> result = vpdeploy_train.train_run(settings, Path("runs/photos"), name="photos")
+        >>> result.run.card.labels
+        ('blue', 'green', 'red')
+        >>> 0 <= result.validation.accuracy <= 1 and result.prompts.parameters > 0
+        True
     """
     # Refuse what cannot work before anything is loaded, then load images and backbone.
     _check_folder(settings, out, resume=resume)

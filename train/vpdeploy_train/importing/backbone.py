@@ -29,6 +29,10 @@ class BackboneChoice:
         heads: Attention heads, or None.
         weights: Weights file of the named backbone, for checkpoints without one.
         image_size: Side of the images in pixels, for checkpoints without a backbone.
+
+    Example:
+        >>> vpdeploy_train.BackboneChoice(heads=3)
+        BackboneChoice(name=None, heads=3, weights=None, image_size=None)
     """
 
     name: str | None = None

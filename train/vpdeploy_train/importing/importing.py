@@ -41,14 +41,6 @@ def import_checkpoint(
 ) -> ImportResult:
     """Write a run that computes what a checkpoint of the public VPT, E²VPT or VAPT code computes.
 
-    >>> result = import_checkpoint(
-    ...     Path("vpt.pth"), Path("runs/imported"), format="vpt", name="imported", backbone=BackboneChoice(heads=3)
-    ... )
-    >>> result.run.card.method
-    'vpt-deep'
-    >>> result.run.card.labels
-    ('0', '1', '2', '3', '4', '5', '6')
-
     Args:
         path: The torch file.
         out: The run folder; it appears only if everything fits.
@@ -64,6 +56,14 @@ def import_checkpoint(
     Raises:
         SpecError: The file cannot be read, is not of that format, misses a tensor, or options do not fit it.
         OSError: The folder cannot be written.
+
+    Example:
+        >>> heads = vpdeploy_train.BackboneChoice(heads=3)
+        >>> result = vpdeploy_train.import_checkpoint(
+        ...     checkpoint, Path("runs/imported"), format="vpt", name="imported", backbone=heads
+        ... )
+        >>> result.run.card.method
+        'vpt-deep'
     """
     # Refuse names, folders and formats before anything is written.
     check_task_name(name)

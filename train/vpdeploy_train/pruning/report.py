@@ -106,6 +106,13 @@ class PruningReport:
         kv_scores: Importance before pruning, for each block and key/value prompt.
         hidden_scores: Importance before pruning, for each hidden unit of a feature projector.
         kept: What the chosen one keeps, by original index.
+
+    Example:
+        >>> pruning = vpdeploy_train.TrainingResult.read(pruned).pruning
+        >>> [row.keep for row in pruning.candidates]
+        [1.0, 0.5]
+        >>> pruning.after.parameters <= pruning.before.parameters
+        True
     """
 
     candidates: tuple[CandidateRow, ...]
@@ -134,7 +141,10 @@ class PruningReport:
 
     @classmethod
     def from_document(cls, document: Document) -> PruningReport:
-        """Read the JSON form.
+        """Return the report of a JSON form.
+
+        Args:
+            document: What ``to_json`` returned.
 
         Raises:
             BundleCorruptError: A field is missing, of another type, or contradicts another.
