@@ -40,14 +40,19 @@ def given(
 ) -> dict[str, Any]:
     """Names that examples use: packages, a bundle, a picture and a run, in a folder that an example may write to.
 
-    ``zoo`` is a bundle of the tasks ``flowers``, ``birds`` and ``probe``, ``rose`` a picture, ``run`` that of flowers.
+    ``zoo`` is a bundle of the tasks ``flowers``, ``birds`` and ``probe``, ``rose`` a picture, ``run`` that of flowers,
+    ``photos`` a folder of pictures in three class folders, ``checkpoint`` a file of the public VPT code.
     """
     pillow = pytest.importorskip("PIL.Image", reason="needs Pillow")
+    from parity_files import path_of  # needs the train extra, as the fixtures above do
+    from train.toys import write_colours
+
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     pillow.fromarray(pixels).save("rose.png")
+    training = {"photos": str(write_colours(tmp_path / "photos")), "checkpoint": path_of("vpt_deep_toy")}
     packages = {package: import_module(package) for package in PACKAGES}
-    return {**packages, "zoo": zoo, "rose": tmp_path / "rose.png", "run": tiny_run_paths["flowers"]}
+    return {**packages, **training, "zoo": zoo, "rose": tmp_path / "rose.png", "run": tiny_run_paths["flowers"]}
 
 
 def members_of(owner: type) -> Iterator[tuple[str, Any]]:

@@ -22,8 +22,6 @@ import vpdeploy_train
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.training import train_run
 
-PAGE = Path(__file__).parents[2] / "docs" / "python.md"
-HEADING = "\n## Training: `vpdeploy_train`\n"
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -63,12 +61,6 @@ def test_the_example_of_a_public_name_runs_as_it_stands(name: str, given: dict[s
 
 def test_the_example_of_the_package_runs_as_it_stands(given: dict[str, Any]):
     run_example(parsed(vpdeploy_train.__doc__ or "", "vpdeploy_train"), given)
-
-
-def test_the_examples_of_the_page_run_as_they_stand(given: dict[str, Any]):
-    text = PAGE.read_text(encoding="utf-8").partition(HEADING)[2].partition("\n## ")[0]
-    # A fence would be taken for what the line before it prints.
-    run_example(parsed(re.sub(r"^```.*$", "", text, flags=re.MULTILINE), "page"), given)
 
 
 def functions_of(owner: Any) -> Iterator[Any]:
