@@ -16,7 +16,7 @@ from core import toy
 import vpdeploy
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends import ort, providers
-from vpdeploy.backends.native import opening
+from vpdeploy.backends.native import backend as native
 from vpdeploy.bundle import Bundle, publish_task, withdraw_task
 from vpdeploy.directory import TaskDirectory
 from vpdeploy.errors import (
@@ -589,8 +589,8 @@ def test_a_provider_that_does_not_start_is_never_replaced_by_the_cpu(zoo: Path):
 
 def test_auto_says_what_it_chose_and_why(zoo: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(providers, "gpu_obstacle", lambda: "no NVIDIA driver")
-    monkeypatch.setattr(opening, "gpu_obstacle", lambda: "no NVIDIA driver")
-    monkeypatch.setattr(opening, "find_gpu", lambda: None)
+    monkeypatch.setattr(native, "gpu_obstacle", lambda: "no NVIDIA driver")
+    monkeypatch.setattr(native, "find_gpu", lambda: None)
     with load(zoo) as session:
         described = session.describe()
     assert described["runtime"] == "onnxruntime-cpu"

@@ -34,15 +34,15 @@ class Runtime:
 
 
 def _native_obstacle(runtime: str, artifact: Artifact) -> str | None:
-    from vpdeploy.backends.native import opening
+    from vpdeploy.backends.native import backend as native
 
-    return opening.native_obstacle(artifact, runtime)
+    return native.native_obstacle(artifact, runtime)
 
 
 def _open_native(runtime: str, artifact: Artifact, threads: int | None, reason: str) -> Backend:
-    from vpdeploy.backends.native import opening
+    from vpdeploy.backends.native import backend as native
 
-    return opening.open_native(artifact, runtime, reason)
+    return native.open_native(artifact, runtime, reason)
 
 
 def _ort_obstacle(provider: str, artifact: Artifact) -> str | None:

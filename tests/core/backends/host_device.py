@@ -10,8 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.backends.native.device import FreeMemory, Pinned
-from vpdeploy.backends.native.faults import cuda_fault, memory_fault
+from vpdeploy.backends.native.device import FreeMemory, Pinned, cuda_fault, memory_fault
 from vpdeploy.errors import BackendError
 
 Work = Callable[[], None]

@@ -9,8 +9,7 @@ import pytest
 
 from vpdeploy.backends.native import cuda
 from vpdeploy.backends.native.cuda import CALLS, CudaDevice
-from vpdeploy.backends.native.device import Device, Pinned
-from vpdeploy.backends.native.faults import _ADVICE
+from vpdeploy.backends.native.device import _ADVICE, Device, Pinned
 from vpdeploy.errors import BackendError, MissingExtraError
 from vpdeploy.machine import gpu_obstacle
 

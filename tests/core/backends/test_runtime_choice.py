@@ -15,7 +15,7 @@ from core.backends.native_host import write_engine
 from vpdeploy import backends, load
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends import AUTO, RUNTIMES, Runtime, open_backend
-from vpdeploy.backends.native import opening
+from vpdeploy.backends.native import backend as native
 from vpdeploy.engines.store import FoundEngine
 from vpdeploy.engines.toolkit import TOOLKITS, Toolkit
 from vpdeploy.errors import BackendError, BundleCorruptError, EngineIncompatibleError, SpecError
@@ -114,24 +114,24 @@ def test_every_toolkit_is_a_runtime_that_the_tests_of_every_backend_run():
 
 @pytest.fixture
 def with_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(opening, "find_gpu", lambda: L4)
+    monkeypatch.setattr(native, "find_gpu", lambda: L4)
     monkeypatch.setattr("vpdeploy.engines.store.find_gpu", lambda: L4)
     return monkeypatch
 
 
 @pytest.mark.parametrize("name", list(TOOLKITS))
 def test_without_a_gpu_no_engine_is_looked_for(artifact: Artifact, monkeypatch: pytest.MonkeyPatch, name: str):
-    monkeypatch.setattr(opening, "find_gpu", lambda: None)
-    monkeypatch.setattr(opening, "gpu_obstacle", lambda: "no NVIDIA driver")
-    monkeypatch.setattr(opening, "engine_obstacle", lambda *_: pytest.fail("an engine was looked for"))
-    assert opening.native_obstacle(artifact, name) == "no NVIDIA driver"
+    monkeypatch.setattr(native, "find_gpu", lambda: None)
+    monkeypatch.setattr(native, "gpu_obstacle", lambda: "no NVIDIA driver")
+    monkeypatch.setattr(native, "engine_obstacle", lambda *_: pytest.fail("an engine was looked for"))
+    assert native.native_obstacle(artifact, name) == "no NVIDIA driver"
     with pytest.raises(BackendError, match=f"runtime '{name}' does not work here: no NVIDIA driver"):
         opened(artifact, name)
 
 
 def test_where_no_engine_was_built_the_command_is_named(artifact: Artifact, with_gpu: pytest.MonkeyPatch):
     pytest.importorskip("tensorrt_rtx", reason="needs the rtx extra")
-    obstacle = str(opening.native_obstacle(artifact, "tensorrt-rtx"))
+    obstacle = str(native.native_obstacle(artifact, "tensorrt-rtx"))
     assert obstacle.endswith(f"vpdeploy build {artifact.path} --runtime tensorrt-rtx")
 
 
@@ -144,11 +144,11 @@ def loadable(artifact: Artifact, with_gpu: pytest.MonkeyPatch, tmp_path: Path) -
     device = HostDevice()
     module, _ = fake_module("tensorrt-rtx", device)
     toolkit = Toolkit("tensorrt-rtx", module)
-    for place in ("vpdeploy.engines.store.load_toolkit", "vpdeploy.backends.native.opening.load_toolkit"):
+    for place in ("vpdeploy.engines.store.load_toolkit", "vpdeploy.backends.native.backend.load_toolkit"):
         with_gpu.setattr(place, lambda name: toolkit)
     with_gpu.setattr("vpdeploy.engines.store.is_installed", lambda name: name == "tensorrt-rtx")
-    with_gpu.setattr(opening, "has_bindings", lambda: True)
-    with_gpu.setattr(opening, "CudaDevice", lambda extra: device)
+    with_gpu.setattr(native, "has_bindings", lambda: True)
+    with_gpu.setattr(native, "CudaDevice", lambda extra: device)
     return copied, found
 
 
@@ -178,14 +178,14 @@ def test_a_tampered_engine_is_never_loaded(loadable: tuple[Artifact, FoundEngine
 def test_an_engine_that_is_too_small_for_the_tasks_is_passed_over_with_the_command(
     loadable: tuple[Artifact, FoundEngine], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(opening, "present_sizes", lambda graph: {"prefix": 80, "classes": 2, "slots": 1})
-    obstacle = str(opening.native_obstacle(loadable[0], "tensorrt-rtx"))
+    monkeypatch.setattr(native, "present_sizes", lambda graph: {"prefix": 80, "classes": 2, "slots": 1})
+    obstacle = str(native.native_obstacle(loadable[0], "tensorrt-rtx"))
     assert "is too small for the bundle's tasks: prefix 80 is outside 1:16:64" in obstacle
     assert obstacle.endswith(f"run: vpdeploy build {loadable[0].path} --runtime tensorrt-rtx")
 
 
 def test_missing_bindings_are_an_obstacle(artifact: Artifact, with_gpu: pytest.MonkeyPatch):
-    with_gpu.setattr(opening, "engine_obstacle", lambda *_: None)
-    with_gpu.setattr(opening, "has_bindings", lambda: False)
+    with_gpu.setattr(native, "engine_obstacle", lambda *_: None)
+    with_gpu.setattr(native, "has_bindings", lambda: False)
     expected = "'cuda.bindings' is not installed: pip install 'vpdeploy[tensorrt]'"
-    assert opening.native_obstacle(artifact, "tensorrt") == expected
+    assert native.native_obstacle(artifact, "tensorrt") == expected

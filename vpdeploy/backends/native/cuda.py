@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vpdeploy.backends.native.device import FreeMemory, Pinned
-from vpdeploy.backends.native.faults import OUT_OF_MEMORY, cuda_fault, memory_fault
+from vpdeploy.backends.native.device import OUT_OF_MEMORY, FreeMemory, Pinned, cuda_fault, memory_fault
 from vpdeploy.errors import BackendError, MissingExtraError
 
 CALLS: dict[str, int] = {
