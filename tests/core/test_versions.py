@@ -22,7 +22,7 @@ from vpdeploy.artifact import Artifact
 from vpdeploy.backends import providers
 from vpdeploy.bundle import Bundle, publish_task, roll_back_task, withdraw_task
 from vpdeploy.document import Document
-from vpdeploy.engines.card import EngineCard
+from vpdeploy.engines.plan import EngineCard
 from vpdeploy.errors import BundleCorruptError, BundleVersionError
 from vpdeploy.folded import METADATA_KEY, FoldedCard
 from vpdeploy.graphfacts import GraphFacts

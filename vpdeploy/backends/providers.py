@@ -168,7 +168,7 @@ def _register(package: str) -> None:
 
 def _profile_options(artifact: Artifact, option: str) -> dict[str, str]:
     """Return the three options that bound every input: with a shape beyond them, the provider would build anew."""
-    from vpdeploy.engines.sizing import choose_profile, present_sizes, shapes_of
+    from vpdeploy.engines.profile import choose_profile, present_sizes, shapes_of
 
     profile = choose_profile(artifact, {}, present_sizes(artifact))
     shapes = {name: shapes_of(binding, profile) for name, binding in artifact.interface.inputs.items()}

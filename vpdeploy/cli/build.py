@@ -54,11 +54,10 @@ def build(
     from vpdeploy.artifact import Artifact
     from vpdeploy.cli.exits import INTERRUPTED
     from vpdeploy.engines.building import BuildRequest
-    from vpdeploy.engines.choice import choose_runtime
     from vpdeploy.engines.plan import EngineOptions
-    from vpdeploy.engines.profile import Range
-    from vpdeploy.engines.sizing import OPTIONS
+    from vpdeploy.engines.profile import OPTIONS, Range
     from vpdeploy.engines.target import parse_targets
+    from vpdeploy.engines.toolkit import choose_runtime
     from vpdeploy.machine import find_gpu
 
     ranges = {
@@ -110,8 +109,8 @@ def _build_with_bar(artifact: Artifact, request: BuildRequest) -> BuildResult:
 
 
 def _report(artifact: Artifact, result: BuildResult, *, prune: bool, as_json: bool) -> None:
+    from vpdeploy.engines.store import leftover_engines, remove_engines
     from vpdeploy.engines.target import MODELS
-    from vpdeploy.engines.writing import leftover_engines, remove_engines
 
     leftovers = leftover_engines(artifact)
     if prune:

@@ -1,38 +1,25 @@
-"""Building an engine: plan it, see whether it is there, let NVIDIA's builder work, write it."""
+"""Building an engine: plan it, see whether it is there, let NVIDIA's builder work, write it or explain its failure."""
 
 from __future__ import annotations
 
 import hashlib
-import threading
+import re
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from vpdeploy.artifact import Artifact
-from vpdeploy.engines.card import EngineCard
-from vpdeploy.engines.configuration import configure
-from vpdeploy.engines.diagnosis import explain_failure
-from vpdeploy.engines.interface import checked_interface
-from vpdeploy.engines.monitor import BuildProgress, OnProgress, monitor_of
-from vpdeploy.engines.parsing import parse_graph
-from vpdeploy.engines.plan import HARDWARE_LEVELS, EngineOptions, EnginePlan
-from vpdeploy.engines.profile import Profile
-from vpdeploy.engines.sizing import choose_profile, present_sizes
-from vpdeploy.engines.store import ENGINE_SUFFIX, FoundEngine, engine_damage, list_engines
-from vpdeploy.engines.target import choose_targets, sm_number
-from vpdeploy.engines.timing import load_timing_cache, save_timing_cache, timing_cache_path
-from vpdeploy.engines.toolkit import Toolkit, host_platform, load_toolkit
-from vpdeploy.engines.writing import write_engine
+from vpdeploy.engines.network import checked_interface, configure, parse_graph
+from vpdeploy.engines.plan import HARDWARE_LEVELS, EngineCard, EngineOptions, EnginePlan
+from vpdeploy.engines.profile import Profile, choose_profile, present_sizes
+from vpdeploy.engines.progress import BuildProgress, OnProgress, interruptible, monitor_of
+from vpdeploy.engines.store import ENGINE_SUFFIX, FoundEngine, engine_damage, list_engines, write_engine
+from vpdeploy.engines.target import MODELS, choose_targets, sm_number
+from vpdeploy.engines.timing_cache import load_timing_cache, save_timing_cache, timing_cache_path
+from vpdeploy.engines.toolkit import TOOLKITS, Toolkit, host_platform, load_toolkit
 from vpdeploy.errors import BuildError, SpecError
 from vpdeploy.files import sha256_of_file
 from vpdeploy.interface import Interface
 from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
-
-_T = TypeVar("_T")
-
-_POLL_SECONDS = 0.1
-_START_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +81,7 @@ def build_engine(artifact: Artifact, request: BuildRequest, *, on_progress: OnPr
         if present is not None:
             return BuildResult(engine=present, built=False)
     progress = BuildProgress()
-    data, interface, seconds = _interruptible(
+    data, interface, seconds = interruptible(
         lambda: _compile(artifact, plan, toolkit, gpu, progress), progress, on_progress
     )
     card = EngineCard.of(
@@ -200,40 +187,43 @@ def _require_unchanged(artifact: Artifact, plan: EnginePlan) -> None:
         raise BuildError(f"{artifact.graph_path}: was replaced while the engine was being built; run the command again")
 
 
-def _interruptible(work: Callable[[], _T], progress: BuildProgress, on_progress: OnProgress | None) -> _T:
-    """Run ``work`` in a thread of its own, so that signals and the progress bar are served meanwhile.
+_LONGEST = 600
 
-    All of NVIDIA's code runs there: a ``KeyboardInterrupt`` that arrives in one of its callbacks, a log message of the
-    parser for one, would be swallowed by the library.
+_PLACES = re.compile(r"IBuilder::\w+: | In \w+ at \S+:\d+\)?|\[\w+\.\w+:\d+: \w+\] |\[\w+\.cpp::\w+::\d+\] ")
+_NO_DRIVER = re.compile(r"[^;]*cudaError 35[^;]*(; )?")
+
+
+def explain_failure(errors: str, plan: EnginePlan) -> str:
+    """Return why a build failed and what to do, in one line.
+
+    The phrases are those of TensorRT-RTX 1.7.1, tried; what is not known is passed on as it is.
+
+    Args:
+        errors: What the builder logged, as ``Toolkit.take_errors`` returns it.
+        plan: What was being built.
     """
-    results: list[_T] = []
-    errors: list[BaseException] = []
-    # Not Thread.join: interrupted by a signal, it takes the thread for ended (CPython issue 90882, until 3.13).
-    begun, ended = threading.Event(), threading.Event()
+    title = TOOLKITS[plan.runtime].title
+    where = f"{title} {plan.runtime_version} cannot build a {plan.precision} engine for {', '.join(plan.targets)}: "
+    turing = f"leave out sm_75 ({MODELS['sm_75']})"
+    if "FP32 GEMM is not supported" in errors:
+        if plan.precision == "fp16":  # the probe of the export found activations that float16 does not hold
+            return f"{where}parts of the graph are float32 (vpdeploy inspect names them), which sm_75 cannot; {turing}"
+        return f"{where}sm_75 has no float32 matrix products there; export with --fp16, or {turing}"
+    if "HW-specific datatypes: b16" in errors:
+        return f"{where}sm_75 has no bfloat16; export with --fp16, or {turing}"
+    if "dedicated kernel" in errors or "decomposable" in errors:
+        other = "--fp16 or --opset 20" if plan.precision == "fp32" else "--opset 20"
+        return f"{where}it has no kernel for an Attention operator of this type and head width; export with {other}"
+    if "workspace limit" in errors or "OutOfMemory" in errors or "out of memory" in errors.lower():
+        limit = plan.options.workspace_bytes
+        remedy = "raise --workspace-mb" if limit is not None else "free memory, or lower MAX of --batch and --slots"
+        return f"{where}it ran out of memory ({_shortened(errors)}); {remedy}"
+    if "CUDA_SUCCESS" in errors:
+        return f"{where}this needs a GPU and its driver ({_shortened(errors)}); run the command where one is"
+    return f"{where}{_shortened(errors) or 'it gave no reason'}"
 
-    def run() -> None:
-        begun.set()
-        try:
-            if not progress.cancelled:
-                results.append(work())
-        except BaseException as error:  # raised again in the caller's thread
-            errors.append(error)
-        finally:
-            ended.set()
 
-    try:
-        threading.Thread(target=run, name="vpdeploy-build", daemon=True).start()
-        while not ended.wait(_POLL_SECONDS):
-            if on_progress is not None:
-                on_progress(*progress.snapshot())
-        if on_progress is not None:
-            on_progress(*progress.snapshot())
-    except BaseException:
-        progress.cancel()
-        # A thread that has not begun by then was never started, or will find the build cancelled.
-        if begun.wait(_START_SECONDS):
-            ended.wait()
-        raise
-    if errors:
-        raise errors[0]
-    return results[0]
+def _shortened(errors: str) -> str:
+    """Return the log without places in NVIDIA's sources, and without the complaint about a missing driver."""
+    text = _PLACES.sub("", _NO_DRIVER.sub("", errors)).strip("; ")
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."

@@ -31,6 +31,7 @@ from functools import cache
 from typing import Any
 
 from vpdeploy.errors import BuildError, MissingExtraError, SpecError
+from vpdeploy.machine import Gpu
 
 _log = logging.getLogger("vpdeploy.engines")
 
@@ -90,6 +91,17 @@ TOOLKITS: dict[str, ToolkitSpec] = {
 
 OLDEST_TENSORRT = (10, 0)
 """The first version with strongly typed networks and progress monitors; JetPack 6 stays at 10.3."""
+
+
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+}
+"""NumPy's names by those of ``DataType``."""
 
 
 class Toolkit:
@@ -158,6 +170,11 @@ def host_platform() -> str:
     return f"{sys.platform}-{ {'amd64': 'x86_64', 'arm64': 'aarch64'}.get(machine, machine) }"
 
 
+def dtype_name(dtype: Any) -> str:
+    """Return NumPy's name of a ``DataType``."""
+    return _DTYPES.get(dtype.name, str(dtype.name).lower())
+
+
 @cache
 def _load(name: str) -> Toolkit:
     spec = TOOLKITS[name]
@@ -213,3 +230,26 @@ def _logger_of(module: Any, keep: Any) -> Any:
             _log.log(levels.get(severity, logging.DEBUG), "%s", msg)
 
     return Collector()
+
+
+def choose_runtime(targets: tuple[str, ...] | None, gpu: Gpu | None) -> tuple[str, str]:
+    """Return a runtime's name and why it was chosen.
+
+    Args:
+        targets: The GPU architectures asked for, or None.
+        gpu: This machine's, or None.
+
+    Raises:
+        MissingExtraError: None is installed.
+    """
+    installed = [name for name in TOOLKITS if is_installed(name)]
+    if not installed:
+        spec = TOOLKITS["tensorrt-rtx"]
+        raise MissingExtraError(spec.module, spec.extra)
+    if len(installed) == 1:
+        return installed[0], "the only one installed"
+    if gpu is None:
+        return "tensorrt-rtx", "no GPU is here, and it needs none"
+    if targets is not None and targets != (gpu.sm,):
+        return "tensorrt-rtx", f"the other can build for this GPU alone ({gpu.sm})"
+    return "tensorrt", f"it times its kernels on this GPU, {gpu.name}"

@@ -8,7 +8,7 @@ from typing import Any
 from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import is_bundle
 from vpdeploy.document import Document
-from vpdeploy.engines.card import EngineCard
+from vpdeploy.engines.plan import EngineCard
 from vpdeploy.engines.store import CARD_SUFFIX, fits, list_engines
 from vpdeploy.engines.toolkit import TOOLKITS, is_installed, load_toolkit
 from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, MissingExtraError, VpdeployError

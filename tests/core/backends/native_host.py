@@ -13,10 +13,8 @@ from vpdeploy.artifact import Artifact
 from vpdeploy.backends.native.backend import NativeBackend
 from vpdeploy.backends.native.engine import NativeEngine
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
-from vpdeploy.engines.card import EngineCard
-from vpdeploy.engines.plan import EngineOptions, EnginePlan
-from vpdeploy.engines.profile import Profile, Range
-from vpdeploy.engines.sizing import choose_profile, present_sizes, shapes_of
+from vpdeploy.engines.plan import EngineCard, EngineOptions, EnginePlan
+from vpdeploy.engines.profile import Profile, Range, choose_profile, present_sizes, shapes_of
 from vpdeploy.engines.store import FoundEngine
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.files import sha256_of_file

@@ -13,7 +13,7 @@ from core.backends.tables import Pixels, prompt_set, table
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends import ort, providers
-from vpdeploy.engines.sizing import choose_profile, present_sizes
+from vpdeploy.engines.profile import choose_profile, present_sizes
 from vpdeploy.errors import BackendError
 from vpdeploy.graphfacts import Precision
 from vpdeploy.layout import IMAGE, LOGITS

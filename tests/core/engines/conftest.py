@@ -12,12 +12,11 @@ import pytest
 from core import toy
 
 from vpdeploy.artifact import Artifact
-from vpdeploy.engines.card import Binding, EngineCard
-from vpdeploy.engines.plan import EngineOptions, EnginePlan
+from vpdeploy.engines.plan import EngineCard, EngineOptions, EnginePlan
 from vpdeploy.engines.profile import Range
-from vpdeploy.engines.store import FoundEngine
+from vpdeploy.engines.store import FoundEngine, write_engine
 from vpdeploy.engines.toolkit import Toolkit, is_installed, load_toolkit
-from vpdeploy.engines.writing import write_engine
+from vpdeploy.interface import Binding
 from vpdeploy.machine import Gpu
 
 L4 = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 * 10**9, cuda_version="13.0")

@@ -14,7 +14,7 @@ from core.engines.conftest import L4
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle
-from vpdeploy.engines import building
+from vpdeploy.engines import building, progress
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.plan import EngineOptions
 from vpdeploy.engines.profile import Range
@@ -157,17 +157,17 @@ def test_the_table_of_the_bundle_fits_the_built_network(exported, kind: str, rtx
 
 
 def test_the_profile_that_the_builder_got_is_the_one_on_the_card(exported, rtx: Toolkit, monkeypatch):
-    from vpdeploy.engines import configuration
+    from vpdeploy.engines import network
 
     given: dict[str, Any] = {}
-    real = configuration.shapes_of
+    real = network.shapes_of
 
     def spy(binding: Any, profile: Any) -> Any:
         shapes = real(binding, profile)
         given[str(binding.shape)] = shapes
         return shapes
 
-    monkeypatch.setattr(configuration, "shapes_of", spy)
+    monkeypatch.setattr(network, "shapes_of", spy)
     ranges = {"batch": Range(1, 2, 4), "slots": Range(1, 5, 50), "prefix": Range(8, 8, 24), "classes": Range(2, 5, 9)}
     card = build_engine(exported("prefix"), ahead("sm_80", profile=ranges)).engine.card
     assert card.profile == ranges
@@ -315,7 +315,7 @@ def test_cancelling_ends_the_build_and_leaves_nothing(exported, rtx: Toolkit):
 
 
 def test_progress_never_falls_and_ends_at_one(exported, rtx: Toolkit, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(building, "_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(progress, "_POLL_SECONDS", 0.001)
     shares: list[float] = []
     build_engine(exported("prefix"), ahead("sm_121"), on_progress=lambda share, _: shares.append(share))
     assert shares == sorted(shares)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vpdeploy.artifact import Artifact
-from vpdeploy.engines.interface import checked_interface
+from vpdeploy.engines.network import checked_interface
 from vpdeploy.errors import BuildError
 
 TOY = {

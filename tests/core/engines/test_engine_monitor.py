@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vpdeploy.engines.monitor import BuildProgress
+from vpdeploy.engines.progress import BuildProgress
 
 
 def test_a_phase_fills_the_step_of_its_parent():

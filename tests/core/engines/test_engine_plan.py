@@ -9,8 +9,7 @@ from core.engines.conftest import card_of, plan_of
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.document import Document, to_json
-from vpdeploy.engines.card import EngineCard
-from vpdeploy.engines.plan import EngineOptions
+from vpdeploy.engines.plan import EngineCard, EngineOptions
 from vpdeploy.engines.profile import Range
 from vpdeploy.errors import BundleCorruptError, BundleVersionError, SpecError
 

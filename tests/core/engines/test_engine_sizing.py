@@ -6,10 +6,9 @@ import pytest
 from core import toy
 
 from vpdeploy.artifact import Artifact
-from vpdeploy.engines.card import Binding
-from vpdeploy.engines.profile import Range
-from vpdeploy.engines.sizing import choose_profile, present_sizes, shapes_of
+from vpdeploy.engines.profile import Range, choose_profile, present_sizes, shapes_of
 from vpdeploy.errors import SpecError
+from vpdeploy.interface import Binding
 
 
 def artifact_of(path: Path, *prompt_sets) -> Artifact:

@@ -15,11 +15,19 @@ from core.engines.conftest import A10, L4, VERSION, card_of
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.engines import store
-from vpdeploy.engines.card import EngineCard
-from vpdeploy.engines.plan import EngineOptions
-from vpdeploy.engines.store import FoundEngine, engine_obstacle, find_engine, fits, list_engines, verify_engine
+from vpdeploy.engines.plan import EngineCard, EngineOptions
+from vpdeploy.engines.store import (
+    FoundEngine,
+    engine_obstacle,
+    find_engine,
+    fits,
+    leftover_engines,
+    list_engines,
+    remove_engines,
+    verify_engine,
+    write_engine,
+)
 from vpdeploy.engines.toolkit import host_platform
-from vpdeploy.engines.writing import leftover_engines, remove_engines, write_engine
 from vpdeploy.errors import BuildError, BundleCorruptError, EngineIncompatibleError
 from vpdeploy.machine import Gpu
 
@@ -198,8 +206,8 @@ import os, signal, sys
 from pathlib import Path
 from vpdeploy import files
 from vpdeploy.document import Document
-from vpdeploy.engines.card import EngineCard
-from vpdeploy.engines.writing import write_engine
+from vpdeploy.engines.plan import EngineCard
+from vpdeploy.engines.store import write_engine
 
 folder, card, at = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 real_replace, real_write = Path.replace, Path.write_bytes

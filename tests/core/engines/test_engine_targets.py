@@ -6,11 +6,10 @@ import pytest
 from core.engines.conftest import L4, plan_of
 
 from vpdeploy.artifact import Artifact
-from vpdeploy.engines import choice
-from vpdeploy.engines.choice import choose_runtime
-from vpdeploy.engines.diagnosis import explain_failure
+from vpdeploy.engines import toolkit
+from vpdeploy.engines.building import explain_failure
 from vpdeploy.engines.target import choose_targets, parse_targets, supported_targets
-from vpdeploy.engines.toolkit import Toolkit
+from vpdeploy.engines.toolkit import Toolkit, choose_runtime
 from vpdeploy.errors import MissingExtraError, SpecError
 
 
@@ -58,12 +57,12 @@ def test_this_machines_gpu_is_the_default(rtx: Toolkit):
     ],
 )
 def test_the_runtime_that_fits_is_chosen_with_the_reason(monkeypatch, installed, targets, gpu, expected):
-    monkeypatch.setattr(choice, "is_installed", lambda name: name in installed)
+    monkeypatch.setattr(toolkit, "is_installed", lambda name: name in installed)
     assert choose_runtime(targets, gpu) == expected
 
 
 def test_without_a_runtime_the_one_from_pypi_is_named(monkeypatch):
-    monkeypatch.setattr(choice, "is_installed", lambda name: False)
+    monkeypatch.setattr(toolkit, "is_installed", lambda name: False)
     with pytest.raises(MissingExtraError, match=r"pip install 'vpdeploy\[rtx\]'"):
         choose_runtime(None, None)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from core.engines.conftest import A10, L4
 
-from vpdeploy.engines.timing import load_timing_cache, save_timing_cache, timing_cache_path
+from vpdeploy.engines.timing_cache import load_timing_cache, save_timing_cache, timing_cache_path
 
 TOOLKIT: Any = SimpleNamespace(name="tensorrt", version="10.13.0.35", take_errors=lambda: "")
 

@@ -127,11 +127,11 @@ INTERRUPTED_BY = {
     toolkit._logger_of = logger_of
     """,
     "the builder's first phase": """
-    from vpdeploy.engines import monitor
-    started = monitor.BuildProgress.start
+    from vpdeploy.engines import progress
+    started = progress.BuildProgress.start
     def start(self, name, parent, steps):
         once(); started(self, name, parent, steps)
-    monitor.BuildProgress.start = start
+    progress.BuildProgress.start = start
     """,
 }
 

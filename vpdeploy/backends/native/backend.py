@@ -18,7 +18,7 @@ from vpdeploy.backends.native.lane import Lane, LanePool
 from vpdeploy.backends.native.memory import DeviceTable
 from vpdeploy.backends.native.program import bucket_sizes
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
-from vpdeploy.engines.sizing import present_sizes
+from vpdeploy.engines.profile import present_sizes
 from vpdeploy.engines.store import build_command, engine_obstacle, find_engine, verify_engine
 from vpdeploy.engines.toolkit import TOOLKITS, load_toolkit
 from vpdeploy.errors import BackendError, MissingExtraError

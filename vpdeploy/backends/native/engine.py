@@ -11,10 +11,9 @@ import numpy as np
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends.native.device import Device
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
-from vpdeploy.engines.interface import dtype_name
 from vpdeploy.engines.profile import Range
 from vpdeploy.engines.store import FoundEngine, build_command
-from vpdeploy.engines.toolkit import Toolkit
+from vpdeploy.engines.toolkit import Toolkit, dtype_name
 from vpdeploy.errors import BackendError, EngineIncompatibleError
 from vpdeploy.interface import Binding
 from vpdeploy.layout import IMAGE, LOGITS

@@ -1,11 +1,16 @@
-"""How far a build is, and how it is stopped: TensorRT's ``IProgressMonitor``."""
+"""How far a build is, and how it is stopped: TensorRT's ``IProgressMonitor``, and the thread that it is called in."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+_POLL_SECONDS = 0.1
+_START_SECONDS = 1.0
 
 OnProgress = Callable[[float, str], None]
 """Takes the finished share of the build, from 0 to 1 and never falling, and the name of what is being done."""
@@ -97,3 +102,42 @@ def monitor_of(module: Any, progress: BuildProgress) -> Any:
             progress.finish(phase_name)
 
     return Monitor()
+
+
+def interruptible(work: Callable[[], _T], progress: BuildProgress, on_progress: OnProgress | None) -> _T:
+    """Run ``work`` in a thread of its own, so that signals and the progress bar are served meanwhile.
+
+    All of NVIDIA's code runs there: a ``KeyboardInterrupt`` that arrives in one of its callbacks, a log message of the
+    parser for one, would be swallowed by the library.
+    """
+    results: list[_T] = []
+    errors: list[BaseException] = []
+    # Not Thread.join: interrupted by a signal, it takes the thread for ended (CPython issue 90882, until 3.13).
+    begun, ended = threading.Event(), threading.Event()
+
+    def run() -> None:
+        begun.set()
+        try:
+            if not progress.cancelled:
+                results.append(work())
+        except BaseException as error:  # raised again in the caller's thread
+            errors.append(error)
+        finally:
+            ended.set()
+
+    try:
+        threading.Thread(target=run, name="vpdeploy-build", daemon=True).start()
+        while not ended.wait(_POLL_SECONDS):
+            if on_progress is not None:
+                on_progress(*progress.snapshot())
+        if on_progress is not None:
+            on_progress(*progress.snapshot())
+    except BaseException:
+        progress.cancel()
+        # A thread that has not begun by then was never started, or will find the build cancelled.
+        if begun.wait(_START_SECONDS):
+            ended.wait()
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
