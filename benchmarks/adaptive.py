@@ -24,7 +24,7 @@ from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 from vpdeploy.bench.subject import Run
 from vpdeploy.layout import Family, GeneratorSpec, Layout
 from vpdeploy.machine import cpu_name
-from vpdeploy.table import Table, common_sizes
+from vpdeploy.table import Table
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
@@ -110,9 +110,7 @@ def open_all(folder: Path, vit: nn.Module, models: dict[str, PromptedViT], threa
             )
             for method in methods
         ]
-        tables[name] = Table(layout, common_sizes([each.sizes() for each in sets]), SLOTS)
-        for slot in range(SLOTS):
-            tables[name].write(slot, sets[slot % len(sets)])
+        tables[name] = Table.of([sets[slot % len(sets)] for slot in range(SLOTS)])
     backends = {}
     for name, graph in graphs.items():
         path = folder / f"{name}.onnx"

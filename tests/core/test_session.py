@@ -458,6 +458,23 @@ def test_one_more_task_costs_little_more_than_its_compiled_bytes(tmp_path: Path)
     assert (session.describe()["table_bytes"] - start) / (80 * compiled) <= 1.1
 
 
+def test_a_graph_whose_tasks_cannot_be_loaded_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Full(HeldTable):
+        closed = False
+
+        def bind_table(self, table: Any) -> None:
+            raise BackendError("the table cannot be bound")
+
+        def close(self) -> None:
+            self.closed = True
+
+    backend = Full()
+    monkeypatch.setattr("vpdeploy.session.open_backend", lambda *_, **__: backend)
+    with pytest.raises(BackendError, match="cannot be bound"):
+        Session.of(Artifact.open(toy.write(tmp_path / "zoo").path))
+    assert backend.closed
+
+
 # --- following a bundle on disk ---
 
 

@@ -64,3 +64,14 @@ def test_common_sizes_are_the_largest_of_each():
 
 def test_without_prompts_the_table_still_has_columns():
     assert common_sizes([{"prefix": 0, "classes": 3}]) == {"prefix": 1, "classes": 3}
+
+
+def test_the_table_of_prompt_sets_has_a_slot_for_each_and_the_largest_sizes():
+    sets = [toy.prompt_set("a", prefix=3, classes=4), toy.prompt_set("b", prefix=5, classes=2, seed=1)]
+    table = Table.of(sets)
+    assert (table.slots, table.sizes) == (2, {"prefix": 5, "classes": 4})
+    for slot, each in enumerate(sets):
+        expected = Table(toy.LAYOUT, table.sizes, slots=2)
+        expected.write(slot, each)
+        for name, array in table.arrays.items():
+            np.testing.assert_array_equal(array[slot], expected.arrays[name][slot])

@@ -15,7 +15,7 @@ from torch import nn
 
 from vpdeploy.errors import ExportError, SpecError
 from vpdeploy.graphfacts import ImageInput
-from vpdeploy.table import Table, common_sizes
+from vpdeploy.table import Table
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts, deployed_trunk
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
@@ -199,9 +199,7 @@ def test_tasks_of_different_lengths_share_one_graph(tmp_path, case):
         )
         for name, prompts, model in zip("abc", compiled, models, strict=True)
     ]
-    table = Table(layout, common_sizes([each.sizes() for each in sets]), len(sets))
-    for slot, each in enumerate(sets):
-        table.write(slot, each)
+    table = Table.of(sets)
     graph = SwitchableGraph(trunk, settings, layout, dtype=torch.float32, opset=20)
     save_model(build_switchable(graph, settings, layout, opset=20), tmp_path / "zoo.onnx", {})
     session = onnxruntime.InferenceSession(tmp_path / "zoo.onnx", providers=["CPUExecutionProvider"])

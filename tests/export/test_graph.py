@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vpdeploy.graphfacts import ImageInput
 from vpdeploy.layout import Layout
-from vpdeploy.table import Table, common_sizes
+from vpdeploy.table import Table
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
@@ -153,9 +153,7 @@ def test_the_switchable_graph_is_every_trained_model_in_one_batch(random_pixels:
             preprocessing=tiny_runs.PREPROCESSING,
         )
         sets.append(tiny_runs.compiled_set(model, card))
-    table = Table(sets[0].layout, common_sizes([each.sizes() for each in sets]), len(sets))
-    for slot, each in enumerate(sets):
-        table.write(slot, each)
+    table = Table.of(sets)
     layout = sets[0].layout
     graph = SwitchableGraph(trunk_of(vit), tiny_runs.PREPROCESSING, layout, dtype=torch.float32, opset=opset)
     pixels = random_pixels(6)

@@ -158,7 +158,7 @@ def test_the_command_says_what_stays_float32(
     assert stopped.value.code == 0
     assert "\n  stays float32, or it could overflow: block 1 mlp\n" in out
     (entry,) = onnx.load(tmp_path / "task.onnx").metadata_props
-    assert json.loads(entry.value)["graph"]["precision"]["float32"] == {"blocks.1": ["mlp"]}
+    assert json.loads(entry.value)["graph"]["details"]["precision"]["float32"] == {"blocks.1": ["mlp"]}
 
 
 def test_a_fused_graph_writes_a_float32_island_in_parts(tmp_path: Path):
