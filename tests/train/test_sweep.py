@@ -30,6 +30,7 @@ from vpdeploy_train.loop import fit
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
+from vpdeploy_train.sweep.claims import reclaim
 from vpdeploy_train.sweep.space import Choices, Range
 from vpdeploy_train.sweep.study import make_pruner, opened_study
 from vpdeploy_train.sweep.sweeping import SweepPlan, run_sweep
@@ -292,6 +293,24 @@ def test_a_study_in_a_database_is_opened_by_its_url(plan, tmp_path):
     other = sweep(replace(plan, storage=url, out=tmp_path / "other", trials=2))
     assert other.states == {"complete": 2}
     assert (tmp_path / "other" / "best.toml").is_file()
+
+
+def test_a_trial_that_ends_while_another_process_looks_for_lost_ones_stays_complete(plan, monkeypatch):
+    with opened_study(
+        plan.out, url=None, name="sweep", settings=plan.settings, space=plan.space, pruner="none"
+    ) as study:
+        trial = study.ask()
+        listed = study.get_trials
+
+        def list_and_end(*, deepcopy: bool, states: Any = None) -> Any:
+            found = listed(deepcopy=deepcopy, states=states)
+            if states is not None:
+                study.tell(trial, 0.5)
+            return found
+
+        monkeypatch.setattr(study, "get_trials", list_and_end)
+        reclaim(study, plan.out, is_local=True)
+        assert [each.state for each in listed()] == [TrialState.COMPLETE]
 
 
 def test_a_missing_optuna_is_named_with_its_extra():

@@ -70,6 +70,9 @@ def reclaim(study: Study, out: Path, *, is_local: bool) -> None:
             continue
         # Where another holds the lock, the worker lives.
         with contextlib.suppress(BlockingIOError), locked(_lock_of(out, trial.number), wait=False):
+            # Its worker may have told the result and let go since the states were read.
+            if study.get_trials(deepcopy=False)[trial.number].state is not TrialState.RUNNING:
+                continue
             logger.info("trial %d was interrupted; it is continued", trial.number)
             give_up(study, trial)
 
