@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.folding import CLASSES, SLOTS, preprocessing_of, random_vit
 from benchmarks.turns import measure_in_turns
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
-from vpdeploy.bench.subject import Run
+from vpdeploy.bench.subject import BatchRun
 from vpdeploy.layout import Family, GeneratorSpec, Layout
 from vpdeploy.machine import cpu_name
 from vpdeploy.table import Table
@@ -121,7 +121,7 @@ def open_all(folder: Path, vit: nn.Module, models: dict[str, PromptedViT], threa
     return backends
 
 
-def runs_of(sessions: dict[str, OrtBackend], vit: nn.Module, batch: int) -> dict[str, Run]:
+def runs_of(sessions: dict[str, OrtBackend], vit: nn.Module, batch: int) -> dict[str, BatchRun]:
     rng = np.random.default_rng(0)
     size = trunk_of(vit).image_size
     pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)

@@ -23,7 +23,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from benchmarks.turns import Measured, measure_in_turns
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
-from vpdeploy.bench.subject import Run
+from vpdeploy.bench.subject import BatchRun
 from vpdeploy.layout import Layout
 from vpdeploy.machine import cpu_name
 from vpdeploy.preprocessing import Preprocessing
@@ -128,7 +128,7 @@ def write_graphs(folder: Path, vit: VisionTransformer, model: PromptedViT, opset
 
 def inference_runs(
     graphs: dict[str, Path], vit: VisionTransformer, prompts: int, batch: int, threads: int
-) -> dict[str, Run]:
+) -> dict[str, BatchRun]:
     rng = np.random.default_rng(0)
     size = vit.patch_embed.img_size[0]
     pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
@@ -151,7 +151,7 @@ def inference_runs(
     }
 
 
-def training_runs(model: PromptedViT, batch: int) -> dict[str, Run]:
+def training_runs(model: PromptedViT, batch: int) -> dict[str, BatchRun]:
     size = model.vit.patch_embed.img_size[0]
     pixels, labels = torch.randn(batch, 3, size, size), torch.randint(0, CLASSES, (batch,))
     prompts = [parameter.detach().clone().requires_grad_() for parameter in model.method.visual]

@@ -53,7 +53,7 @@ def main() -> None:
                 session.add_task(replace(prompt_set, card=replace(prompt_set.card, name=f"copy-{number}")))
                 seconds.append(time.perf_counter() - started)
             grown = resident_bytes() - before
-            slots = int(session.describe()["slots"])
+            slots = session.describe().slots
     added = slots - 1  # the table grows by a thirty-second: a few slots wait for further tasks
     task_bytes = grown / options.tasks
     print(f"{options.backbone}, {options.prompts} prompts, {CLASSES} classes, float32; {cpu_name()}")

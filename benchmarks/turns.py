@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpdeploy.bench.mixes import ONE
-from vpdeploy.bench.rounds import Budget, Contest, measure
-from vpdeploy.bench.statistics import summarise_latency, summarise_ratio
-from vpdeploy.bench.subject import Cell, Run
+from vpdeploy.bench.rounds import Budget, Contest, measure, summarise_latency, summarise_ratio
+from vpdeploy.bench.subject import BatchRun, Cell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class Measured:
         return {"median_ms": {name: self.median_ms(name) for name in self.seconds}, "rounds": rounds}
 
 
-def measure_in_turns(runs: Mapping[str, Run], rounds: int, *, batch: int) -> Measured:
+def measure_in_turns(runs: Mapping[str, BatchRun], rounds: int, *, batch: int) -> Measured:
     """Let variants take turns on batches of so many images.
 
     A turn begins with a run that does not count: the others have evicted the variant's weights from the caches, and a

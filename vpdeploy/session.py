@@ -14,10 +14,12 @@ import numpy.typing as npt
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends import AUTO, open_backend
 from vpdeploy.backends.batch import check_images, check_slots
+from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.bundle import Bundle
 from vpdeploy.directory import Lease, TaskDirectory
 from vpdeploy.errors import BundleError, SpecError
+from vpdeploy.graphfacts import Precision
 from vpdeploy.image import normalise, to_pixels
 from vpdeploy.manifest import TaskEntry
 from vpdeploy.prediction import Prediction, rank_classes
@@ -44,6 +46,38 @@ class SyncReport:
 
     def __bool__(self) -> bool:
         return bool(self.added or self.updated or self.removed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionDescription:
+    """What a session runs, on what, and how much memory its prompt sets take.
+
+    Attributes:
+        runtime: The runtime, and why it was chosen.
+        precision: Type of the graph's weights and matrix products.
+        image_size: Side of the images that the graph takes, in pixels.
+        slots: Slots of the table; 1 of a folded model.
+        slot_bytes: What one more task takes, in bytes; 0 of a folded model.
+        table_bytes: What all slots take, in bytes; 0 of a folded model.
+    """
+
+    runtime: RuntimeDescription
+    precision: Precision
+    image_size: int
+    slots: int
+    slot_bytes: int
+    table_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the JSON form, those of the runtime first."""
+        return {
+            **self.runtime.to_json(),
+            "precision": self.precision,
+            "image_size": self.image_size,
+            "slots": self.slots,
+            "slot_bytes": self.slot_bytes,
+            "table_bytes": self.table_bytes,
+        }
 
 
 class Session:
@@ -309,17 +343,17 @@ class Session:
             removed=removed,
         )
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SessionDescription:
         """Return the runtime and why it was chosen, the precision, and the table's size in slots and bytes."""
         table = self._table
-        return {
-            **self._backend.describe(),
-            "precision": self._artifact.precision,
-            "image_size": self.preprocessing.image_size,
-            "slots": table.slots if table else 1,
-            "slot_bytes": table.slot_bytes if table else 0,
-            "table_bytes": table.size_bytes if table else 0,
-        }
+        return SessionDescription(
+            runtime=self._backend.describe(),
+            precision=self._artifact.precision,
+            image_size=self.preprocessing.image_size,
+            slots=table.slots if table else 1,
+            slot_bytes=table.slot_bytes if table else 0,
+            table_bytes=table.size_bytes if table else 0,
+        )
 
     def close(self) -> None:
         """Release the graph and the table."""

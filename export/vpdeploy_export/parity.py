@@ -136,7 +136,7 @@ def compare(session: Session, expectations: Sequence[Expectation], *, precision:
     finally:
         for lease in leases:
             lease.release()
-    runtime = str(session.describe()["runtime"])
+    runtime = session.describe().runtime.name
     return [
         _report(each, logits, runtime, TOLERANCES[precision]) for each, logits in zip(expectations, found, strict=True)
     ]

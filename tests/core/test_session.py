@@ -16,6 +16,7 @@ from core import toy
 import vpdeploy
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends import ort, providers
+from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.backends.native import backend as native
 from vpdeploy.bundle import Bundle, publish_task, withdraw_task
 from vpdeploy.directory import TaskDirectory
@@ -293,18 +294,18 @@ def test_a_request_under_way_keeps_the_version_it_started_with(
 
 
 def test_slots_of_removed_tasks_are_used_again(live: Session, zoo_copy: Path):
-    slots = live.describe()["slots"]
+    slots = live.describe().slots
     for index in range(10):
         live.remove_task(live.tasks[0])
         live.add_task(invented(zoo_copy, f"new-{index}", prefix=2, classes=2))
-    assert live.describe()["slots"] == slots
+    assert live.describe().slots == slots
 
 
 def test_replacing_a_task_again_and_again_needs_one_more_slot_only(live: Session, zoo_copy: Path):
-    slots = live.describe()["slots"]
+    slots = live.describe().slots
     for index in range(10):
         live.add_task(invented(zoo_copy, "flowers", classes=2, seed=index), version=index)
-    assert live.describe()["slots"] == slots + 1
+    assert live.describe().slots == slots + 1
 
 
 def test_no_slot_is_lost_when_one_is_freed_while_the_table_grows(
@@ -323,10 +324,10 @@ def test_no_slot_is_lost_when_one_is_freed_while_the_table_grows(
     monkeypatch.setattr(TaskDirectory, "is_full", property(is_full))
     live.add_task(invented(zoo_copy, "first", prefix=2, classes=2))
     monkeypatch.undo()
-    slots = live.describe()["slots"]
+    slots = live.describe().slots
     for index in range(slots - len(live.tasks)):
         live.add_task(invented(zoo_copy, f"more-{index}", prefix=2, classes=2))
-    assert len(live.tasks) == live.describe()["slots"] == slots
+    assert len(live.tasks) == live.describe().slots == slots
 
 
 def test_a_prompt_set_that_does_not_fit_is_refused_and_nothing_changes(live: Session, zoo_copy: Path):
@@ -358,7 +359,7 @@ def test_a_device_that_is_full_leaves_what_is_loaded(
         np.testing.assert_allclose(logits(live, task, pixels), expected[task], **CLOSE)
     live.add_task(invented(zoo_copy, "new"))
     assert live.tasks == (*TASKS, "new")
-    assert live.describe()["slots"] == 4
+    assert live.describe().slots == 4
 
 
 def test_a_slot_is_given_back_when_it_cannot_be_brought_to_the_device(
@@ -374,7 +375,7 @@ def test_a_slot_is_given_back_when_it_cannot_be_brought_to_the_device(
         with pytest.raises(BackendError, match="copy failed"):
             live.add_task(invented(zoo_copy, "new", prefix=2, classes=2))
     live.add_task(invented(zoo_copy, "new", prefix=2, classes=2))
-    assert live.describe()["slots"] == 3
+    assert live.describe().slots == 3
 
 
 def test_runs_from_threads_stay_right_while_tasks_come_and_go(live: Session, zoo_copy: Path, random_pixels: MakePixels):
@@ -434,8 +435,8 @@ class HeldTable:
     def run(self, images: Any, slots: Any) -> Any:
         raise NotImplementedError
 
-    def describe(self) -> dict[str, Any]:
-        return {}
+    def describe(self) -> RuntimeDescription:
+        return RuntimeDescription(name="held", version="1", reason="asked for", threads=None)
 
     def close(self) -> None:
         pass
@@ -451,11 +452,11 @@ def test_one_more_task_costs_little_more_than_its_compiled_bytes(tmp_path: Path)
     compiled = sets[0].size_bytes
     facts = toy.facts(backbone=backbone, layout=layout)
     session = Session(Artifact.of_staged(tmp_path / "model.onnx", facts, sets[:20]), HeldTable())
-    start = session.describe()["table_bytes"]
+    start = session.describe().table_bytes
     for number, each in enumerate(sets[20:], start=21):
         session.add_task(each)
-        assert session.describe()["table_bytes"] / (number * compiled) <= 1.1
-    assert (session.describe()["table_bytes"] - start) / (80 * compiled) <= 1.1
+        assert session.describe().table_bytes / (number * compiled) <= 1.1
+    assert (session.describe().table_bytes - start) / (80 * compiled) <= 1.1
 
 
 def test_a_graph_whose_tasks_cannot_be_loaded_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -610,19 +611,19 @@ def test_auto_says_what_it_chose_and_why(zoo: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(native, "find_gpu", lambda: None)
     with load(zoo) as session:
         described = session.describe()
-    assert described["runtime"] == "onnxruntime-cpu"
+    assert described.runtime.name == "onnxruntime-cpu"
     faster = "tensorrt, tensorrt-rtx, onnxruntime-cuda"
-    assert described["reason"] == f"{faster}: no NVIDIA driver; fastest that works here"
+    assert described.runtime.reason == f"{faster}: no NVIDIA driver; fastest that works here"
 
 
 def test_a_session_describes_its_table(session: Session):
     described = session.describe()
     depth, width, prefix, classes = 3, 48, 10, 7  # the longest task has 10 columns
     numbers = 2 * depth * width * prefix + depth * prefix + width * classes + classes
-    assert described["slots"] == 3
-    assert described["slot_bytes"] == 4 * numbers
-    assert described["table_bytes"] == 3 * 4 * numbers
-    assert (described["precision"], described["image_size"], described["threads"]) == ("fp32", 32, 1)
+    assert described.slots == 3
+    assert described.slot_bytes == 4 * numbers
+    assert described.table_bytes == 3 * 4 * numbers
+    assert (described.precision, described.image_size, described.runtime.threads) == ("fp32", 32, 1)
 
 
 def test_load_is_what_the_package_gives():
@@ -659,7 +660,7 @@ def test_a_folded_model_holds_one_task_and_follows_nothing(folded_flowers: Path,
         with pytest.raises(SpecError, match="a folded model holds one task"):
             session.add_task(invented(zoo, "new"))
         assert not session.sync()
-        assert session.describe()["slots"] == 1
+        assert session.describe().slots == 1
 
 
 def test_a_bundles_graph_alone_is_no_folded_model(zoo: Path):

@@ -104,7 +104,7 @@ def test_half_precision_stays_within_its_stated_tolerance(
 ):
     for path in (half_zoo.path, half_folded.path):
         with load(path, threads=1) as session:
-            assert session.describe()["precision"] == "fp16"
+            assert session.describe().precision == "fp16"
             for task in session.tasks:
                 difference = np.abs(answers(session, task, random_pixels(6)) - trained[task]).max()
                 assert 0 < difference <= TOLERANCES["fp16"] * max(1, np.abs(trained[task]).max())

@@ -15,9 +15,11 @@ import tiny_runs
 from core import toy
 
 from vpdeploy import load
+from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.bundle import Bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import InputError, ParityError, SpecError
+from vpdeploy.session import SessionDescription
 from vpdeploy_export import bundling, loaded
 from vpdeploy_export.bundling import add_to_bundle, export_bundle
 from vpdeploy_export.exporting import export_folded
@@ -66,8 +68,9 @@ class Answering:
     def run(self, pixels: np.ndarray, slots: np.ndarray) -> np.ndarray:
         return self.answers[pixels[:, 0, 0, 0]]
 
-    def describe(self) -> dict[str, Any]:
-        return {"runtime": "test"}
+    def describe(self) -> SessionDescription:
+        runtime = RuntimeDescription(name="test", version="1", reason="asked for", threads=None)
+        return SessionDescription(runtime=runtime, precision="fp32", image_size=8, slots=1, slot_bytes=0, table_bytes=0)
 
 
 def report_on(expected: np.ndarray, found: np.ndarray, precision: str = "fp32") -> ParityReport:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends.batch import check_batch
+from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.backends.native.cuda import copy_to_device, has_bindings
 from vpdeploy.backends.providers import (
     CPU_PROVIDER,
@@ -137,17 +138,15 @@ class OrtBackend:
                 raise BackendError(f"ONNX Runtime failed on a batch of {len(images)}: {one_line(error)}") from error
         return logits
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> RuntimeDescription:
         """See ``Backend.describe``."""
-        described: dict[str, Any] = {
-            "runtime": self.name,
-            "runtime_version": self._ort.__version__,
-            "reason": self._reason,
-            "threads": self._threads,
-        }
-        if self._note is not None:
-            described["note"] = self._note
-        return described
+        return RuntimeDescription(
+            name=self.name,
+            version=self._ort.__version__,
+            reason=self._reason,
+            threads=self._threads,
+            note=self._note,
+        )
 
     def close(self) -> None:
         """See ``Backend.close``."""

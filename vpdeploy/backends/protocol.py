@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.table import Table
 
 
@@ -58,7 +59,7 @@ class Backend(Protocol):
         """
         ...
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> RuntimeDescription:
         """Return what this backend is and why it was chosen, for people and metrics."""
         ...
 

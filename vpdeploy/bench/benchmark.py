@@ -1,59 +1,45 @@
-"""A benchmark: one or two subjects, the cells to measure, and how long."""
+"""A benchmark: from paths to subjects, the cells to measure, and the report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from vpdeploy.bench.mixes import MIXES, ONE
-from vpdeploy.bench.opening import Choice, open_subject
-from vpdeploy.bench.report import describe_benchmark
-from vpdeploy.bench.rounds import Budget, Contest, measure
+from vpdeploy.artifact import Artifact
+from vpdeploy.backends import AUTO
+from vpdeploy.bench.deployed import DeployedSubject
+from vpdeploy.bench.foreign import ForeignSubject
+from vpdeploy.bench.mixes import ONE
+from vpdeploy.bench.report import BenchmarkReport
+from vpdeploy.bench.rounds import Contest, Settings, measure
 from vpdeploy.bench.subject import Cell, Subject
-from vpdeploy.errors import SpecError
+from vpdeploy.bundle import is_bundle
+from vpdeploy.engines.store import find_engine
+from vpdeploy.errors import BundleError, EngineIncompatibleError, SpecError
+from vpdeploy.folded import METADATA_KEY
+from vpdeploy.inspection.engines import artifact_of_engine, engine_misfit, read_engine_card
+from vpdeploy.machine import find_gpu
+from vpdeploy.onnxfile import read_metadata
 
 DEFAULT_BATCH_SIZES = (1, 8, 32)
 DEFAULT_MIX = "uniform"
 
-Report = dict[str, Any]
+_ENGINE_SUFFIX = ".engine"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What to measure, and how.
+class Choice:
+    """What is to be measured.
 
     Attributes:
-        batch_sizes: Empty: ``DEFAULT_BATCH_SIZES``, or the one that a subject is fixed to.
-        mixes: Keys of ``MIXES``. Empty: uniform where there are several tasks, else one.
-        tasks: Slots to fill in a bundle's table, with copies if need be; None: one for each task.
-        threads: CPU threads inside one run; None leaves it to the runtime.
-        budget: Of each batch size and mix.
-        warm_up: Runs before each measurement that do not count.
-        seed: Of images and task numbers.
+        path: A bundle, an ONNX file, or an engine beside its graph.
+        runtime: A runtime's name, or ``auto``.
     """
 
-    batch_sizes: tuple[int, ...] = ()
-    mixes: tuple[str, ...] = ()
-    tasks: int | None = None
-    threads: int | None = None
-    budget: Budget = field(default_factory=Budget)
-    warm_up: int = 3
-    seed: int = 0
-
-    def check(self) -> None:
-        """Check what can be checked before anything is loaded.
-
-        Raises:
-            SpecError: A batch size or a number of tasks is not positive, or there is no such mix.
-        """
-        for batch in self.batch_sizes:
-            if batch < 1:
-                raise SpecError(f"batch size {batch}: expected 1 or more; change --batch-sizes")
-        for mix in self.mixes:
-            if mix not in MIXES:
-                raise SpecError(f"unknown mix '{mix}'; choose from: {', '.join(MIXES)}")
+    path: Path
+    runtime: str = AUTO
 
 
 def run_benchmark(
@@ -62,17 +48,17 @@ def run_benchmark(
     *,
     clock: Callable[[], float],
     on_round: Callable[[float], None],
-) -> Report:
+) -> BenchmarkReport:
     """Load the subjects, measure them in turns and return the report.
 
     Args:
         choices: One, or two of which the first is compared with the second.
         settings: What to measure.
         clock: Returns the time, in s.
-        on_round: Told the share that is done, from 0 to 1.
+        on_round: Called with the share that is done, from 0 to 1.
 
     Returns:
-        The report, in JSON's types; ``interrupted`` tells whether Ctrl-C ended it early.
+        The report; ``interrupted`` tells whether Ctrl-C ended it early.
 
     Raises:
         VpdeployError: An artifact cannot be loaded, the settings do not go with it, or a run fails.
@@ -88,7 +74,7 @@ def run_benchmark(
             for cell in cells_of(subjects, settings)
         ]
         completed = measure(contests, settings.budget, warm_up=settings.warm_up, clock=clock, on_round=on_round)
-        return describe_benchmark(subjects, contests, settings_fields(settings), interrupted=not completed)
+        return BenchmarkReport.of(subjects, contests, settings, interrupted=not completed)
 
 
 def cells_of(subjects: list[Subject], settings: Settings) -> list[Cell]:
@@ -138,12 +124,50 @@ def names_of(choices: tuple[Choice, ...]) -> list[str]:
     return names
 
 
-def settings_fields(settings: Settings) -> dict[str, Any]:
-    """Return the settings of a report."""
-    return {
-        "duration_s": settings.budget.duration_s,
-        "count": settings.budget.count,
-        "warm_up": settings.warm_up,
-        "seed": settings.seed,
-        "tasks": settings.tasks,
-    }
+def open_subject(choice: Choice, *, name: str, threads: int | None, tasks: int | None) -> Subject:
+    """Load what a path names.
+
+    Args:
+        choice: Path and runtime.
+        name: What reports call it.
+        threads: CPU threads inside one run; None leaves it to the runtime.
+        tasks: Slots to fill in a bundle's table; None: one for each of its tasks.
+
+    Raises:
+        BundleError: The path is nothing that can be measured, or is damaged.
+        EngineIncompatibleError: An engine does not fit this machine.
+        SpecError: The runtime or the number of tasks does not go with it.
+        BackendError: The runtime does not work here.
+    """
+    path = choice.path
+    if path.suffix == _ENGINE_SUFFIX:
+        return _open_engine(choice, name=name, threads=threads, tasks=tasks)
+    if is_bundle(path):
+        return _open_deployed(path, name=name, runtime=choice.runtime, threads=threads, tasks=tasks)
+    if not path.is_file() or path.suffix != ".onnx":
+        state = "does not exist" if not path.exists() else "is none of these"
+        raise BundleError(f"{path}: {state}; expected a bundle folder, an .onnx file or a file engines/KEY.engine")
+    if METADATA_KEY in read_metadata(path):
+        return _open_deployed(path, name=name, runtime=choice.runtime, threads=threads, tasks=None)
+    return ForeignSubject(path, name=name, runtime=choice.runtime, threads=threads)
+
+
+def _open_deployed(path: Path, *, name: str, runtime: str, threads: int | None, tasks: int | None) -> Subject:
+    return DeployedSubject(Artifact.open(path), name=name, runtime=runtime, threads=threads, tasks=tasks)
+
+
+def _open_engine(choice: Choice, *, name: str, threads: int | None, tasks: int | None) -> Subject:
+    """Load an engine through the artifact that it belongs to."""
+    card = read_engine_card(choice.path)
+    if choice.runtime not in (AUTO, card.runtime):
+        raise SpecError(f"{choice.path}: was built for runtime '{card.runtime}', not '{choice.runtime}'")
+    if misfit := engine_misfit(card):
+        raise EngineIncompatibleError(f"{choice.path}: does not fit this machine: {misfit}")
+    artifact = artifact_of_engine(choice.path, card)
+    gpu = find_gpu()
+    if gpu is not None and (taken := find_engine(artifact, card.runtime, gpu).path).name != choice.path.name:
+        raise EngineIncompatibleError(
+            f"{choice.path}: {card.runtime} takes the newer {taken.name} of the same graph here; move that one away to "
+            "measure this one"
+        )
+    return DeployedSubject(artifact, name=name, runtime=card.runtime, threads=threads, tasks=tasks)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from vpdeploy.artifact import Artifact
 from vpdeploy.backends import open_backend
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.bench.mixes import ONE, check_mix, draw_tasks
-from vpdeploy.bench.subject import Cell, Run
+from vpdeploy.bench.subject import BatchRun, Cell, SubjectFacts
 from vpdeploy.errors import SpecError
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.session import Session
@@ -54,7 +53,7 @@ class DeployedSubject:
         # A slot may be used while its lease is held; nothing is ever removed here, so they are never released.
         self._slots = np.array([self._session.lease(task).slot for task in self._session.tasks], dtype=np.int32)
 
-    def prepare(self, cell: Cell, seed: int) -> Run:
+    def prepare(self, cell: Cell, seed: int) -> BatchRun:
         """See ``Subject.prepare``; a model of one task runs every mix alike."""
         mix = cell.mix if self._artifact.is_switchable else ONE
         check_mix(mix, batch=cell.batch, tasks=self.tasks, name=self.name)
@@ -69,19 +68,25 @@ class DeployedSubject:
         # A pipeline that exports with --input float normalises by itself: that is no part of the graph's time.
         return lambda: self._backend.run(normalised, None)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> SubjectFacts:
         """See ``Subject.facts``."""
-        artifact = self._artifact
-        return {
-            "kind": "bundle" if artifact.is_switchable else "folded model",
-            "path": str(artifact.path),
-            "opset": artifact.opset,
-            "graph_bytes": artifact.graph_bytes,
-            "input": str(self._backend.input_dtype),
-            "tasks": self.tasks,
-            "copied_tasks": max(0, self.tasks - self._own_tasks),
-            **self._session.describe(),
-        }
+        artifact, described = self._artifact, self._session.describe()
+        return SubjectFacts(
+            name=self.name,
+            kind="bundle" if artifact.is_switchable else "folded model",
+            path=str(artifact.path),
+            opset=artifact.opset,
+            graph_bytes=artifact.graph_bytes,
+            input=str(self._backend.input_dtype),
+            tasks=self.tasks,
+            copied_tasks=max(0, self.tasks - self._own_tasks),
+            runtime=described.runtime,
+            precision=described.precision,
+            image_size=(described.image_size, described.image_size),
+            slots=described.slots,
+            slot_bytes=described.slot_bytes,
+            table_bytes=described.table_bytes,
+        )
 
     def close(self) -> None:
         """See ``Subject.close``."""

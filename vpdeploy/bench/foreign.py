@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vpdeploy.backends import AUTO
+from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.backends.providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
@@ -17,7 +18,7 @@ from vpdeploy.backends.providers import (
     one_line,
     onnxruntime,
 )
-from vpdeploy.bench.subject import Cell, Run
+from vpdeploy.bench.subject import BatchRun, Cell, SubjectFacts
 from vpdeploy.bundle import is_bundle
 from vpdeploy.errors import BackendError, SpecError
 from vpdeploy.machine import gpu_obstacle
@@ -66,7 +67,7 @@ class ForeignSubject:
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._binding = self._session.io_binding()
 
-    def prepare(self, cell: Cell, seed: int) -> Run:
+    def prepare(self, cell: Cell, seed: int) -> BatchRun:
         """See ``Subject.prepare``; every mix runs alike."""
         rng = np.random.default_rng(seed)
         shape = (cell.batch, *self._shape)
@@ -77,35 +78,35 @@ class ForeignSubject:
             images = rng.standard_normal(shape, dtype=np.float32).astype(self._dtype)
         return lambda: self._run(images)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> SubjectFacts:
         """See ``Subject.facts``."""
         weight_type = self._onnx.weight_type
-        return {
-            "kind": "ONNX file",
-            "path": str(self._path),
-            "opset": self._onnx.opset,
-            "graph_bytes": sum(weights_bytes(self._path, self._onnx)),
-            "input": str(np.dtype(self._dtype)),
-            "tasks": self.tasks,
-            "copied_tasks": 0,
-            "runtime": self._runtime,
-            "runtime_version": self._version,
-            "reason": self._reason,
-            "threads": self._threads,
-            "precision": None if weight_type is None else _PRECISIONS.get(weight_type, weight_type),
-            "image_size": self._image_size,
-            "table_bytes": 0,
-        }
+        return SubjectFacts(
+            name=self.name,
+            kind="ONNX file",
+            path=str(self._path),
+            opset=self._onnx.opset,
+            graph_bytes=sum(weights_bytes(self._path, self._onnx)),
+            input=str(np.dtype(self._dtype)),
+            tasks=self.tasks,
+            copied_tasks=0,
+            runtime=RuntimeDescription(
+                name=self._runtime, version=self._version, reason=self._reason, threads=self._threads
+            ),
+            precision=None if weight_type is None else _PRECISIONS.get(weight_type, weight_type),
+            image_size=self._image_size,
+        )
 
     def close(self) -> None:
         """See ``Subject.close``."""
         self._binding = self._session = None
 
     @property
-    def _image_size(self) -> int | list[int]:
+    def _image_size(self) -> tuple[int, int]:
+        """Height and width, in pixels."""
         channels_first = self._shape[0] == _CHANNELS
         height, width = self._shape[1:] if channels_first else self._shape[:2]
-        return height if height == width else [height, width]
+        return height, width
 
     def _run(self, images: npt.NDArray[np.generic]) -> None:
         try:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
+from vpdeploy.bench.report import BenchmarkReport, CellResult
 from vpdeploy.files import replacing_file
-
-Results = list[dict[str, Any]]
 
 _STYLES = ("-", "--", ":", "-.")
 
 
-def draw_benchmark(report: dict[str, Any]) -> Figure:
+def draw_benchmark(report: BenchmarkReport) -> Figure:
     """Draw latency (line: median, band: up to the 90th percentile) and images per second over the batch size.
 
     A subject has one colour, a mix one style of line.
@@ -26,16 +24,17 @@ def draw_benchmark(report: dict[str, Any]) -> Figure:
     lines = lines_of(report)
     subjects = list(dict.fromkeys(subject for subject, _ in lines))
     mixes = list(dict.fromkeys(mix for _, mix in lines))
-    batch_sizes = sorted({result["batch"] for result in report["results"]})
+    batch_sizes = sorted({result.cell.batch for result in report.results})
     for (subject, mix), results in lines.items():
         colour, style = f"C{subjects.index(subject)}", _STYLES[mixes.index(mix) % len(_STYLES)]
-        batches = [result["batch"] for result in results]
-        p50, p90 = ([result["latency_ms"][name] for result in results] for name in ("p50", "p90"))
+        batches = [result.cell.batch for result in results]
+        p50 = [result.latency.p50 for result in results]
+        p90 = [result.latency.p90 for result in results]
         latency.fill_between(batches, p50, p90, color=colour, alpha=0.15, lw=0)
         if len(batches) == 1:  # a band over one batch size has no width
             latency.errorbar(batches, p50, yerr=[[0], [p90[0] - p50[0]]], color=colour, capsize=4)
         latency.plot(batches, p50, color=colour, ls=style, marker="o", ms=4)
-        rates = [result["images_per_s"] for result in results]
+        rates = [result.images_per_s for result in results]
         title = subject if len(mixes) == 1 else f"{subject}, {mix}"
         throughput.plot(batches, rates, color=colour, ls=style, marker="o", ms=4, label=title)
     latency.set(title="time of one batch (line: median, band: up to p90)", ylabel="ms")
@@ -51,7 +50,7 @@ def draw_benchmark(report: dict[str, Any]) -> Figure:
     return figure
 
 
-def save_benchmark(report: dict[str, Any], path: Path) -> None:
+def save_benchmark(report: BenchmarkReport, path: Path) -> None:
     """Write the picture as a PNG, whole or not at all.
 
     Raises:
@@ -61,11 +60,11 @@ def save_benchmark(report: dict[str, Any], path: Path) -> None:
         draw_benchmark(report).savefig(temporary, format="png", dpi=110, metadata={"Software": None})
 
 
-def lines_of(report: dict[str, Any]) -> dict[tuple[str, str], Results]:
+def lines_of(report: BenchmarkReport) -> dict[tuple[str, str], list[CellResult]]:
     """Return the results of each subject and mix, ascending by batch size."""
-    lines: dict[tuple[str, str], Results] = {}
-    for result in sorted(report["results"], key=lambda each: each["batch"]):
-        lines.setdefault((result["subject"], result["mix"]), []).append(result)
+    lines: dict[tuple[str, str], list[CellResult]] = {}
+    for result in sorted(report.results, key=lambda each: each.cell.batch):
+        lines.setdefault((result.subject, result.cell.mix), []).append(result)
     return lines
 
 
@@ -84,8 +83,8 @@ def _scale_by_decades(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _place(report: dict[str, Any]) -> str:
-    machine = report["machine"]
-    runtimes = dict.fromkeys(f"{each['runtime']} {each['runtime_version']}" for each in report["subjects"])
-    places = [machine["gpu"]["name"]] if machine["gpu"] is not None else []
-    return "  ·  ".join([*runtimes, *places, f"{machine['cpu']}, {machine['cores']} cores"])
+def _place(report: BenchmarkReport) -> str:
+    machine = report.machine
+    runtimes = dict.fromkeys(f"{each.runtime.name} {each.runtime.version}" for each in report.subjects)
+    places = [machine.gpu.name] if machine.gpu is not None else []
+    return "  ·  ".join([*runtimes, *places, f"{machine.cpu}, {machine.cores} cores"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from vpdeploy.cli.runtimes import RuntimeOption
 from vpdeploy.cli.threads import Threads
 
 if TYPE_CHECKING:
+    from vpdeploy.bench.report import BenchmarkReport
     from vpdeploy.bench.rounds import Budget
 
 
@@ -57,9 +58,9 @@ def bench(
     """Measure latency and throughput of PATH, alone or in turns with another model."""
     import time
 
-    from vpdeploy.bench.benchmark import Settings, run_benchmark
-    from vpdeploy.bench.opening import Choice
-    from vpdeploy.bench.rendering import render_benchmark
+    from vpdeploy.bench.benchmark import Choice, run_benchmark
+    from vpdeploy.bench.report import render_benchmark
+    from vpdeploy.bench.rounds import Settings
     from vpdeploy.errors import SpecError
     from vpdeploy.progress import ProgressBar
 
@@ -89,10 +90,10 @@ def bench(
     except KeyboardInterrupt:
         typer.echo("\nstopped before anything was measured", err=True)
         raise typer.Exit(exits.INTERRUPTED) from None
-    typer.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else render_benchmark(report))
-    if draw is not None and report["results"]:
+    typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if as_json else render_benchmark(report))
+    if draw is not None and report.results:
         draw(report)
-    if report["interrupted"]:
+    if report.interrupted:
         raise typer.Exit(exits.INTERRUPTED)
 
 
@@ -120,7 +121,7 @@ def _budget(duration: float | None, count: int | None) -> Budget:
     return Budget(duration_s=duration)
 
 
-def _plotter(path: Path) -> Callable[[dict[str, Any]], None]:
+def _plotter(path: Path) -> Callable[[BenchmarkReport], None]:
     """Return what draws the report; before anything is measured, so that a missing library costs no time."""
     from vpdeploy.bench.picture import save_benchmark
     from vpdeploy.errors import SpecError

@@ -70,13 +70,12 @@ def serve(
             err=True,
         )
     with bind_socket(host, port) as listener, load(path, runtime=runtime, threads=threads) as session:
-        described = session.describe()
-        chosen = described["runtime"]
-        logging.getLogger(__name__).info("runtime %s: %s", chosen, described["reason"])
+        chosen = session.describe().runtime
+        logging.getLogger(__name__).info("runtime %s: %s", chosen.name, chosen.reason)
         address = address_of(listener)
 
         def announce() -> None:
-            print(f"serving {len(session.tasks)} tasks on http://{address} (runtime {chosen})", flush=True)
+            print(f"serving {len(session.tasks)} tasks on http://{address} (runtime {chosen.name})", flush=True)
 
         run_server(create_app(session, settings), listener, on_listening=announce)
 

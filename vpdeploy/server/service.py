@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from vpdeploy.prediction import softmax
 from vpdeploy.server.decoding import Decoder
 from vpdeploy.server.metrics import Metrics
 from vpdeploy.server.settings import ServerSettings
-from vpdeploy.session import SyncReport
+from vpdeploy.session import SessionDescription, SyncReport
 from vpdeploy.task import TaskCard
 from vpdeploy.waiting import Answer, Logits, Pixels
 
@@ -34,7 +34,7 @@ class ServedSession(BatchSession, Protocol):
         """Names of the loaded tasks."""
         ...
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> SessionDescription:
         """Return the runtime, the precision and the table's size."""
         ...
 
@@ -101,7 +101,7 @@ class Service:
         self.metrics.watch_value(
             "vpdeploy_table_bytes",
             "Bytes of all loaded prompt sets on the device.",
-            lambda: session.describe()["table_bytes"],
+            lambda: session.describe().table_bytes,
         )
 
     @property

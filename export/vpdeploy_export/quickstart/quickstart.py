@@ -14,8 +14,7 @@ from PIL import Image
 
 from vpdeploy import load
 from vpdeploy.bench.mixes import ONE
-from vpdeploy.bench.rounds import Budget, Contest, measure
-from vpdeploy.bench.statistics import summarise_latency
+from vpdeploy.bench.rounds import Budget, Contest, measure, summarise_latency
 from vpdeploy.bench.subject import Cell
 from vpdeploy.errors import SpecError
 from vpdeploy.manifest import GRAPH_FILE

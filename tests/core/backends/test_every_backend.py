@@ -183,9 +183,9 @@ class TestEveryBackend:
 
     def test_it_says_what_it_is(self, backend: Backend, runtime: str):
         described = backend.describe()
-        assert described["runtime"] == backend.name == runtime.removeprefix("host ")
-        assert described["runtime_version"]
-        assert described["reason"] in ("asked for", "a test")
+        assert described.name == backend.name == runtime.removeprefix("host ")
+        assert described.version
+        assert described.reason in ("asked for", "a test")
         assert backend.input_dtype == np.uint8
 
     def test_a_closed_backend_refuses_to_run_and_may_be_closed_again(

@@ -40,7 +40,7 @@ def test_a_graph_is_captured_on_the_second_run_of_a_size_and_replayed_from_then_
         native.backend.run(random_pixels(2), slots(0, 1))
         seen.append((native.device.calls["begin_capture"], native.device.calls["launch"]))
     assert seen == [(0, 0), (1, 1), (1, 2), (1, 3)]
-    assert native.backend.describe()["cuda_graphs"] == "1 captured"
+    assert native.backend.describe().engine.cuda_graphs == "1 captured"
 
 
 def test_each_batch_size_has_its_own_graph_and_its_own_context(
@@ -82,8 +82,8 @@ def test_another_table_has_graphs_captured_again_and_frees_the_old_one(
         pixels, chosen = random_pixels(2), slots(count - 1, 0)
         for _ in range(3):
             np.testing.assert_allclose(native.backend.run(pixels, chosen), reference(pixels, chosen, held), **CLOSE)
-    memory = native.backend.describe()["memory_bytes"]
-    assert native.device.allocated == memory["table"] + memory["staging"] + memory["contexts"]
+    memory = native.backend.describe().engine.memory
+    assert native.device.allocated == memory.table + memory.staging + memory.contexts
     assert native.device.calls["begin_capture"] == 3
 
 
@@ -96,7 +96,7 @@ def test_tensorrt_rtx_captures_its_own_graphs_in_one_context_for_each_lane(
         native.backend.run(random_pixels(count), np.zeros(count, np.int32))
     assert native.device.calls["begin_capture"] == 0
     assert len(native.knobs.contexts) == 1
-    assert native.backend.describe()["cuda_graphs"] == "the runtime's own"
+    assert native.backend.describe().engine.cuda_graphs == "the runtime's own"
 
 
 @pytest.mark.parametrize("call", ["end_capture", "execute"])
@@ -116,9 +116,11 @@ def test_a_run_that_cannot_be_captured_is_queued_call_by_call_and_this_is_said(
         )
     for _ in range(3):
         np.testing.assert_allclose(native.backend.run(pixels, chosen), reference(pixels, chosen, held), **CLOSE)
-    described = native.backend.describe()
-    assert described["cuda_graphs"] == "0 captured"
-    assert len(described["cuda_graphs_refused"]) == 1
+    loaded = native.backend.describe().engine
+    assert loaded is not None
+    assert loaded.cuda_graphs == "0 captured"
+    assert len(loaded.cuda_graphs_refused) == 1
+    assert loaded.to_json()["cuda_graphs_refused"] == list(loaded.cuda_graphs_refused)
     assert native.device.calls["begin_capture"] == 1
     native.device.fail_calls = set()
     native.backend.close()
@@ -134,8 +136,8 @@ def test_a_batch_below_the_smallest_is_padded_and_one_above_the_largest_is_split
     native = open_host(artifact, tmp_path, batch=Range(2, 4, 5), lanes=1)
     held = table(artifact, 2)
     native.backend.bind_table(held)
-    assert native.backend.describe()["batch_sizes"] == [2, 3, 4, 5]
-    assert native.backend.describe()["max_batch"] == 5
+    assert native.backend.describe().engine.batch_sizes == (2, 3, 4, 5)
+    assert native.backend.describe().engine.max_batch == 5
     for count in (1, 11):
         pixels, chosen = random_pixels(count), np.arange(count, dtype=np.int32) % 2
         np.testing.assert_allclose(native.backend.run(pixels, chosen), reference(pixels, chosen, held), **CLOSE)
@@ -148,7 +150,7 @@ def test_staging_grows_to_the_largest_batch_seen_and_no_further(
     native.backend.bind_table(table(artifact, 2))
 
     def staging() -> int:
-        return int(native.backend.describe()["memory_bytes"]["staging"])
+        return int(native.backend.describe().engine.memory.staging)
 
     sizes = []
     for count in (1, 2, 8, 3, 20):
@@ -171,8 +173,8 @@ def test_a_graph_that_was_captured_before_staging_grew_is_captured_again(
         chosen = np.ascontiguousarray(chosen)
         np.testing.assert_allclose(native.backend.run(pixels, chosen), reference(pixels, chosen, held), **CLOSE)
     assert native.device.calls["begin_capture"] == 2
-    memory = native.backend.describe()["memory_bytes"]
-    assert native.device.allocated == memory["table"] + memory["staging"] + memory["contexts"]
+    memory = native.backend.describe().engine.memory
+    assert native.device.allocated == memory.table + memory.staging + memory.contexts
 
 
 # --- several contexts ---
@@ -238,11 +240,11 @@ def test_memory_is_accounted_for_to_the_byte(artifact: Artifact, tmp_path: Path,
     held = table(artifact, 3)
     native.backend.bind_table(held)
     native.backend.run(random_pixels(2), slots(0, 1))
-    memory = native.backend.describe()["memory_bytes"]
-    assert memory["contexts"] == 2 * ACTIVATION_BYTES
-    assert held.size_bytes <= memory["table"] < held.size_bytes + 256 * len(held.arrays)
-    assert memory["table"] + memory["staging"] + memory["contexts"] == native.device.allocated
-    assert memory["total"] == native.device.allocated + memory["weights"]
+    memory = native.backend.describe().engine.memory
+    assert memory.contexts == 2 * ACTIVATION_BYTES
+    assert held.size_bytes <= memory.table < held.size_bytes + 256 * len(held.arrays)
+    assert memory.table + memory.staging + memory.contexts == native.device.allocated
+    assert memory.total == native.device.allocated + memory.weights
 
 
 def test_a_table_that_does_not_fit_leaves_the_old_one_bound(
@@ -406,13 +408,13 @@ def test_host_code_is_allowed_for_version_compatible_engines_alone(artifact: Art
 
 def test_what_was_compiled_is_kept_beside_the_engine_for_the_next_start(artifact: Artifact, tmp_path: Path):
     first = open_host(artifact, tmp_path, runtime="tensorrt-rtx")
-    assert first.backend.describe()["runtime_cache"].startswith("empty")
+    assert first.backend.describe().engine.runtime_cache.startswith("empty")
     first.backend.close()
     (path,) = tmp_path.glob("*.runtime-cache")
     assert path.name.endswith(".host-gpu-cuda13.0.runtime-cache")
     assert path.read_bytes() == b"compiled kernels"
     second = open_host(artifact, tmp_path, runtime="tensorrt-rtx")
-    assert second.backend.describe()["runtime_cache"] == f"{path.name}, 16 bytes"
+    assert second.backend.describe().engine.runtime_cache == f"{path.name}, 16 bytes"
     second.backend.close()
 
 
@@ -421,7 +423,7 @@ def test_a_damaged_runtime_cache_is_ignored_with_a_note_and_written_anew(artifac
     (path,) = tmp_path.glob("*.runtime-cache")
     path.write_bytes(b"torn")
     native = open_host(artifact, tmp_path, runtime="tensorrt-rtx")
-    assert "is damaged or of another driver and is ignored" in native.backend.describe()["runtime_cache"]
+    assert "is damaged or of another driver and is ignored" in native.backend.describe().engine.runtime_cache
     native.backend.close()
     assert path.read_bytes() == b"compiled kernels"
 

@@ -54,7 +54,7 @@ def test_a_session_mixes_tasks_of_all_kinds_as_onnx_runtime_does(
             ]
             np.testing.assert_allclose(answers[0], answers[1], rtol=1e-4, atol=1e-4)
         described = session.describe()
-        assert described["table_bytes"] <= described["memory_bytes"]["table"]
+        assert described.table_bytes <= described.runtime.engine.memory.table
     assert native.device.alive == 0
 
 

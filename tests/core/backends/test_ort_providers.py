@@ -215,7 +215,7 @@ def test_float16_on_the_cpu_says_that_it_runs_through_casts(artifact: Artifact):
     precisions: tuple[Precision, ...] = ("fp32", "fp16")
     for precision in precisions:
         backend = ort.open_ort(of_precision(artifact, precision), ort.CPU_PROVIDER, 1, "asked for")
-        notes.append(backend.describe().get("note"))
+        notes.append(backend.describe().note)
         backend.close()
     assert notes[0] is None
     assert "float16 runs through casts" in str(notes[1])

@@ -154,15 +154,15 @@ def loadable(artifact: Artifact, with_gpu: pytest.MonkeyPatch, tmp_path: Path) -
 
 def test_auto_takes_an_engine_that_fits_this_gpu(loadable: tuple[Artifact, FoundEngine]):
     with load(loadable[0].path) as session:
-        described = session.describe()
+        described = session.describe().runtime
         answers = session.predict(np.zeros((3, 32, 32, 3), np.uint8), session.tasks[0])
     assert len(answers) == 3
-    assert described["runtime"] == "tensorrt-rtx"
-    assert described["reason"] == (
+    assert described.name == "tensorrt-rtx"
+    assert described.reason == (
         "tensorrt: 'tensorrt' is not installed: pip install 'vpdeploy[tensorrt]'; fastest that works here"
     )
-    assert described["gpu"] == "NVIDIA L4 (sm_89)"
-    assert described["engine"] == loadable[1].path.name
+    assert described.engine.gpu == "NVIDIA L4 (sm_89)"
+    assert described.engine.file == loadable[1].path.name
 
 
 @pytest.mark.parametrize("runtime", ["auto", "tensorrt-rtx"])

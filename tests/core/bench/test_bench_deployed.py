@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +9,7 @@ import pytest
 from core import toy
 
 from vpdeploy.artifact import Artifact
+from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.bench import deployed
 from vpdeploy.bench.deployed import DeployedSubject, fill_up
 from vpdeploy.bench.subject import Cell
@@ -36,8 +36,8 @@ class RecordingBackend:
         self.images.append(images)
         return np.zeros((len(images), 4), dtype=np.float32)
 
-    def describe(self) -> dict[str, Any]:
-        return {"runtime": self.name, "runtime_version": "1.0", "reason": "asked for", "threads": None}
+    def describe(self) -> RuntimeDescription:
+        return RuntimeDescription(name=self.name, version="1.0", reason="asked for", threads=None)
 
     def close(self) -> None:
         pass
@@ -103,12 +103,12 @@ def test_a_table_is_filled_up_with_copies_of_the_tasks(load: Callable[..., Deplo
     np.testing.assert_array_equal(keys[4], keys[0])
     assert not np.array_equal(keys[0], keys[1])
     facts = subject.facts()
-    assert (facts["tasks"], facts["copied_tasks"], facts["table_bytes"]) == (5, 3, backend.table.size_bytes)
+    assert (facts.tasks, facts.copied_tasks, facts.table_bytes) == (5, 3, backend.table.size_bytes)
 
 
 def test_a_table_may_hold_fewer_tasks_than_the_bundle(load: Callable[..., DeployedSubject], backend: RecordingBackend):
     subject = load(1)
-    assert (subject.tasks, subject.facts()["copied_tasks"]) == (1, 0)
+    assert (subject.tasks, subject.facts().copied_tasks) == (1, 0)
     with pytest.raises(SpecError, match="at least 2 tasks"):
         subject.prepare(Cell(batch=1, mix="uniform"), 0)
 
@@ -137,5 +137,5 @@ def test_copies_have_names_of_their_own():
 
 def test_facts_name_the_graph_and_the_runtime(load: Callable[..., DeployedSubject]):
     facts = load().facts()
-    assert (facts["kind"], facts["runtime"], facts["precision"]) == ("bundle", "recording", "fp32")
-    assert (facts["opset"], facts["graph_bytes"], facts["image_size"]) == (20, len(b"not a graph"), 8)
+    assert (facts.kind, facts.runtime.name, facts.precision) == ("bundle", "recording", "fp32")
+    assert (facts.opset, facts.graph_bytes, facts.image_size) == (20, len(b"not a graph"), (8, 8))

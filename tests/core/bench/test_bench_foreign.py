@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vpdeploy.bench.benchmark import Choice, open_subject
 from vpdeploy.bench.foreign import ForeignSubject
-from vpdeploy.bench.opening import Choice, open_subject
 from vpdeploy.bench.subject import Cell
 from vpdeploy.errors import BackendError, BundleError, SpecError, VpdeployError
 
@@ -58,9 +58,9 @@ def test_a_plain_float_model_is_measured(tmp_path: Path):
     assert (subject.tasks, subject.fixed_batch) == (1, None)
     assert subject.prepare(Cell(batch=3, mix="one"), 0)() is None
     facts = subject.facts()
-    assert (facts["kind"], facts["opset"], facts["precision"], facts["input"]) == ("ONNX file", 18, "fp32", "float32")
-    assert (facts["image_size"], facts["threads"]) == (8, 1)
-    assert facts["graph_bytes"] == (tmp_path / "plain.onnx").stat().st_size
+    assert (facts.kind, facts.opset, facts.precision, facts.input) == ("ONNX file", 18, "fp32", "float32")
+    assert (facts.image_size, facts.runtime.threads) == ((8, 8), 1)
+    assert facts.graph_bytes == (tmp_path / "plain.onnx").stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_images_take_the_form_of_the_input(
 ):
     subject = load(write_model(tmp_path / "x.onnx", shape, element=element))
     subject.prepare(Cell(batch=2, mix="one"), 0)()
-    assert (subject.facts()["input"], subject.facts()["image_size"]) == (dtype, size)
+    assert (subject.facts().input, subject.facts().to_json()["image_size"]) == (dtype, size)
 
 
 def test_the_precision_is_that_of_most_weights(tmp_path: Path):
-    assert load(write_model(tmp_path / "x.onnx", weights=np.ones(9, np.float16))).facts()["precision"] == "fp16"
+    assert load(write_model(tmp_path / "x.onnx", weights=np.ones(9, np.float16))).facts().precision == "fp16"
 
 
 def test_a_fixed_batch_is_known(tmp_path: Path):
@@ -90,7 +90,7 @@ def test_a_fixed_batch_is_known(tmp_path: Path):
 
 def test_weights_beside_the_file_count(tmp_path: Path):
     path = write_model(tmp_path / "x.onnx", weights=np.ones(1000, np.float32), external=True)
-    assert load(path).facts()["graph_bytes"] == path.stat().st_size + 4000
+    assert load(path).facts().graph_bytes == path.stat().st_size + 4000
 
 
 @pytest.mark.parametrize(

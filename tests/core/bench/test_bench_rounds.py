@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vpdeploy.bench.rounds import MIN_ROUNDS, Budget, Contest, measure
-from vpdeploy.bench.subject import Cell, Run
+from vpdeploy.bench.subject import BatchRun, Cell
 
 
 class Stage:
@@ -17,7 +17,7 @@ class Stage:
     def clock(self) -> float:
         return self.now
 
-    def run(self, name: str, *seconds: float) -> Run:
+    def run(self, name: str, *seconds: float) -> BatchRun:
         """A run that takes the given times, the last one from then on."""
         left = list(seconds)
 
@@ -27,7 +27,7 @@ class Stage:
 
         return call
 
-    def interrupting(self, name: str, after: int) -> Run:
+    def interrupting(self, name: str, after: int) -> BatchRun:
         calls = [0]
 
         def call() -> None:
@@ -48,7 +48,7 @@ def stage() -> Stage:
     return Stage()
 
 
-def contest(*runs: Run, batch: int = 1) -> Contest:
+def contest(*runs: BatchRun, batch: int = 1) -> Contest:
     return Contest(cell=Cell(batch=batch, mix="one"), runs=runs)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vpdeploy.bench.statistics import images_per_second, summarise_latency, summarise_ratio
+from vpdeploy.bench.rounds import images_per_second, summarise_latency, summarise_ratio
 
 
 def test_percentiles_interpolate_between_sorted_times():

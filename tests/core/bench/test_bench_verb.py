@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from vpdeploy.backends.ort import OrtBackend
+from vpdeploy.bench.benchmark import Choice, run_benchmark
+from vpdeploy.bench.rounds import Budget, Settings
 from vpdeploy.cli.main import main
 
 Captured = tuple[int, str, str]
@@ -94,18 +97,20 @@ def test_a_plot_is_written(run_main: RunMain, zoo: Path, tmp_path: Path):
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 20
 
 
-def test_lines_of_a_plot_are_the_results(zoo: Path, run_main: RunMain):
+def test_lines_of_a_plot_are_the_results(zoo: Path):
     pytest.importorskip("matplotlib", reason="needs the train extra")
     from vpdeploy.bench.picture import draw_benchmark
 
-    report = bench(run_main, zoo, "--batch-sizes", "4,1", "--mix", "one,uniform")
+    budget = Budget(duration_s=None, count=2)
+    settings = Settings(batch_sizes=(4, 1), mixes=("one", "uniform"), threads=1, budget=budget, warm_up=0)
+    report = run_benchmark((Choice(path=zoo),), settings, clock=time.perf_counter, on_round=lambda share: None)
     latency, throughput = draw_benchmark(report).axes
-    by_batch = {(each["mix"], each["batch"]): each for each in report["results"]}
+    by_batch = {(each.cell.mix, each.cell.batch): each for each in report.results}
     assert [line.get_label() for line in throughput.lines] == ["zoo, one", "zoo, uniform"]
     for line, mix in zip(throughput.lines, ("one", "uniform"), strict=True):
         assert line.get_xdata().tolist() == [1, 4]
-        assert line.get_ydata().tolist() == [by_batch[mix, batch]["images_per_s"] for batch in (1, 4)]
-    assert latency.lines[0].get_ydata().tolist() == [by_batch["one", batch]["latency_ms"]["p50"] for batch in (1, 4)]
+        assert line.get_ydata().tolist() == [by_batch[mix, batch].images_per_s for batch in (1, 4)]
+    assert latency.lines[0].get_ydata().tolist() == [by_batch["one", batch].latency.p50 for batch in (1, 4)]
 
 
 def test_a_plot_without_its_library_is_refused_before_anything_is_measured(

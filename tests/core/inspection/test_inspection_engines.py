@@ -9,7 +9,7 @@ import pytest
 from core import toy
 
 from vpdeploy.artifact import Artifact
-from vpdeploy.bench.opening import Choice, open_subject
+from vpdeploy.bench.benchmark import Choice, open_subject
 from vpdeploy.engines.plan import EngineCard
 from vpdeploy.engines.profile import Range
 from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, SpecError

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends.batch import check_batch
+from vpdeploy.backends.description import DeviceMemory, LoadedEngine, RuntimeDescription
 from vpdeploy.backends.native.cuda import CudaDevice, has_bindings
 from vpdeploy.backends.native.device import Device
 from vpdeploy.backends.native.engine import NativeEngine
@@ -133,30 +133,27 @@ class NativeBackend:
             ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> RuntimeDescription:
         """See ``Backend.describe``."""
         programs = [program for lane in self._pool.lanes for program in lane.programs]
-        refusals = sorted({program.refusal for program in programs if program.refusal})
-        described: dict[str, Any] = {
-            "runtime": self.name,
-            "runtime_version": self._engine.toolkit.version,
-            "reason": self._reason,
-            "threads": None,
-            "gpu": f"{self._gpu.name} ({self._gpu.sm})",
-            "engine": self._engine.found.path.name,
-            "max_batch": self._sizes[-1],
-            "batch_sizes": list(self._sizes),
-            "contexts": len(self._pool.lanes),
-            "cuda_graphs": "the runtime's own"
-            if self._engine.captures_itself
-            else f"{sum(program.is_captured for program in programs)} captured",
-            "memory_bytes": self._memory(),
-        }
-        if refusals:
-            described["cuda_graphs_refused"] = refusals
-        if self._cache is not None:
-            described["runtime_cache"] = self._cache.note
-        return described
+        captured = sum(program.is_captured for program in programs)
+        loaded = LoadedEngine(
+            gpu=f"{self._gpu.name} ({self._gpu.sm})",
+            file=self._engine.found.path.name,
+            batch_sizes=tuple(self._sizes),
+            contexts=len(self._pool.lanes),
+            cuda_graphs="the runtime's own" if self._engine.captures_itself else f"{captured} captured",
+            memory=self._memory(),
+            cuda_graphs_refused=tuple(sorted({program.refusal for program in programs if program.refusal})),
+            runtime_cache=None if self._cache is None else self._cache.note,
+        )
+        return RuntimeDescription(
+            name=self.name,
+            version=self._engine.toolkit.version,
+            reason=self._reason,
+            threads=None,
+            engine=loaded,
+        )
 
     def close(self) -> None:
         """See ``Backend.close``. Waits for the runs that are under way."""
@@ -179,16 +176,16 @@ class NativeBackend:
             with self._pool.this(lane):
                 lane.attach(table)
 
-    def _memory(self) -> dict[str, int]:
-        """Return what is allocated on the device, and what the whole GPU has left."""
+    def _memory(self) -> DeviceMemory:
+        """Return what is allocated on the device."""
         table, staging = self._table, sum(lane.staging_bytes for lane in self._pool.lanes)
-        parts = {
-            "weights": self._engine.weight_bytes,
-            "table": 0 if table is None else table.size_bytes,
-            "staging": staging,
-            "contexts": self._engine.activation_bytes * len(self._pool.lanes),
-        }
-        return {**parts, "total": sum(parts.values()), "pinned_host": staging}
+        return DeviceMemory(
+            weights=self._engine.weight_bytes,
+            table=0 if table is None else table.size_bytes,
+            staging=staging,
+            contexts=self._engine.activation_bytes * len(self._pool.lanes),
+            pinned_host=staging,
+        )
 
 
 def native_obstacle(artifact: Artifact, runtime: str) -> str | None:
