@@ -168,10 +168,10 @@ def _register(package: str) -> None:
 
 def _profile_options(artifact: Artifact, option: str) -> dict[str, str]:
     """Return the three options that bound every input: with a shape beyond them, the provider would build anew."""
-    from vpdeploy.engines.profile import choose_profile, present_sizes, shapes_of
+    from vpdeploy.engines.profile import Profile, present_sizes
 
-    profile = choose_profile(artifact, {}, present_sizes(artifact))
-    shapes = {name: shapes_of(binding, profile) for name, binding in artifact.interface.inputs.items()}
+    profile = Profile().completed(artifact, present_sizes(artifact))
+    shapes = {name: profile.shapes_of(binding) for name, binding in artifact.interface.inputs.items()}
     return {
         option.format(bound): ",".join(f"{name}:{'x'.join(map(str, each[index]))}" for name, each in shapes.items())
         for index, bound in enumerate(("min", "opt", "max"))

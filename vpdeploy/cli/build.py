@@ -55,12 +55,12 @@ def build(
     from vpdeploy.cli.exits import INTERRUPTED
     from vpdeploy.engines.building import BuildRequest
     from vpdeploy.engines.plan import EngineOptions
-    from vpdeploy.engines.profile import OPTIONS, Range
+    from vpdeploy.engines.profile import Profile
     from vpdeploy.engines.target import parse_targets
     from vpdeploy.engines.toolkit import choose_runtime
     from vpdeploy.machine import find_gpu
 
-    ranges = {
+    asked = {
         "batch": batch,
         "slots": slots,
         "prefix": prefix,
@@ -68,7 +68,7 @@ def build(
         "hidden": hidden,
         "classes": classes,
     }
-    profile = {axis: Range.parse(text, OPTIONS[axis]) for axis, text in ranges.items() if text is not None}
+    profile = Profile.parse(asked)
     targets = None if target is None else parse_targets(target)
     artifact = Artifact.open(path)
     if runtime is None:
@@ -138,7 +138,7 @@ def _report(artifact: Artifact, result: BuildResult, *, prune: bool, as_json: bo
     )
     typer.echo(f"  for      {'; '.join(gpus)}")
     typer.echo(f"  runtime  {card.runtime} {card.runtime_version}, {card.precision}")
-    typer.echo(f"  holds    {', '.join(f'{axis} {each}' for axis, each in card.profile.items())}")
+    typer.echo(f"  holds    {card.profile}")
     for each in leftovers:
         state = "removed" if prune else "left over, --prune removes it"
         typer.echo(f"{each.name}: of a graph that is no longer here, or incomplete; {state}", err=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from vpdeploy.artifact import Artifact
 from vpdeploy.engines.network import checked_interface, configure, parse_graph
 from vpdeploy.engines.plan import HARDWARE_LEVELS, EngineCard, EngineOptions, EnginePlan
-from vpdeploy.engines.profile import Profile, choose_profile, present_sizes
+from vpdeploy.engines.profile import Profile, present_sizes
 from vpdeploy.engines.progress import BuildProgress, OnProgress, interruptible, monitor_of
 from vpdeploy.engines.store import ENGINE_SUFFIX, FoundEngine, engine_damage, list_engines, write_engine
 from vpdeploy.engines.target import MODELS, choose_targets, sm_number
@@ -29,14 +29,14 @@ class BuildRequest:
     Attributes:
         runtime: A key of ``vpdeploy.engines.toolkit.TOOLKITS``.
         targets: GPU architectures as ``parse_targets`` returns them; None: this machine's GPU.
-        profile: Ranges by axis; the others are chosen.
+        profile: The sizes that the engine has to take; axes without a range are chosen.
         options: How to build.
         force: Build even if the same engine is there.
     """
 
     runtime: str
     targets: tuple[str, ...] | None = None
-    profile: Profile = field(default_factory=dict)
+    profile: Profile = field(default_factory=Profile)
     options: EngineOptions = field(default_factory=EngineOptions)
     force: bool = False
 
@@ -119,7 +119,7 @@ def plan_engine(artifact: Artifact, request: BuildRequest, toolkit: Toolkit, gpu
         gpu_name=gpu.name if gpu is not None and tuned_here else None,
         platform=None if toolkit.spec.portable else host_platform(),
         precision=artifact.precision,
-        profile=choose_profile(artifact, request.profile, present_sizes(artifact)),
+        profile=request.profile.completed(artifact, present_sizes(artifact)),
         graph_sha256=artifact.sha256,
         options=request.options,
     )

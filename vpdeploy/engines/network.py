@@ -9,7 +9,7 @@ from typing import Any
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.engines.plan import EngineOptions, EnginePlan
-from vpdeploy.engines.profile import Profile, shapes_of
+from vpdeploy.engines.profile import Profile
 from vpdeploy.engines.target import sm_number
 from vpdeploy.engines.toolkit import Toolkit, dtype_name
 from vpdeploy.errors import BuildError
@@ -156,6 +156,6 @@ def _set_options(toolkit: Toolkit, config: Any, options: EngineOptions) -> None:
 def _add_profile(toolkit: Toolkit, builder: Any, config: Any, profile: Profile, interface: Interface) -> None:
     shapes = builder.create_optimization_profile()
     for name, binding in interface.inputs.items():
-        shapes.set_shape(name, *shapes_of(binding, profile))
+        shapes.set_shape(name, *profile.shapes_of(binding))
     if config.add_optimization_profile(shapes) < 0:
         raise BuildError(f"{toolkit.spec.title} refuses the profile: {toolkit.take_errors() or 'it gave no reason'}")

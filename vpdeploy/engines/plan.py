@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpdeploy.document import Document
-from vpdeploy.engines.profile import Profile, profile_fields, profile_from_document
+from vpdeploy.engines.profile import Profile
 from vpdeploy.engines.toolkit import TOOLKITS, version_numbers
 from vpdeploy.errors import BundleCorruptError
 from vpdeploy.graphfacts import Precision, take_precision
@@ -81,7 +81,7 @@ class EnginePlan:
         gpu_name: The GPU it was tuned on; None where no GPU takes part.
         platform: Operating system and processor it is bound to; None where it is to neither.
         precision: Of the graph's weights and matrix products.
-        profile: Ranges by axis name.
+        profile: The sizes that it takes.
         graph_sha256: Of the ONNX file.
         options: How it is built.
     """
@@ -105,7 +105,7 @@ class EnginePlan:
             "gpu_name": self.gpu_name,
             "platform": self.platform,
             "precision": self.precision,
-            "profile": profile_fields(self.profile),
+            "profile": self.profile.to_fields(),
             "graph_sha256": self.graph_sha256,
             "options": self.options.to_fields(),
         }
@@ -141,7 +141,7 @@ class EnginePlan:
             gpu_name=take_optional(document, "gpu_name", str),
             platform=take_optional(document, "platform", str),
             precision=take_precision(document),
-            profile=profile_from_document(document.nested("profile")),
+            profile=Profile.from_document(document.nested("profile")),
             graph_sha256=document.take("graph_sha256", str),
             options=EngineOptions.from_document(document.nested("options")),
         )
@@ -176,17 +176,6 @@ class EngineCard(EnginePlan):
     def of(cls, plan: EnginePlan, **facts: Any) -> EngineCard:
         """Return the card of an engine that was built by a plan; ``facts`` are the fields that the plan has not."""
         return cls(**vars(plan), **facts)
-
-    def oversize(self, sizes: Mapping[str, int]) -> str | None:
-        """Return the first axis whose size the engine cannot take, in words, or None if all fit.
-
-        Args:
-            sizes: By axis name, e.g. a table's ``{"prefix": 16, "classes": 10, "slots": 64}``; others are ignored.
-        """
-        for axis, size in sizes.items():
-            if axis in self.profile and not self.profile[axis].holds(size):
-                return f"{axis} {size} is outside {self.profile[axis]} (min:opt:max)"
-        return None
 
     def to_fields(self) -> dict[str, Any]:
         """Return the fields of the JSON form."""

@@ -37,7 +37,7 @@ def describe_engine(path: Path, card: EngineCard) -> dict[str, Any]:
         "targets": list(card.targets),
         "gpu_name": card.gpu_name,
         "precision": card.precision,
-        "profile": {axis: str(each) for axis, each in card.profile.items()},
+        "profile": {axis: str(each) for axis, each in card.profile.ranges.items()},
         "size_bytes": card.size_bytes,
         "fits": misfit is None,
         "reason": misfit,

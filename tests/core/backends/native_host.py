@@ -14,7 +14,7 @@ from vpdeploy.backends.native.backend import NativeBackend
 from vpdeploy.backends.native.engine import NativeEngine
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
 from vpdeploy.engines.plan import EngineCard, EngineOptions, EnginePlan
-from vpdeploy.engines.profile import Profile, Range, choose_profile, present_sizes, shapes_of
+from vpdeploy.engines.profile import AxisRange, Profile, present_sizes
 from vpdeploy.engines.store import FoundEngine
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.files import sha256_of_file
@@ -22,7 +22,7 @@ from vpdeploy.layout import BATCH_AXIS
 from vpdeploy.machine import Gpu
 
 GPU = Gpu(name="Host GPU", sm="sm_89", memory_bytes=1 << 30, cuda_version="13.0")
-BATCH = Range(1, 4, 8)
+BATCH = AxisRange(1, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +35,10 @@ class Native:
 
 
 def write_engine(
-    artifact: Artifact, folder: Path, *, runtime: str, batch: Range = BATCH, options: EngineOptions | None = None
+    artifact: Artifact, folder: Path, *, runtime: str, batch: AxisRange = BATCH, options: EngineOptions | None = None
 ) -> FoundEngine:
     """An engine file that the fake module loads, and its card."""
-    profile: Profile = choose_profile(artifact, {BATCH_AXIS: batch}, present_sizes(artifact))
+    profile = Profile().add(BATCH_AXIS, batch).completed(artifact, present_sizes(artifact))
     interface = artifact.interface
     plan = EnginePlan(
         runtime=runtime,
@@ -53,7 +53,7 @@ def write_engine(
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{plan.key}.engine"
-    shapes = {name: shapes_of(binding, profile) for name, binding in interface.inputs.items()}
+    shapes = {name: profile.shapes_of(binding) for name, binding in interface.inputs.items()}
     path.write_bytes(json.dumps(shapes).encode() + b"\n" + artifact.graph_path.read_bytes())
     card = EngineCard.of(
         plan,
@@ -73,7 +73,7 @@ def open_host(
     *,
     runtime: str = "tensorrt",
     device: HostDevice | None = None,
-    batch: Range = BATCH,
+    batch: AxisRange = BATCH,
     lanes: int = 2,
     knobs: Knobs | None = None,
     options: EngineOptions | None = None,

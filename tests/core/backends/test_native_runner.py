@@ -15,7 +15,7 @@ from core.backends.tables import Pixels, Reference, prompt_set, table
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.engines.plan import EngineOptions
-from vpdeploy.engines.profile import Range
+from vpdeploy.engines.profile import AxisRange
 from vpdeploy.errors import BackendError, EngineIncompatibleError
 from vpdeploy.layout import Layout
 
@@ -133,7 +133,7 @@ def test_a_run_that_cannot_be_captured_is_queued_call_by_call_and_this_is_said(
 def test_a_batch_below_the_smallest_is_padded_and_one_above_the_largest_is_split(
     artifact: Artifact, tmp_path: Path, random_pixels: MakePixels, reference: Reference
 ):
-    native = open_host(artifact, tmp_path, batch=Range(2, 4, 5), lanes=1)
+    native = open_host(artifact, tmp_path, batch=AxisRange(2, 4, 5), lanes=1)
     held = table(artifact, 2)
     native.backend.bind_table(held)
     assert native.backend.describe().engine.batch_sizes == (2, 3, 4, 5)
@@ -146,7 +146,7 @@ def test_a_batch_below_the_smallest_is_padded_and_one_above_the_largest_is_split
 def test_staging_grows_to_the_largest_batch_seen_and_no_further(
     artifact: Artifact, tmp_path: Path, random_pixels: MakePixels
 ):
-    native = open_host(artifact, tmp_path, batch=Range(1, 4, 8), lanes=1)
+    native = open_host(artifact, tmp_path, batch=AxisRange(1, 4, 8), lanes=1)
     native.backend.bind_table(table(artifact, 2))
 
     def staging() -> int:

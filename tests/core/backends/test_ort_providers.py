@@ -13,7 +13,7 @@ from core.backends.tables import Pixels, prompt_set, table
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends import ort, providers
-from vpdeploy.engines.profile import choose_profile, present_sizes
+from vpdeploy.engines.profile import Profile, present_sizes
 from vpdeploy.errors import BackendError
 from vpdeploy.graphfacts import Precision
 from vpdeploy.layout import IMAGE, LOGITS
@@ -98,7 +98,7 @@ def test_every_input_has_an_explicit_profile_that_is_the_one_engines_are_built_w
     low, tuned, high = (shapes(options, f"{prefix}_profile_{bound}_shapes") for bound in ("min", "opt", "max"))
     assert artifact.layout is not None
     assert set(low) == {"image", "slot", *(spec.name for spec in artifact.layout.tensors)}
-    profile = choose_profile(artifact, {}, present_sizes(artifact))
+    profile = Profile().completed(artifact, present_sizes(artifact))
     assert (low["image"], high["image"]) == ((1, 32, 32, 3), (profile["batch"].largest, 32, 32, 3))
     assert low["slot"] == (1,)
     for index, bound in enumerate((low, tuned, high)):

@@ -13,7 +13,7 @@ from core import toy
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.engines.plan import EngineCard, EngineOptions, EnginePlan
-from vpdeploy.engines.profile import Range
+from vpdeploy.engines.profile import AxisRange, Profile
 from vpdeploy.engines.store import FoundEngine, write_engine
 from vpdeploy.engines.toolkit import Toolkit, is_installed, load_toolkit
 from vpdeploy.interface import Binding
@@ -49,7 +49,7 @@ def plan_of(artifact: Artifact, **changes: Any) -> EnginePlan:
         "gpu_name": None,
         "platform": None,
         "precision": "fp32",
-        "profile": {"batch": Range(1, 8, 32), "slots": Range(1, 64, 1024)},
+        "profile": Profile().add("batch", AxisRange(1, 8, 32)).add("slots", AxisRange(1, 64, 1024)),
         "graph_sha256": artifact.sha256,
         "options": EngineOptions(),
     }

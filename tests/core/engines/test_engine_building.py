@@ -17,7 +17,7 @@ from vpdeploy.bundle import Bundle
 from vpdeploy.engines import building, progress
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.plan import EngineOptions
-from vpdeploy.engines.profile import Range
+from vpdeploy.engines.profile import AxisRange, Profile
 from vpdeploy.engines.store import list_engines, verify_engine
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.errors import BuildError, SpecError
@@ -140,7 +140,7 @@ def test_the_table_of_the_bundle_fits_the_built_network(exported, kind: str, rtx
     dtypes = {"HALF": np.float16, "FLOAT": np.float32, "UINT8": np.uint8, "INT32": np.int32}
     found = {network.get_input(index).name: network.get_input(index) for index in range(network.num_inputs)}
     assert set(found) == {"image", "slot", *table.arrays}
-    ranges = {axis: tuple(each) for axis, each in card.profile.items()}
+    ranges = {axis: tuple(each) for axis, each in card.profile.ranges.items()}
     for name, array in table.arrays.items():
         assert dtypes[found[name].dtype.name] == array.dtype
         assert len(found[name].shape) == array.ndim
@@ -157,20 +157,19 @@ def test_the_table_of_the_bundle_fits_the_built_network(exported, kind: str, rtx
 
 
 def test_the_profile_that_the_builder_got_is_the_one_on_the_card(exported, rtx: Toolkit, monkeypatch):
-    from vpdeploy.engines import network
-
     given: dict[str, Any] = {}
-    real = network.shapes_of
+    real = Profile.shapes_of
 
-    def spy(binding: Any, profile: Any) -> Any:
-        shapes = real(binding, profile)
+    def spy(profile: Profile, binding: Any) -> Any:
+        shapes = real(profile, binding)
         given[str(binding.shape)] = shapes
         return shapes
 
-    monkeypatch.setattr(network, "shapes_of", spy)
-    ranges = {"batch": Range(1, 2, 4), "slots": Range(1, 5, 50), "prefix": Range(8, 8, 24), "classes": Range(2, 5, 9)}
-    card = build_engine(exported("prefix"), ahead("sm_80", profile=ranges)).engine.card
-    assert card.profile == ranges
+    monkeypatch.setattr(Profile, "shapes_of", spy)
+    ranges = {"batch": (1, 2, 4), "slots": (1, 5, 50), "prefix": (8, 8, 24), "classes": (2, 5, 9)}
+    asked = Profile(ranges={axis: AxisRange(*sizes) for axis, sizes in ranges.items()})
+    card = build_engine(exported("prefix"), ahead("sm_80", profile=asked)).engine.card
+    assert card.profile == asked
     assert given["('slots', 3, 3, 'prefix', 16)"] == ((1, 3, 3, 8, 16), (5, 3, 3, 8, 16), (50, 3, 3, 24, 16))
     assert given["('slots', 48, 'classes')"] == ((1, 48, 2), (5, 48, 5), (50, 48, 9))
     assert given["('batch', 32, 32, 3)"] == ((1, 32, 32, 3), (2, 32, 32, 3), (4, 32, 32, 3))
@@ -185,11 +184,11 @@ def test_one_engine_serves_several_targets(exported, rtx: Toolkit, configuration
 
 
 def test_the_same_engine_is_not_built_twice_unless_forced_or_damaged(exported, rtx: Toolkit):
-    artifact, request = exported("prefix"), ahead("sm_86", profile={"batch": Range(1, 1, 7)})
+    artifact, request = exported("prefix"), ahead("sm_86", profile=Profile().add("batch", AxisRange(1, 1, 7)))
     first = build_engine(artifact, request)
     assert first.built
     assert not build_engine(artifact, request).built
-    forced = build_engine(artifact, ahead("sm_86", profile={"batch": Range(1, 1, 7)}, force=True))
+    forced = build_engine(artifact, ahead("sm_86", profile=Profile().add("batch", AxisRange(1, 1, 7)), force=True))
     assert forced.built
     assert forced.repaired is None
     first.engine.path.write_bytes(b"truncated")

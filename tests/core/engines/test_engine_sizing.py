@@ -6,7 +6,7 @@ import pytest
 from core import toy
 
 from vpdeploy.artifact import Artifact
-from vpdeploy.engines.profile import Range, choose_profile, present_sizes, shapes_of
+from vpdeploy.engines.profile import AxisRange, Profile, present_sizes
 from vpdeploy.errors import SpecError
 from vpdeploy.interface import Binding
 
@@ -21,7 +21,7 @@ def test_the_sizes_of_the_present_tasks_are_those_of_their_table(toy_artifact: A
 
 
 def test_a_small_bundle_gets_room_for_tasks_to_come(toy_artifact: Artifact):
-    assert choose_profile(toy_artifact, {}, present_sizes(toy_artifact)) == {
+    assert Profile().completed(toy_artifact, present_sizes(toy_artifact)).ranges == {
         "batch": (1, 8, 32),
         "slots": (1, 64, 1024),
         "prefix": (1, 8, 64),
@@ -40,7 +40,7 @@ def test_a_small_bundle_gets_room_for_tasks_to_come(toy_artifact: Artifact):
     ],
 )
 def test_what_the_present_tasks_need_is_held_and_a_little_more(toy_artifact: Artifact, present, expected):
-    profile = choose_profile(toy_artifact, {}, present)
+    profile = Profile().completed(toy_artifact, present)
     assert {axis: profile[axis] for axis in expected} == expected
     assert all(profile[axis].holds(size) for axis, size in present.items())
 
@@ -48,36 +48,39 @@ def test_what_the_present_tasks_need_is_held_and_a_little_more(toy_artifact: Art
 def test_tables_beyond_what_tensorrt_addresses_are_not_reserved(toy_artifact: Artifact):
     """A slot of the toy has 2*2*P*3 key elements; with P = 2**20 at most 170 slots stay below 2**31."""
     present = {"prefix": 2**20, "classes": 4, "slots": 100}
-    assert choose_profile(toy_artifact, {}, present)["slots"] == (1, 128, (2**31 - 1) // (12 * 2**20))
+    assert Profile().completed(toy_artifact, present)["slots"] == (1, 128, (2**31 - 1) // (12 * 2**20))
 
 
 def test_what_is_asked_for_is_taken(toy_artifact: Artifact):
-    asked = {"batch": Range(2, 4, 6), "slots": Range(1, 2, 3)}
-    profile = choose_profile(toy_artifact, asked, present_sizes(toy_artifact))
+    asked = Profile().add("batch", AxisRange(2, 4, 6)).add("slots", AxisRange(1, 2, 3))
+    profile = asked.completed(toy_artifact, present_sizes(toy_artifact))
     assert (profile["batch"], profile["slots"]) == ((2, 4, 6), (1, 2, 3))
 
 
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ({"slots": Range(1, 1, 1)}, "--slots 1:1:1: the bundle's tasks need 2 already"),
-        ({"classes": Range(1, 2, 3)}, "--classes 1:2:3: the bundle's tasks need 4 already"),
-        ({"prefix": Range(1, 2, 4)}, "--prefix 1:2:4: the bundle's tasks need 5 already"),
-        ({"prefix": Range(16, 16, 64)}, "--prefix 16:16:64: the bundle's table has 5 columns now"),
-        ({"hidden": Range(1, 2, 3)}, "--hidden: the bundle's graph has --batch, --slots, --prefix, --classes; leave"),
+        ({"slots": AxisRange(1, 1, 1)}, "--slots 1:1:1: the bundle's tasks need 2 already"),
+        ({"classes": AxisRange(1, 2, 3)}, "--classes 1:2:3: the bundle's tasks need 4 already"),
+        ({"prefix": AxisRange(1, 2, 4)}, "--prefix 1:2:4: the bundle's tasks need 5 already"),
+        ({"prefix": AxisRange(16, 16, 64)}, "--prefix 16:16:64: the bundle's table has 5 columns now"),
+        (
+            {"hidden": AxisRange(1, 2, 3)},
+            "--hidden: the bundle's graph has --batch, --slots, --prefix, --classes; leave",
+        ),
     ],
 )
 def test_a_range_that_does_not_fit_the_bundle_is_refused(toy_artifact: Artifact, asked, complaint):
     with pytest.raises(SpecError, match=complaint):
-        choose_profile(toy_artifact, asked, present_sizes(toy_artifact))
+        Profile(ranges=asked).completed(toy_artifact, present_sizes(toy_artifact))
 
 
 def test_a_folded_model_has_a_batch_and_no_table(folded_flowers: Path):
     artifact = Artifact.open(folded_flowers)
     assert present_sizes(artifact) == {}
-    assert choose_profile(artifact, {}, {}) == {"batch": (1, 8, 32)}
+    assert Profile().completed(artifact, {}).ranges == {"batch": (1, 8, 32)}
     with pytest.raises(SpecError, match="--slots: a folded model has only --batch; leave it out"):
-        choose_profile(artifact, {"slots": Range(1, 2, 3)}, {})
+        Profile().add("slots", AxisRange(1, 2, 3)).completed(artifact, {})
 
 
 def test_an_empty_bundle_gets_a_profile_all_the_same(tmp_path: Path):
@@ -88,10 +91,26 @@ def test_an_empty_bundle_gets_a_profile_all_the_same(tmp_path: Path):
         withdraw_task(artifact.path, task)
     empty = Artifact.open(artifact.path)
     assert present_sizes(empty) == {"prefix": 1, "classes": 1, "slots": 1}
-    assert choose_profile(empty, {}, present_sizes(empty))["slots"] == (1, 64, 1024)
+    assert Profile().completed(empty, present_sizes(empty))["slots"] == (1, 64, 1024)
 
 
 def test_shapes_follow_from_the_axes():
     binding = Binding(dtype="float16", shape=("slots", 2, "prefix"))
-    profile = {"slots": Range(1, 2, 3), "prefix": Range(8, 16, 24)}
-    assert shapes_of(binding, profile) == ((1, 2, 8), (2, 2, 16), (3, 2, 24))
+    profile = Profile().add("slots", AxisRange(1, 2, 3)).add("prefix", AxisRange(8, 16, 24))
+    assert profile.shapes_of(binding) == ((1, 2, 8), (2, 2, 16), (3, 2, 24))
+
+
+def test_a_profile_is_built_axis_by_axis_and_no_step_changes_the_one_before():
+    batch = Profile().add("batch", AxisRange(1, 8, 32))
+    both = batch.add("slots", AxisRange(1, 2, 3))
+    assert (str(batch), str(both)) == ("batch 1:8:32", "batch 1:8:32, slots 1:2:3")
+    assert str(both.add("batch", AxisRange(4, 4, 4))) == "batch 4:4:4, slots 1:2:3"
+
+
+def test_what_a_user_asks_for_is_read_by_axis_and_the_rest_is_left_open():
+    assert Profile.parse({"batch": "1:8:32", "slots": None, "classes": "10"}).ranges == {
+        "batch": (1, 8, 32),
+        "classes": (10, 10, 10),
+    }
+    with pytest.raises(SpecError, match=r"--classes 3:2:1: expected 1 <= MIN"):
+        Profile.parse({"classes": "3:2:1"})

@@ -11,7 +11,7 @@ from core import toy
 from vpdeploy.artifact import Artifact
 from vpdeploy.bench.benchmark import Choice, open_subject
 from vpdeploy.engines.plan import EngineCard
-from vpdeploy.engines.profile import Range
+from vpdeploy.engines.profile import AxisRange, Profile
 from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, SpecError
 from vpdeploy.inspection import engines
 from vpdeploy.inspection.engines import artifact_of_engine, describe_engines, read_engine_card
@@ -52,7 +52,7 @@ def write_engine(artifact: Artifact, **changes: object) -> Path:
         gpu_name=None,
         platform=None,
         precision="fp32",
-        profile={"batch": Range(1, 8, 32)},
+        profile=Profile().add("batch", AxisRange(1, 8, 32)),
         graph_sha256=artifact.sha256,
         layout_digest=None,
         inputs={"image": Binding(dtype="uint8", shape=("batch", 8, 8, 3))},

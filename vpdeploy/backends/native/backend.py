@@ -198,7 +198,7 @@ def native_obstacle(artifact: Artifact, runtime: str) -> str | None:
     if not has_bindings():
         return str(MissingExtraError("cuda.bindings", TOOLKITS[runtime].extra))
     found = find_engine(artifact, runtime, gpu)
-    if fault := found.card.oversize(present_sizes(artifact)):
+    if fault := found.card.profile.oversize(present_sizes(artifact)):
         return (
             f"{found.path.name} is too small for the bundle's tasks: {fault}; run: {build_command(artifact, runtime)}"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends.native.device import Device
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
-from vpdeploy.engines.profile import Range
+from vpdeploy.engines.profile import AxisRange
 from vpdeploy.engines.store import FoundEngine, build_command
 from vpdeploy.engines.toolkit import Toolkit, dtype_name
 from vpdeploy.errors import BackendError, EngineIncompatibleError
@@ -103,7 +103,7 @@ class NativeEngine:
 
     def oversize(self, sizes: dict[str, int]) -> str | None:
         """Return the first size of a table that the engine cannot take, in words, and what to run, or None."""
-        fault = self.found.card.oversize(sizes)
+        fault = self.found.card.profile.oversize(sizes)
         return None if fault is None else f"{fault}; build a wider engine: {self._rebuild}"
 
     def close(self) -> None:
@@ -170,12 +170,12 @@ class NativeEngine:
                         f"found {_described(found.get(name))}; run: {self._rebuild}"
                     )
 
-    def _batch_range(self) -> Range:
+    def _batch_range(self) -> AxisRange:
         """Return how many images it takes at once."""
         fixed = int(self.inputs[IMAGE].shape[0])
         if fixed != -1:
-            return Range(fixed, fixed, fixed)
-        return Range(*(int(shape[0]) for shape in self._engine.get_tensor_profile_shape(IMAGE, 0)))
+            return AxisRange(fixed, fixed, fixed)
+        return AxisRange(*(int(shape[0]) for shape in self._engine.get_tensor_profile_shape(IMAGE, 0)))
 
     def _reason(self) -> str:
         return self.toolkit.take_errors() or f"{self.toolkit.spec.title} gives no reason"

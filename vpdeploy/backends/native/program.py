@@ -5,7 +5,7 @@ from __future__ import annotations
 from vpdeploy.backends.native.device import Device
 from vpdeploy.backends.native.engine import ExecutionContext
 from vpdeploy.backends.native.memory import Staging
-from vpdeploy.engines.profile import Range
+from vpdeploy.engines.profile import AxisRange
 from vpdeploy.errors import BackendError
 
 
@@ -92,7 +92,7 @@ class Program:
         self._captures = False
 
 
-def bucket_sizes(batch: Range) -> tuple[int, ...]:
+def bucket_sizes(batch: AxisRange) -> tuple[int, ...]:
     """Return the batch sizes to run, ascending: powers of two and the sizes halfway between them, within a profile.
 
     1, 2, 3, 4, 6, 8, 12, 16, 24, 32, ... Exact sizes would need a graph, a context and a tuned shape for each of them;
