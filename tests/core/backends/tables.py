@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,15 @@ from vpdeploy.table import Table
 Pixels = npt.NDArray[np.uint8]
 Slots = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
+MakePixels = Callable[..., Pixels]
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+"""How far float32 logits may be from the reference's."""
+
+
+def slots(*numbers: int) -> Slots:
+    """The slots that a batch's images ask for."""
+    return np.array(numbers, np.int32)
 
 
 def prompt_set(artifact: Artifact, seed: int, *, prefix: int = 3, classes: int = 5) -> CompiledPromptSet:

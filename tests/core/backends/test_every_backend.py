@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from core.backends.cases import GPU_RUNTIMES
-from core.backends.tables import Pixels, Reference, prompt_set, table
+from core.backends.tables import MakePixels, Reference, prompt_set, slots, table
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends import RUNTIMES
@@ -18,18 +18,12 @@ from vpdeploy.backends.protocol import Backend
 from vpdeploy.errors import BackendError, InputError
 from vpdeploy.machine import gpu_obstacle
 
-MakePixels = Callable[..., Pixels]
-
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("runtime", GPU_RUNTIMES)
 def test_runtimes_that_need_a_gpu_are_tested_where_there_is_one(runtime: str, artifact: Artifact):
     if gpu_obstacle() is not None:
         pytest.skip(str(RUNTIMES[runtime].obstacle(artifact)))
-
-
-def slots(*numbers: int) -> Any:
-    return np.array(numbers, np.int32)
 
 
 class TestEveryBackend:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from core.backends.native_host import Native, open_host
-from core.backends.tables import Pixels
+from core.backends.tables import MakePixels
 
 from vpdeploy import load
 from vpdeploy.artifact import Artifact
 from vpdeploy.session import Session
-
-MakePixels = Callable[..., Pixels]
 
 
 @pytest.fixture(scope="module")

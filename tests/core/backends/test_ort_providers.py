@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core.backends.tables import Pixels, prompt_set, table
+from core.backends.tables import prompt_set, table
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.backends import ort, providers
@@ -17,8 +17,6 @@ from vpdeploy.engines.profile import Profile, present_sizes
 from vpdeploy.errors import BackendError
 from vpdeploy.graphfacts import Precision
 from vpdeploy.layout import IMAGE, LOGITS
-
-MakePixels = Callable[..., Pixels]
 
 
 def fake_ort(*available: str, **more: Any) -> SimpleNamespace:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core.engines.conftest import L4
+from core.engines.conftest import L4, plan_of
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle
 from vpdeploy.engines import building, progress
-from vpdeploy.engines.building import BuildRequest, build_engine
+from vpdeploy.engines.building import BuildRequest, build_engine, explain_failure
 from vpdeploy.engines.plan import EngineOptions
 from vpdeploy.engines.profile import AxisRange, Profile
 from vpdeploy.engines.store import list_engines, verify_engine
@@ -340,3 +340,43 @@ def test_the_sidecar_is_a_document_of_its_own(exported, rtx: Toolkit):
     assert fields["size_bytes"] == engine.path.stat().st_size
     assert re.fullmatch("[0-9a-f]{64}", fields["sha256"])
     assert fields["build_seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        (
+            "[cudaResources.cpp::x::25] Error Code 1: Cuda Runtime (In x at /_src/a.cpp:25 (cudaError 35: CUDA driver "
+            "version is insufficient)); IBuilder::buildSerializedNetwork: Error Code 9: Something new In compileGraph "
+            "at /_src/optimizer/myelin/codeGenerator.cpp:2012)",
+            "for sm_86, sm_89: Error Code 9: Something new",
+        ),
+        ("", "for sm_86, sm_89: it gave no reason"),
+        (
+            "MyelinCheckException: graph_jit.cpp:278: CHECK(status == CUDA_SUCCESS) failed.",
+            "this needs a GPU and its driver",
+        ),
+        ("[a.cpp::b::132] Error Code 2: OutOfMemory (Requested size was 171355648 bytes.)", "lower MAX of --batch"),
+    ],
+)
+def test_the_log_of_a_failed_build_becomes_one_line(toy_artifact: Artifact, log: str, expected: str):
+    text = explain_failure(log, plan_of(toy_artifact))
+    assert text.startswith("TensorRT-RTX 1.7.1.116 cannot build a fp32 engine for sm_86, sm_89: ")
+    assert expected in text
+    assert "/_src/" not in text
+
+
+@pytest.mark.parametrize(
+    ("precision", "advice"),
+    [
+        ("fp32", "sm_75 has no float32 matrix products there; export with --fp16, or leave out sm_75"),
+        ("fp16", "parts of the graph are float32 .vpdeploy inspect names them., which sm_75 cannot; leave out sm_75"),
+    ],
+)
+def test_float32_on_turing_names_what_can_be_done_about_it(toy_artifact: Artifact, precision: str, advice: str):
+    log = "Cannot compile operation 'x' for Turing (SM75): FP32 GEMM is not supported."
+    assert re.search(advice, explain_failure(log, plan_of(toy_artifact, precision=precision)))
+
+
+def test_a_long_log_is_cut(toy_artifact: Artifact):
+    assert len(explain_failure("word " * 1000, plan_of(toy_artifact))) < 800

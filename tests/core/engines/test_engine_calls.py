@@ -18,8 +18,8 @@ from vpdeploy.artifact import Artifact
 from vpdeploy.engines import building, toolkit
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.plan import EngineOptions
-from vpdeploy.engines.toolkit import Toolkit, host_platform, is_installed, load_toolkit, version_numbers
-from vpdeploy.errors import BuildError, MissingExtraError, SpecError
+from vpdeploy.engines.toolkit import Toolkit, host_platform, load_toolkit
+from vpdeploy.errors import BuildError, SpecError
 
 SOURCES = sorted(Path(vpdeploy.engines.__path__[0]).glob("*.py"))
 RTX_ONLY = {"ComputeCapability"}
@@ -148,78 +148,11 @@ def test_ampere_engines_are_built_on_ampere(tensorrt: Toolkit, folded_copy: Arti
         build_engine(folded_copy, BuildRequest(runtime="tensorrt", options=EngineOptions(hardware="ampere+")))
 
 
-def test_a_version_before_strong_typing_is_refused(rtx: Toolkit, monkeypatch: pytest.MonkeyPatch):
-    old = stand_in_module(rtx.module)
-    old.__version__ = "8.6.1"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tensorrt", old)
-    monkeypatch.setattr(toolkit, "is_installed", lambda name: True)
-    toolkit._load.cache_clear()
-    with pytest.raises(BuildError, match=r"TensorRT 8.6.1 is too old, 10.0 or newer"):
-        load_toolkit("tensorrt")
-
-
 @pytest.fixture
 def folded_copy(folded_flowers: Path, tmp_path: Path) -> Artifact:
     path = tmp_path / "flowers.onnx"
     path.write_bytes(folded_flowers.read_bytes())
     return Artifact.open(path)
-
-
-def test_stubs_alone_are_not_taken_for_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "tensorrt").mkdir()
-    (tmp_path / "tensorrt" / "__init__.pyi").write_text("class Builder: ...")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    toolkit._load.cache_clear()
-    assert not is_installed("tensorrt")
-    with pytest.raises(MissingExtraError, match=r"'tensorrt' is not installed: pip install 'vpdeploy\[tensorrt\]'"):
-        load_toolkit("tensorrt")
-
-
-def test_a_toolkit_whose_libraries_are_broken_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "tensorrt").mkdir()
-    (tmp_path / "tensorrt" / "__init__.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    toolkit._load.cache_clear()
-    with pytest.raises(BuildError, match=r"installed but cannot be loaded: libnvinfer.so.10.*reinstall it"):
-        load_toolkit("tensorrt")
-
-
-def test_an_interrupt_while_a_toolkit_loads_is_no_broken_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As pybind11 reports it: the interrupt becomes the cause of an ImportError."""
-    (tmp_path / "tensorrt").mkdir()
-    source = "try:\n    raise KeyboardInterrupt\nexcept BaseException as e:\n    raise ImportError('failed') from e\n"
-    (tmp_path / "tensorrt" / "__init__.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    toolkit._load.cache_clear()
-    with pytest.raises(KeyboardInterrupt):
-        load_toolkit("tensorrt")
-
-
-def test_an_unknown_runtime_is_refused_with_the_known_ones():
-    with pytest.raises(SpecError, match="unknown runtime 'openvino'; engines are built for: tensorrt, tensorrt-rtx"):
-        load_toolkit("openvino")
-
-
-def test_errors_are_kept_until_they_are_taken(rtx: Toolkit):
-    rtx.take_errors()
-    severity = rtx.module.ILogger.Severity
-    rtx.logger.log(severity.ERROR, "one\nline")
-    rtx.logger.log(severity.WARNING, "not an error")
-    rtx.logger.log(severity.INTERNAL_ERROR, "two")
-    rtx.logger.log(severity.ERROR, "two")
-    assert rtx.take_errors() == "one line; two"
-    assert rtx.take_errors() == ""
-
-
-@pytest.mark.parametrize(
-    ("version", "numbers"),
-    [("10.13.0.35", (10, 13, 0, 35)), ("11.4.1", (11, 4, 1)), ("8.6.1.post1", (8, 6, 1)), ("", ())],
-)
-def test_the_numbers_of_a_version(version: str, numbers: tuple[int, ...]):
-    assert version_numbers(version) == numbers
 
 
 def test_the_stand_in_refuses_what_tensorrt_has_not(rtx: Toolkit):

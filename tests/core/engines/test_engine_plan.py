@@ -11,7 +11,7 @@ from vpdeploy.artifact import Artifact
 from vpdeploy.document import Document, to_json
 from vpdeploy.engines.plan import EngineCard, EngineOptions
 from vpdeploy.engines.profile import AxisRange, Profile
-from vpdeploy.errors import BundleCorruptError, BundleVersionError, SpecError
+from vpdeploy.errors import BundleCorruptError, BundleVersionError
 
 
 def test_the_key_begins_with_what_a_person_looks_for(toy_artifact: Artifact):
@@ -84,24 +84,6 @@ def test_a_card_of_another_format_version_is_refused(toy_artifact: Artifact):
     fields = {**card_of(toy_artifact, b"engine").to_fields(), "format_version": 2}
     with pytest.raises(BundleVersionError):
         EngineCard.from_document(Document("card", fields))
-
-
-def test_a_card_tells_which_size_it_cannot_take(toy_artifact: Artifact):
-    card = card_of(toy_artifact, b"engine")
-    assert card.profile.oversize({"batch": 32, "slots": 1, "unknown": 10**9}) is None
-    assert card.profile.oversize({"batch": 8, "slots": 1025}) == "slots 1025 is outside 1:64:1024 (min:opt:max)"
-    assert card.profile.oversize({"batch": 0}) is not None
-
-
-@pytest.mark.parametrize(("text", "expected"), [("1:8:32", (1, 8, 32)), ("4", (4, 4, 4)), (" 1 : 2 : 3", (1, 2, 3))])
-def test_a_range_is_three_numbers_or_one(text, expected):
-    assert AxisRange.parse(text, "--batch") == expected
-
-
-@pytest.mark.parametrize("text", ["", "1:2", "a:b:c", "1:2:3:4", "0:1:2", "2:1:3", "1:4:3", "-1", "1.5"])
-def test_what_is_no_range_is_refused_with_the_option(text):
-    with pytest.raises(SpecError, match=r"--batch .*: expected"):
-        AxisRange.parse(text, "--batch")
 
 
 def test_a_plan_cannot_be_changed(toy_artifact: Artifact):

@@ -114,3 +114,21 @@ def test_what_a_user_asks_for_is_read_by_axis_and_the_rest_is_left_open():
     }
     with pytest.raises(SpecError, match=r"--classes 3:2:1: expected 1 <= MIN"):
         Profile.parse({"classes": "3:2:1"})
+
+
+def test_a_profile_tells_which_size_it_cannot_take():
+    profile = Profile().add("batch", AxisRange(1, 8, 32)).add("slots", AxisRange(1, 64, 1024))
+    assert profile.oversize({"batch": 32, "slots": 1, "unknown": 10**9}) is None
+    assert profile.oversize({"batch": 8, "slots": 1025}) == "slots 1025 is outside 1:64:1024 (min:opt:max)"
+    assert profile.oversize({"batch": 0}) is not None
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1:8:32", (1, 8, 32)), ("4", (4, 4, 4)), (" 1 : 2 : 3", (1, 2, 3))])
+def test_a_range_is_three_numbers_or_one(text, expected):
+    assert AxisRange.parse(text, "--batch") == expected
+
+
+@pytest.mark.parametrize("text", ["", "1:2", "a:b:c", "1:2:3:4", "0:1:2", "2:1:3", "1:4:3", "-1", "1.5"])
+def test_what_is_no_range_is_refused_with_the_option(text):
+    with pytest.raises(SpecError, match=r"--batch .*: expected"):
+        AxisRange.parse(text, "--batch")
