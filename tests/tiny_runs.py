@@ -28,7 +28,7 @@ from vpdeploy_train.methods.method import NoPrompts, PromptDimensions, PromptMet
 from vpdeploy_train.option import options_of
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
-from vpdeploy_train.settings import Pooling
+from vpdeploy_train.settings import PoolingChoice
 from vpdeploy_train.trunks import trunk_of
 
 NAME = "vit_fixture_patch8_32"
@@ -189,7 +189,7 @@ def write_model(
     weights: Path,
     preprocessing: Preprocessing = PREPROCESSING,
     data: str = "/nowhere/images",
-    pooling: Pooling = "model",
+    pooling: PoolingChoice = "model",
 ) -> Run:
     """Write a model as training writes it."""
     assert method in METHODS

@@ -28,7 +28,7 @@ from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.methods.vapt import VAPT
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.pruning.halving import Rung, rungs_of
+from vpdeploy_train.pruning.race import Rung, rungs_of
 from vpdeploy_train.pruning.report import report_of
 from vpdeploy_train.pruning.request import shares_to_try
 from vpdeploy_train.pruning.scores import Scores

@@ -10,9 +10,9 @@ from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.data.augmentation import scaled_side
 from vpdeploy_train.data.example import DataSource
+from vpdeploy_train.inputs import check_data
 from vpdeploy_train.recipes import RECIPES, recipe_named
 from vpdeploy_train.settings import TrainSettings, every_option
-from vpdeploy_train.suitability import check_data
 
 CLASSES = {
     **{"cifar100": 100, "caltech101": 102, "dtd": 47, "oxford_flowers102": 102, "oxford_iiit_pet": 37, "svhn": 10},

@@ -31,13 +31,13 @@ from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
 from vpdeploy_train.sweep.claims import reclaim
-from vpdeploy_train.sweep.space import Choices, Range
+from vpdeploy_train.sweep.space import Choices, Interval
 from vpdeploy_train.sweep.study import make_pruner, opened_study
 from vpdeploy_train.sweep.sweeping import SweepPlan, run_sweep
 from vpdeploy_train.training import train_run
 
 SPACE = {
-    "lr": Range(low=0.01, high=3.0, log=True, whole=False),
+    "lr": Interval(low=0.01, high=3.0, log=True, whole=False),
     "prompt_tokens": Choices(values=(1, 2)),
 }
 
@@ -276,7 +276,7 @@ def test_methods_draw_only_what_they_know(plan):
 def test_what_pruning_keeps_can_be_varied(plan, monkeypatch):
     monkeypatch.setattr("vpdeploy_train.training.plot_pruning", lambda _, path: path.touch())
     settings = plan.settings.changed(prune=True, prompt_tokens=4, epochs=1, prune_slack=0.5)
-    space = {"keep": Range(low=0.2, high=0.9, log=False, whole=False)}
+    space = {"keep": Interval(low=0.2, high=0.9, log=False, whole=False)}
     result = sweep(replace(plan, settings=settings, space=space, trials=1))
     card = Run.read(result.best_run).card
     assert card.details["pruning"]["candidates"][1]["keep"] == pytest.approx(result.values["keep"], abs=1e-2)

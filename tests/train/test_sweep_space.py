@@ -17,7 +17,7 @@ from vpdeploy_train.methods import METHODS
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.sweep.space import (
     Choices,
-    Range,
+    Interval,
     check_space,
     default_space,
     read_option,
@@ -34,15 +34,15 @@ def make(**values: Any) -> TrainSettings:
     ("name", "text", "expected"),
     [
         ("lr", "0.5", 0.5),
-        ("lr", "0.01:3", Range(low=0.01, high=3.0, log=True, whole=False)),
+        ("lr", "0.01:3", Interval(low=0.01, high=3.0, log=True, whole=False)),
         ("lr", "0.1,0.5", Choices(values=(0.1, 0.5))),
         ("prompt_tokens", "5", 5),
-        ("prompt_tokens", "1:50", Range(low=1.0, high=50.0, log=False, whole=True)),
+        ("prompt_tokens", "1:50", Interval(low=1.0, high=50.0, log=False, whole=True)),
         ("prompt_tokens", "5,10,50", Choices(values=(5, 10, 50))),
-        ("prompt_dropout", "0:0.5", Range(low=0.0, high=0.5, log=False, whole=False)),
+        ("prompt_dropout", "0:0.5", Interval(low=0.0, high=0.5, log=False, whole=False)),
         ("method", "e2vpt,vapt", Choices(values=("e2vpt", "vapt"))),
         ("keep", "0.5,0.25", "0.5,0.25"),
-        ("keep", "0.2:0.8", Range(low=0.2, high=0.8, log=False, whole=False)),
+        ("keep", "0.2:0.8", Interval(low=0.2, high=0.8, log=False, whole=False)),
     ],
 )
 def test_an_option_is_a_value_a_range_or_a_list(name, text, expected):
@@ -72,7 +72,7 @@ def write(path: Path, text: str) -> Path:
 def test_a_file_holds_a_table_for_each_setting(tmp_path):
     text = '[lr]\nlow = 1\nhigh = 4\nlog = false\n[keep]\nvalues = ["0.5", "0.25"]\n[kv_shared]\nvalues = [true, false]'
     assert read_space(read_toml(write(tmp_path / "s.toml", text))) == {
-        "lr": Range(low=1.0, high=4.0, log=False, whole=False),
+        "lr": Interval(low=1.0, high=4.0, log=False, whole=False),
         "keep": Choices(values=("0.5", "0.25")),
         "kv_shared": Choices(values=(True, False)),
     }
@@ -110,7 +110,7 @@ def test_the_default_varies_only_what_the_method_knows_and_nobody_has_chosen():
     assert default_space(make(method="linear"), set()).keys() == {"lr", "weight_decay"}
     assert default_space(make(method="vapt"), {"lr"}).keys() == {"weight_decay", "prompt_tokens"}
     rates = default_space(make(), set())["lr"]
-    assert isinstance(rates, Range)
+    assert isinstance(rates, Interval)
     assert rates.low < make().base_lr < rates.high
 
 
@@ -188,4 +188,4 @@ def test_where_methods_are_compared_a_fixed_option_reaches_those_that_know_it():
 
 def test_every_number_of_a_method_can_be_varied():
     _, space = _plan({"data": "digits", "method": "lora", "lora_rank": "2:16"}, None, None)
-    assert space["lora_rank"] == Range(low=2.0, high=16.0, log=False, whole=True)
+    assert space["lora_rank"] == Interval(low=2.0, high=16.0, log=False, whole=True)

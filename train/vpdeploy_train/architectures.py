@@ -30,7 +30,7 @@ def plain_name(*, patch_size: int, image_size: int, width: int, depth: int, head
     Args:
         patch_size: Side of a patch, in pixels.
         image_size: Side of the input, in pixels; a multiple of ``patch_size``.
-        width: Of a token, D; a multiple of ``heads``.
+        width: Width of a token, D; a multiple of ``heads``.
         depth: Blocks, L.
         heads: Attention heads, H.
         hidden: Hidden units of a block's MLP.
@@ -53,7 +53,7 @@ def create_plain(name: str, *, image_size: int | None = None, global_pool: str =
 
     Args:
         name: As ``plain_name`` makes it.
-        image_size: Side of the input, in pixels; None takes the name's.
+        image_size: Side of the input, in pixels; None takes the one that the name carries.
         global_pool: ``token`` or ``avg``, as timm calls it.
 
     Raises:

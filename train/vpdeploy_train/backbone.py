@@ -64,6 +64,7 @@ def load_backbone(
         >>> backbone.image_size, backbone.identity.patch_size
         (64, 8)
     """
+    # Refuse names that nobody knows before anything is created.
     if is_plain_name(name):
         if weights is None:
             raise SpecError(f"backbone '{name}' has no pretrained weights: give a state dict with --weights FILE")
@@ -71,6 +72,8 @@ def load_backbone(
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else "; see timm.list_models('vit_*')"
         raise SpecError(f"unknown backbone '{name}'{hint}")
+
+    # Create the model, load its weights and freeze it.
     vit = _create(name, pretrained=weights is None, image_size=image_size, averages=averages)
     trunk = trunk_of(vit, name)
     if trunk.image_size % trunk.patch_size:
@@ -79,6 +82,8 @@ def load_backbone(
         load_weights(trunk, weights, averages=averages)
     vit.eval()
     vit.requires_grad_(False)
+
+    # What it is: the digest is over the tensors as they are used, after interpolation.
     config: Any = vit.pretrained_cfg
     stages = trunk.stages
     return Backbone(

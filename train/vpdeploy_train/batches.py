@@ -21,10 +21,10 @@ class Batches:
 
     Attributes:
         dataset: The images, uint8.
-        preprocessing: Its mean and standard deviation are applied on the device.
-        batch_size: Images in a batch, B; the last may be smaller.
-        device: Where batches go.
-        workers: Decoding processes; None: as many as help.
+        preprocessing: How images reach the backbone; its mean and standard deviation are applied on the device.
+        batch_size: Images in a batch, B; the last batch may be smaller.
+        device: The device that batches are moved to.
+        workers: Number of decoding processes; None starts as many as help.
     """
 
     dataset: ImageDataset
@@ -37,7 +37,7 @@ class Batches:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield normalised images [B, 3, H, W] and labels [B] in the data set's order, unvaried across epochs."""
+        """Yield normalised images [B, 3, H, W] and labels [B] in the data set's order, the same in every epoch."""
         return self._iterate(shuffle_seed=None, epoch=0)
 
     def shuffled(self, *, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

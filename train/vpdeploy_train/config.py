@@ -1,4 +1,4 @@
-"""Settings by name, as files and the command line give them: reading, and types."""
+"""Settings by name, as files and the command line give them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class SharedSettings(dict[str, Any]):
 
 
 class FileSettings(SharedSettings):
-    """Settings by name, and the file they were read from, which messages name.
+    """Settings by name together with the file they were read from, which messages name.
 
     Args:
-        values: The settings.
-        file: The file.
+        values: The settings by name.
+        file: The file that they were read from.
     """
 
     def __init__(self, values: Mapping[str, Any], file: Path) -> None:

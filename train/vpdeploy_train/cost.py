@@ -11,12 +11,12 @@ class ViTShape:
     """The sizes that decide what a plain ViT costs.
 
     Attributes:
-        depth: Blocks, L.
-        width: Token width, D.
+        depth: Number of blocks, L.
+        width: Width of a token, D.
         hidden: Width of the MLP's hidden layer.
-        tokens: Rows of the blocks, N: class token, registers and patches.
+        tokens: Number of rows that a block computes, N: class token, registers and patches.
         patch_values: Numbers in a patch, 3 · patch².
-        classes: C.
+        classes: Number of classes, C.
         extra_rows: How many of the N rows are no patches.
     """
 
@@ -30,7 +30,7 @@ class ViTShape:
 
     @property
     def patches(self) -> int:
-        """Patches, n."""
+        """The number of patches, n."""
         return self.tokens - self.extra_rows
 
 
@@ -45,8 +45,8 @@ def macs_as_prefix(shape: ViTShape, lengths: Sequence[int], *, class_token_only:
 
     Args:
         shape: The backbone.
-        lengths: P for each of the L blocks.
-        class_token_only: The last block computes row 0 only; its keys and values still come from all rows.
+        lengths: The prefix's length, P, in each of the L blocks.
+        class_token_only: Whether the last block computes row 0 only; its keys and values still come from all rows.
     """
     total = _ends(shape)
     for index, length in enumerate(lengths):
@@ -62,7 +62,7 @@ def macs_of_generator(shape: ViTShape, *, tokens: int, hidden: int) -> int:
     Args:
         shape: The backbone.
         tokens: Prompts, T: each mixed from n patches, passed through the feature projector, and projected twice.
-        hidden: Hidden units of the feature projector, r.
+        hidden: Number of hidden units of the feature projector, r.
     """
     return tokens * shape.width * (shape.patches + 2 * hidden + 2 * shape.width)
 

@@ -10,9 +10,9 @@ import torch
 from lightning_fabric import Fabric
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.settings import Precision
+from vpdeploy_train.settings import TrainPrecision
 
-_FABRIC_PRECISIONS: Final[dict[Precision, Any]] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+_FABRIC_PRECISIONS: Final[dict[TrainPrecision, Any]] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,7 +35,7 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def make_fabric(precision: Precision, device: torch.device) -> Fabric:
+def make_fabric(precision: TrainPrecision, device: torch.device) -> Fabric:
     """Return what places the model on its device and casts to its precision.
 
     Raises:

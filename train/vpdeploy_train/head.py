@@ -32,6 +32,7 @@ def fit_head(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> No
     Raises:
         TrainingError: A feature is not finite.
     """
+    # Features of all training images, [images, D], in float64: the fit is convex but badly scaled.
     model.eval()
     parts = [(model.features(pixels).float().cpu().numpy(), labels.cpu().numpy()) for pixels, labels in batches]
     features = np.concatenate([part[0] for part in parts]).astype(np.float64)
@@ -40,6 +41,8 @@ def fit_head(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> No
         raise TrainingError(
             "the backbone gives features that are not finite; check its weights, or use --precision fp32"
         )
+
+    # Logistic regression on standardised features; the scaling is folded back into weight and bias.
     scaler = StandardScaler().fit(features)
     classifier = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000).fit(scaler.transform(features), labels)
     weight, bias = classifier.coef_, classifier.intercept_
@@ -47,6 +50,8 @@ def fit_head(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> No
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / scaler.scale_
     bias = bias - weight @ scaler.mean_
+
+    # Classes without an image keep a zero weight and a bias that makes them improbable.
     present = torch.from_numpy(classifier.classes_)
     model.head.weight.zero_()[present] = torch.from_numpy(weight).to(model.head.weight)
     model.head.bias.fill_(_ABSENT_BIAS)[present] = torch.from_numpy(bias).to(model.head.bias)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpdeploy.errors import SpecError
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.progress import ProgressBar
 from vpdeploy_train.backbone import Backbone, load_backbone
@@ -16,8 +18,10 @@ from vpdeploy_train.data import (
     preload_images,
     resolve_data,
 )
+from vpdeploy_train.recipes import recipe_remarks
 from vpdeploy_train.settings import TrainSettings
-from vpdeploy_train.suitability import check_data
+
+logger = logging.getLogger("vpdeploy.train")
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -47,13 +51,14 @@ def load_inputs(settings: TrainSettings, *, backbone: Backbone | None = None) ->
     """Load what a run reads; every training and validation image is decoded once.
 
     Args:
-        settings: What to do.
-        backbone: The loaded backbone, where there is one.
+        settings: What the run is asked to do.
+        backbone: The loaded backbone, where the caller has it; None loads it.
 
     Raises:
         SpecError: Settings and data do not fit, or the backbone cannot be had.
         InputError: Images cannot be decoded.
     """
+    # The examples, which have to suit what was asked for, and the backbone.
     source = resolve_data(settings.data, seed=settings.seed, val_fraction=settings.val_fraction)
     check_data(settings, source)
     if backbone is None:
@@ -63,6 +68,8 @@ def load_inputs(settings: TrainSettings, *, backbone: Backbone | None = None) ->
             image_size=settings.image_size,
             averages=settings.pooling != "model",
         )
+
+    # The images of all splits but test, decoded once; damaged ones are found before the training.
     preprocessing = make_preprocessing(settings, backbone)
     augmentation = build_augmentation(settings.augment or source.augmentation, preprocessing)
     budget = CacheBudget.of_free_memory()
@@ -74,6 +81,23 @@ def load_inputs(settings: TrainSettings, *, backbone: Backbone | None = None) ->
     return TrainingInputs(
         source=source, backbone=backbone, preprocessing=preprocessing, train=train, val=val, scoring=scoring
     )
+
+
+def check_data(settings: TrainSettings, data: DataSource) -> None:
+    """Check that what was asked for can be done with the data, and warn where a recipe is for other data.
+
+    Raises:
+        SpecError: Something is to be chosen on validation images and there are none.
+    """
+    if settings.recipe is not None:
+        for remark in recipe_remarks(settings.recipe, classes=len(data.labels), lr_is_given=settings.lr is not None):
+            logger.warning("%s", remark)
+    if data.val:
+        return
+    for asked, option in ((settings.prunes, "--no-prune"), (settings.early_stop > 0, "--early-stop 0")):
+        if asked:
+            raise SpecError(f"{data.spec}: no validation images to choose by; use {option}, or leave #final away")
+    logger.info("%s: no validation images, the last epoch is the result", data.spec)
 
 
 def make_preprocessing(settings: TrainSettings, backbone: Backbone) -> Preprocessing:

@@ -58,23 +58,25 @@ def fit(
     Args:
         model: Trained in place; ends with the best epoch's tensors where the phase is finished, else the last one's.
         train: Training images.
-        val: Validation images, for the choice of the epoch.
-        phase: Name of the phase in the history.
-        state: Where to start; ``PhaseState()`` for the beginning.
+        val: Validation images, by which the epoch is chosen.
+        phase: The name of the phase in the history.
+        state: Where the phase stands; ``PhaseState()`` is its beginning. It is changed in place.
         settings: The run's settings.
-        fabric: Device and precision.
-        progress: Is told of every step and epoch.
-        store: Called with the state after every epoch.
-        until: Stop after this epoch, counted from 1, on the schedule of all the settings' epochs; None: train all.
-        watch: Told of every epoch once it is stored; what it raises ends the training there.
+        fabric: What casts to the precision and scales the gradients.
+        progress: Is told of every step and every epoch.
+        store: Is called with the state after every epoch.
+        until: The epoch to stop after, counted from 1, on the schedule of all the settings' epochs; None trains them
+            all.
+        watch: Is told of every epoch once it is stored; what it raises ends the training there.
 
     Returns:
-        The state: finished, or that of epoch ``until``.
+        The same state, which is finished or has reached epoch ``until``.
 
     Raises:
-        TrainingError: The loss is not finite, and the message names epoch, step and batch; or the state is that of
-            another model.
+        TrainingError: The loss is not finite, where the message names epoch, step and batch; or the state is that
+            of another model.
     """
+    # Set up optimizer and schedule as at the beginning, then put back what an earlier call has stored.
     seed = phase_seed(settings.seed, phase)
     optimizer = _make_optimizer(model, settings)
     schedule = _make_schedule(optimizer, settings, len(train))
@@ -83,10 +85,13 @@ def fit(
         load_stored(model, state.current, phase=phase)
         _restore_optimizer(optimizer, state.optimizer, phase=phase)
         fabric.strategy.precision.load_state_dict(state.scaler)
+
     until = settings.epochs if until is None else min(until, settings.epochs)
     for epoch in range(len(state.history), until):
         if _is_over(state, settings):
             break
+
+        # Train one epoch and validate it.
         result = _train_epoch(
             wrapped,
             wrapped_optimizer,
@@ -110,15 +115,21 @@ def fit(
             val_accuracy=val_accuracy,
             images_per_second=result.images_per_second,
         )
+
+        # Note where the phase stands now; the best epoch's tensors are kept besides the last one's.
         state.history.append(row)
         state.current = model.trained_state()
         if best_of(state.history) is row:
             state.best_epoch, state.best = row.epoch, model.trained_state()
         state.optimizer = _optimizer_tensors(optimizer)
         state.scaler = fabric.strategy.precision.state_dict()
+
+        # Only what is stored is told: whoever is told may end the training.
         store(state)
         progress.on_epoch(row)
         watch(row)
+
+    # A phase that has reached its last epoch ends with the best one's tensors.
     if len(state.history) < settings.epochs and not _is_over(state, settings):
         return state
     state.finished = True
@@ -149,7 +160,7 @@ def best_of(history: Sequence[EpochRow]) -> EpochRow:
 
 
 def phase_seed(seed: int, phase: str) -> int:
-    """Return the seed of one phase: another for every phase of a run, the same whenever it is run."""
+    """Return the seed of one phase, which no other phase of the run has and which never changes."""
     return seed * 1_000_003 + zlib.crc32(phase.encode())
 
 
@@ -171,6 +182,7 @@ def _train_epoch(
     started = time.perf_counter()
     total_loss, correct, seen = 0.0, 0, 0
     for batch, (pixels, labels) in enumerate(train.shuffled(seed=seed, epoch=epoch)):
+        # Forward; a loss that is not finite ends the run before it spoils the tensors.
         step = epoch * len(train) + batch + 1
         schedule.step_update(step)
         logits: Tensor = model(pixels)
@@ -183,11 +195,15 @@ def _train_epoch(
             raise TrainingError(
                 f"the loss is {value} at step {step} (epoch {epoch + 1}, batch {batch + 1} of {len(train)}); {_ADVICE}"
             )
+
+        # Backward and one step of the optimizer.
         optimizer.zero_grad()
         fabric.backward(loss)
         if settings.grad_clip > 0:
             fabric.clip_gradients(model, optimizer, max_norm=settings.grad_clip, error_if_nonfinite=False)
         optimizer.step()
+
+        # Sums over the epoch; the last batch may be smaller, so each image counts the same.
         total_loss += value * len(labels)
         correct += int((logits.argmax(1) == labels).sum())
         seen += len(labels)

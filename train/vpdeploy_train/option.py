@@ -26,8 +26,8 @@ class Limits:
     Attributes:
         low: The least.
         high: The greatest.
-        low_open: ``low`` itself is excluded.
-        high_open: ``high`` itself is excluded.
+        low_open: Whether ``low`` itself is excluded.
+        high_open: Whether ``high`` itself is excluded.
     """
 
     low: float
@@ -70,7 +70,7 @@ def option(default: Any, text: str, *, limits: Limits | None = None, sweep: tupl
         default: Its value where nobody chooses one; ``dataclasses.MISSING`` where somebody has to.
         text: What it means, for ``--help``.
         limits: The numbers it may be.
-        sweep: The values that ``vpdeploy sweep`` tries by default; none: it is varied only on demand.
+        sweep: The values that ``vpdeploy sweep`` tries by default; without any it is varied only on demand.
     """
     return field(default=default, metadata={"help": text, "limits": limits, "sweep": sweep})
 

@@ -23,10 +23,10 @@ class PhasesResult:
     """What the phases of a run end with.
 
     Attributes:
-        model: The chosen model, its best epoch's tensors.
-        best: That epoch.
-        history: Every epoch of every phase.
-        report: The pruning search, if there was one.
+        model: The chosen model, with the tensors of its best epoch.
+        best: The epoch whose tensors the model has.
+        history: The epochs of all phases, in the order in which they were trained.
+        report: What the pruning search did; None where nothing was pruned.
     """
 
     model: PromptedViT

@@ -42,7 +42,7 @@ class ConsoleProgress:
     Args:
         title: Shown before the bar.
         images: Images in the whole phase.
-        done: Images of epochs already done before a resume.
+        done: Images of the epochs that were done before a resume.
     """
 
     def __init__(self, title: str, *, images: int, done: int = 0) -> None:

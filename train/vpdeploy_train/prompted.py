@@ -18,7 +18,7 @@ class PromptedViT(nn.Module):
 
     Args:
         vit: The backbone, created with ``num_classes=0``; it stays in eval mode.
-        method: The prompts; trained.
+        method: The prompts, which are trained.
         classes: Number of classes, C.
         pools_prompts: The pooled feature averages over the last block's prompt rows too, as published for backbones
             without class token pooling; otherwise over the image's own rows.
@@ -55,14 +55,19 @@ class PromptedViT(nn.Module):
         Returns:
             [B, D].
         """
+        # Patches, and what the method adds as tokens: [B, N, D].
         tokens = self.trunk.embed(pixels)
         own_rows = tokens.shape[1]
         inserted = self.method.inserted()
         if inserted is not None:
             tokens = _append(tokens, inserted)
+
+        # All blocks but the last, each with its own prefix.
         last = len(self.trunk.blocks) - 1
         for index in range(last):
             tokens = self.trunk.run(index, tokens, self.prefix(index, tokens))
+
+        # The last block, of which only what the feature reads is computed; published pooling reads prompt rows too.
         rows = self.method.prompts(last, self.trunk, tokens) if self.pools_prompts else None
         prefix = self.prefix(last, tokens, projects=rows is None)
         if rows is not None:

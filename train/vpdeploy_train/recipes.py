@@ -43,7 +43,7 @@ class Recipe:
         shared: Settings it has in common with its benchmark.
         prompt_tokens: E²VPT's visual prompts in each block.
         kv_tokens: E²VPT's key/value prompts in each block.
-        vapt_rates: Learning rate for batches of 256, and weight decay, as published for VAPT; None: unpublished.
+        vapt_rates: Learning rate for batches of 256, and weight decay, as published for VAPT; None where they are not.
     """
 
     classes: int

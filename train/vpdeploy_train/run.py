@@ -27,7 +27,7 @@ from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.methods import restore_method
 from vpdeploy_train.methods.method import PromptDimensions, PromptMethod
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.settings import Pooling
+from vpdeploy_train.settings import PoolingChoice
 
 CARD_FILE = "task.json"
 TENSOR_FILE = "prompts.safetensors"
@@ -66,7 +66,7 @@ class Run:
     data_seed: int
     val_fraction: float
     weights: str | None
-    pooling: Pooling = "model"
+    pooling: PoolingChoice = "model"
 
     @property
     def pools_prompts(self) -> bool:
@@ -117,7 +117,7 @@ class Run:
             raise BundleCorruptError(f"{path / TENSOR_FILE}: cannot be read: {error}; train again") from error
         weights = document.fields.get("weights")
         pooling = document.fields.get("pooling", "model")
-        if pooling not in get_args(Pooling):
+        if pooling not in get_args(PoolingChoice):
             raise BundleCorruptError(f"{document.source}: unknown pooling '{pooling}'")
         return cls(
             path=path,

@@ -29,7 +29,8 @@ from vpdeploy_train.shares import Shares, parse_shares
 if TYPE_CHECKING:
     from vpdeploy_train.methods.method import PromptMethod
 
-Precision = Literal["fp32", "bf16", "fp16"]
+TrainPrecision = Literal["fp32", "bf16", "fp16"]
+"""Type that the forward and backward pass compute in; the trained tensors stay float32."""
 Optimizer = Literal["sgd", "adamw"]
 PruneScope = Literal["layer", "shared"]
 PruneMode = Literal["remove", "zero"]
@@ -39,8 +40,8 @@ Rewind = Literal["initial", "fresh"]
 Resize = Literal["crop", "squash"]
 Normalisation = Literal["backbone", "imagenet"]
 Augment = Literal["none", "flip", "crop", "crop-flip", "rand-augment"]
-Device = Literal["auto", "cpu", "cuda"]
-Pooling = Literal["model", "patches", "published"]
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+PoolingChoice = Literal["model", "patches", "published"]
 
 _DEFAULT_WEIGHT_DECAY: dict[str, float] = {"sgd": 0.001, "adamw": 0.01}
 
@@ -86,7 +87,7 @@ class TrainSettings:
         "share of the scaled image that the centre crop keeps; default: the backbone's own",
         limits=Limits(low=0, high=1, low_open=True),
     )
-    pooling: Pooling = option(
+    pooling: PoolingChoice = option(
         "model", "the model's own, the mean over patches, or as published over patches and prompts"
     )
     normalisation: Normalisation = option("backbone", "mean and std: the backbone's, or ImageNet's")
@@ -124,8 +125,8 @@ class TrainSettings:
         None, "processes that load images; default: none where all fit into memory", limits=NOT_NEGATIVE
     )
     seed: int = option(0, "of everything random", limits=between(0, 2**32 - 1))
-    device: Device = option("auto", "auto, cpu or cuda")
-    precision: Precision = option("fp32", "of the forward and backward pass")
+    device: DeviceChoice = option("auto", "auto, cpu or cuda")
+    precision: TrainPrecision = option("fp32", "of the forward and backward pass")
 
     prune: bool | None = option(None, "prune and rewind after training; default: the method's own")
     prune_scope: PruneScope = option("layer", "each block its own tokens, or one choice shared by all")
@@ -238,6 +239,7 @@ class TrainSettings:
             SpecError: A name is unknown or none of the method's, a value has the wrong type or range, or ``data`` is
                 missing; where the layer was read from a file, the message names it.
         """
+        # The method decides which options there are; a recipe lies beneath all layers.
         method = _last_of(layers, "method") or default_of("method")
         recipe = _last_of(layers, "recipe")
         known = _known_to(method)
@@ -246,6 +248,8 @@ class TrainSettings:
         if recipe is not None:
             shared |= recipe_named(recipe).settings(method)
             merged |= {name: value for name, value in shared.items() if name in known}
+
+        # Each layer over the ones before, its values typed; errors name the file they came from.
         origins: dict[str, str] = {}
         for layer in layers:
             origin = f"{layer.file}: " if isinstance(layer, FileSettings) else ""
@@ -257,6 +261,8 @@ class TrainSettings:
                     origins[name] = origin
             if isinstance(layer, SharedSettings):
                 shared |= layer
+
+        # One object: common settings, and the method's own options beside them.
         if "data" not in merged:
             raise SpecError("--data is missing: give a folder, a .csv/.json/.jsonl manifest, or 'digits'")
         try:

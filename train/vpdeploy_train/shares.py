@@ -18,9 +18,9 @@ class Shares:
     """What a candidate keeps, as shares in (0, 1].
 
     Attributes:
-        tokens: Of each block's visual and key/value prompts.
-        segments: Of each remaining visual prompt's segments.
-        hidden: Of a feature projector's hidden units.
+        tokens: Share of each block's visual and key/value prompts.
+        segments: Share of the segments of each visual prompt that remains.
+        hidden: Share of a feature projector's hidden units.
     """
 
     tokens: float = 1.0
@@ -34,8 +34,8 @@ def parse_shares(keep: str, keep_segments: str, *, hidden: float, candidates: in
     Args:
         keep: ``auto``, or shares of tokens separated by commas.
         keep_segments: ``auto``, one share, or as many as there are shares of tokens.
-        hidden: Share of hidden units, for all.
-        candidates: How many; None: as many as are listed, or ``auto``'s own number.
+        hidden: Share of hidden units that every candidate keeps.
+        candidates: How many candidates there should be; None takes as many as are listed, or ``auto``'s own number.
 
     Raises:
         SpecError: A list is malformed, or its length is not that of another.

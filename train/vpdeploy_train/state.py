@@ -46,14 +46,14 @@ class PhaseState:
     """How far one phase has come.
 
     Attributes:
-        finished: Nothing is left to do; only ``best`` still matters.
+        finished: Whether the phase is over; then only ``best`` still matters.
         history: The epochs so far.
-        best_epoch: The epoch with the best validation result, counted from 1; 0 before the first. Where there are
-            no validation images, the last epoch.
+        best_epoch: The epoch with the best validation result, counted from 1; 0 before the first epoch. Where there
+            are no validation images it is the last epoch.
         current: Trained tensors after the last epoch.
         best: Trained tensors after the best epoch.
-        optimizer: Tensors of the optimizer's state, by ``INDEX.NAME``.
-        scaler: State of the float16 gradient scaler, empty otherwise.
+        optimizer: Tensors of the optimizer's state by ``INDEX.NAME``, as torch counts parameters.
+        scaler: State of the float16 gradient scaler; empty in other precisions.
     """
 
     finished: bool = False

@@ -53,15 +53,15 @@ def train_run(
     bytes as an uninterrupted one.
 
     Args:
-        settings: What to do.
+        settings: What the run is asked to do.
         out: The run folder.
         resume: Continue an interrupted run in ``out``.
-        name: The task's name; None takes the folder's.
+        name: The task's name; None takes the name of the folder.
         make_progress: Makes the progress display of each phase.
         backbone: The loaded backbone, where the caller trains several tasks on it.
         inputs: Loaded images and backbone, where the caller trains several times on them.
-        watch: Told of every epoch once it is stored, and of those stored before a resume; what it raises ends the
-            training there.
+        watch: Is told of every epoch once it is stored, and of those that were stored before a resume; what it
+            raises ends the training there.
 
     Returns:
         The run as it was written, and what it came to.

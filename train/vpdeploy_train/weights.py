@@ -28,7 +28,8 @@ def load_weights(trunk: Trunk, path: Path, *, averages: bool = False) -> None:
     Args:
         trunk: The backbone.
         path: A state dict as safetensors or a torch file, under timm's or the publisher's names, or Google's ``.npz``.
-        averages: The backbone averages over patches before a fresh norm, whatever the weights were trained with.
+        averages: Whether the backbone averages over patches before a fresh norm, whatever the weights were trained
+            with.
 
     Raises:
         SpecError: The file cannot be read, or its tensors do not fit.
@@ -54,10 +55,10 @@ def adopt_state(model: nn.Module, state: dict[str, Tensor], *, averages: bool) -
     """Load tensors under timm's names; classifier tensors are ignored.
 
     Args:
-        model: Created with ``num_classes=0``.
-        state: Of the same architecture.
-        averages: Final norm and attention pooling give way to the model's own norm behind the mean, which stays fresh
-            (gain 1, shift 0) unless the tensors bring one.
+        model: A timm model that was created with ``num_classes=0``.
+        state: The tensors, of the same architecture.
+        averages: Whether the tensors' final norm and attention pooling give way to the model's own norm behind the
+            mean, which stays fresh (gain 1, shift 0) unless the tensors bring one.
 
     Raises:
         RuntimeError: A tensor is missing, superfluous or of another shape.

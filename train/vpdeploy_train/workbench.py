@@ -36,16 +36,16 @@ class Workbench:
     """What every phase of one run shares.
 
     Attributes:
-        settings: What to do.
+        settings: What the run was asked to do.
         backbone: The frozen backbone, on its device.
         classes: Number of classes, C.
         train: Training images, varied where an augmentation is asked for.
         val: Validation images.
         scoring: Training images as they are.
-        fabric: Device and precision.
+        fabric: What places models on the device and casts to the precision.
         states: Where the phases' states are stored.
-        make_progress: Makes each phase's display.
-        watch: Told of every epoch; of those stored before a resume, too.
+        make_progress: Makes the progress display of each phase.
+        watch: Is told of every epoch, also of those that were stored before a resume.
     """
 
     settings: TrainSettings
@@ -125,19 +125,22 @@ class Workbench:
         """Bring one phase to an epoch, from its stored state if there is one.
 
         Args:
-            phase: Its name.
+            phase: The phase's name.
             model: Trained in place; ends with the best epoch's tensors where the phase is finished.
-            until: The epoch, counted from 1.
+            until: The epoch to reach, counted from 1.
 
         Raises:
             TrainingError: The loss is not finite, or the stored state is damaged.
         """
+        # Go on from where the phase stands; a finished one is only loaded.
         state = self.states.read(phase)
         for row in state.history:
             self.watch(row)
         if state.finished:
             load_stored(model, state.best, phase=phase)
             return state
+
+        # Train it to the epoch; each epoch's state is stored.
         images = len(self.train.dataset)
         with self.make_progress(phase, images * until, images * len(state.history)) as progress:
             return fit(

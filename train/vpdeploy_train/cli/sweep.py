@@ -17,7 +17,7 @@ from vpdeploy_train.config import read_toml
 from vpdeploy_train.option import options_of
 from vpdeploy_train.recipes import recipe_named
 from vpdeploy_train.settings import TrainSettings, every_option
-from vpdeploy_train.sweep.space import Choices, Range, applies, default_space, may_vary, read_option, read_space
+from vpdeploy_train.sweep.space import Choices, Interval, applies, default_space, may_vary, read_option, read_space
 
 
 def sweep(
@@ -84,7 +84,7 @@ def _plan(options: dict[str, Any], config: Path | None, search: Path | None) -> 
         name: read_option(name, value) if value is not None and may_vary(known[name]) else value
         for name, value in options.items()
     }
-    varied = {name: value for name, value in read.items() if isinstance(value, Choices | Range)}
+    varied = {name: value for name, value in read.items() if isinstance(value, Choices | Interval)}
     stored = {} if config is None else read_toml(config)
     fixed = {name: None if name in varied else value for name, value in read.items()}
     method = varied.get("method")

@@ -77,7 +77,7 @@ def seeded_randomness(seed: tuple[int, ...]) -> Iterator[None]:
 
 
 def _build_flip(name: str, preprocessing: Preprocessing) -> Augmentation:
-    """Build: the evaluation pixels, mirrored or not."""
+    """Build the augmentation that mirrors the evaluation pixels or does not."""
     return Augmentation(
         name=name,
         prepare=partial(_fit, preprocessing=preprocessing),
@@ -86,7 +86,7 @@ def _build_flip(name: str, preprocessing: Preprocessing) -> Augmentation:
 
 
 def _build_crop(name: str, preprocessing: Preprocessing) -> Augmentation:
-    """Build: the shorter side scaled (both sides for ``squash``), a random square cut out."""
+    """Build the one that scales the shorter side (both sides for ``squash``) and cuts out a random square."""
     return Augmentation(
         name=name,
         prepare=partial(_scale, preprocessing=preprocessing),
@@ -95,7 +95,7 @@ def _build_crop(name: str, preprocessing: Preprocessing) -> Augmentation:
 
 
 def _build_crop_flip(name: str, preprocessing: Preprocessing) -> Augmentation:
-    """Build: a random crop, mirrored or not."""
+    """Build the one that cuts out a random crop, mirrored or not."""
     return Augmentation(
         name=name,
         prepare=partial(_scale, preprocessing=preprocessing),
@@ -104,7 +104,7 @@ def _build_crop_flip(name: str, preprocessing: Preprocessing) -> Augmentation:
 
 
 def _build_rand_augment(name: str, preprocessing: Preprocessing) -> Augmentation:
-    """Build: a random crop, mirrored or not, then timm's RandAugment (magnitude 9 ± 0.5, two operations)."""
+    """Build a random crop, mirrored or not, that passes timm's RandAugment (magnitude 9 ± 0.5, two operations)."""
     from timm.data.auto_augment import rand_augment_transform
 
     mean = tuple(round(255 * value) for value in preprocessing.mean)

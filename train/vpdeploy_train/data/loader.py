@@ -16,7 +16,7 @@ from vpdeploy_train.data.prefetch import prefetched
 
 _MAX_DEFAULT_WORKERS: Final = 8
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+LabelledPixels = tuple[torch.Tensor, torch.Tensor]
 """Pixels uint8 [B, H, W, 3] and labels int64 [B]."""
 
 Draw = tuple[int, int]
@@ -55,7 +55,7 @@ class EpochLoader:
         self._lasting = self._load(self._order)
         self._busy = False
 
-    def iterate(self, *, shuffle_seed: int | None, epoch: int) -> Iterator[Batch]:
+    def iterate(self, *, shuffle_seed: int | None, epoch: int) -> Iterator[LabelledPixels]:
         """Yield the batches of one epoch; the global random states are left alone.
 
         Args:

@@ -15,7 +15,7 @@ class CacheBudget:
     """Bytes of decoded images that one or several data sets may keep between them.
 
     Args:
-        limit_bytes: The bytes; 0 lets nothing be kept.
+        limit_bytes: The largest number of bytes; 0 lets nothing be kept.
     """
 
     def __init__(self, limit_bytes: int) -> None:

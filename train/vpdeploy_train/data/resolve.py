@@ -51,6 +51,7 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
         SpecError: The spec is unknown, or its data cannot be used; the message names the file or folder.
         MissingExtraError: A library that the format needs is not installed.
     """
+    # Read the images by class name, and number the classes.
     if not 0 <= val_fraction < 1:
         raise SpecError(f"the validation fraction is {val_fraction}; expected at least 0 and less than 1")
     is_final = spec.endswith(FINAL_SUFFIX)
@@ -61,16 +62,21 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
         split: _number(spec, split, items, label_names, given=labels is not None)
         for split, items in collection.splits.items()
     }
+
+    # Where the format names no splits, hold out a test part.
     if UNSPLIT in parts:
         whole = parts.pop(UNSPLIT)
         least = 3 if val_fraction > 0 and not is_final else 2
         _require_images(spec, whole, label_names, least, "a train, val and test part")
         parts["train"], parts["test"] = carve(whole, TEST_FRACTION, seed=seed)
+
+    # Join the validation images to the training, or make sure that there are some.
     if is_final:
         parts["train"] = (*parts.get("train", ()), *parts.pop("val", ()))
     elif not parts.get("val") and parts.get("train") and val_fraction > 0:
         _require_images(spec, parts["train"], label_names, 2, "a train and val part")
         parts["train"], parts["val"] = carve(parts["train"], val_fraction, seed=seed)
+
     return DataSource(
         spec=spec,
         labels=label_names,

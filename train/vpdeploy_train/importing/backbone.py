@@ -25,10 +25,10 @@ class BackboneChoice:
     """What the caller says of the backbone.
 
     Attributes:
-        name: A timm name, or None.
-        heads: Attention heads, or None.
-        weights: Weights file of the named backbone, for checkpoints without one.
-        image_size: Side of the images in pixels, for checkpoints without a backbone.
+        name: The timm name of the backbone; None where it is not known.
+        heads: Number of attention heads; None where it is not known.
+        weights: The weights file of the named backbone, for checkpoints that hold no backbone.
+        image_size: Side of the images in pixels, for checkpoints that hold no backbone.
 
     Example:
         >>> vpdeploy_train.BackboneChoice(heads=3)
@@ -47,10 +47,10 @@ def keep_backbone(
     """Write the checkpoint's backbone into a folder and load it from there.
 
     Args:
-        checkpoint: Holds a backbone.
-        choice: What the caller says.
-        folder: Gets ``WEIGHTS_FILE``.
-        stored_heads: The heads that the prompts tell, if they do.
+        checkpoint: A checkpoint that holds a backbone.
+        choice: What the caller says of the backbone.
+        folder: The folder that ``WEIGHTS_FILE`` is written to.
+        stored_heads: The number of heads that the prompts tell; None where they do not.
 
     Raises:
         SpecError: It is incomplete, does not fit the choice, or is not the architecture that is named.

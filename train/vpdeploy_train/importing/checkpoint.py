@@ -20,7 +20,7 @@ class Checkpoint:
 
     Args:
         source: What to call the file in an error, normally its path.
-        tensors: By key.
+        tensors: The tensors by key.
     """
 
     def __init__(self, source: str, tensors: Mapping[str, Tensor]) -> None:
@@ -59,7 +59,7 @@ class Checkpoint:
         """Return a tensor as float32 and count it as read.
 
         Args:
-            key: Its key.
+            key: The tensor's key.
             sizes: The shape to expect: numbers have to match, letters stand for any size of at least 1, the same
                 letter for the same size.
 

@@ -14,9 +14,9 @@ from vpdeploy.files import creating_folder, sha256_of_file
 from vpdeploy.task import TaskCard, check_task_name
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.footprint import paper_parameters
+from vpdeploy_train.importing import require_format
 from vpdeploy_train.importing.backbone import WEIGHTS_FILE, BackboneChoice, keep_backbone, named_backbone
 from vpdeploy_train.importing.checkpoint import Checkpoint
-from vpdeploy_train.importing.formats import require_format
 from vpdeploy_train.importing.names import EMBEDDINGS, HEAD
 from vpdeploy_train.importing.pipeline import Pipeline
 from vpdeploy_train.importing.reference import ImportedPrompts
@@ -44,10 +44,10 @@ def import_checkpoint(
     Args:
         path: The torch file.
         out: The run folder; it appears only if everything fits.
-        format: One of ``FORMATS``.
+        format: The name of the public code's format, one of ``FORMATS``.
         name: The task's name.
-        backbone: What is known of the backbone besides the file; None: nothing.
-        pipeline: How images are prepared; None: as the public code does.
+        backbone: What is known of the backbone besides the file; None where nothing is.
+        pipeline: How images are prepared; None prepares them as the public code does.
         labels: Class names in index order; None takes "0", "1", and so on.
 
     Returns:

@@ -28,12 +28,12 @@ class StoredViT:
     """A vision transformer's tensors and the sizes that their shapes tell; the heads they do not tell.
 
     Attributes:
-        width: Of a token, D.
-        depth: Blocks, L.
-        hidden: Hidden units of a block's MLP.
+        width: Width of a token, D.
+        depth: Number of blocks, L.
+        hidden: Number of hidden units of a block's MLP.
         patch_size: Side of a patch, in pixels.
         grid: Patches along a side.
-        tensors: By timm's names, float32.
+        tensors: The tensors by timm's names, float32.
     """
 
     width: int

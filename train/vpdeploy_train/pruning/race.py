@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from vpdeploy_train.footprint import paper_parameters
 from vpdeploy_train.head import fit_head
 from vpdeploy_train.loop import best_of, phase_seed
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.pruning.halving import rungs_of
 from vpdeploy_train.pruning.scores import Scores, prunable_method
 from vpdeploy_train.pruning.search import Candidate, kept_for, rank
+from vpdeploy_train.settings import PruneSearch
 from vpdeploy_train.shares import Shares
 from vpdeploy_train.state import EpochRow, PhaseState
 from vpdeploy_train.workbench import Workbench
 
 TensorsByName = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A point in the search.
+
+    Attributes:
+        epochs: How far every candidate that is still in the search is trained.
+        survivors: How many of them go on from there.
+    """
+
+    epochs: int
+    survivors: int
 
 
 def race(
@@ -32,7 +47,7 @@ def race(
         unpruned: The epochs of the unpruned prompts, which compete at every rung.
 
     Returns:
-        All candidates, also the stopped ones, and their history, in the order in which they entered.
+        All candidates, those that were stopped among them, and their epochs, in the order in which they entered.
     """
     settings = bench.settings
     latest: dict[str, Candidate] = {}
@@ -52,15 +67,31 @@ def race(
     return [latest[phase] for phase in entrants], [row for phase in entrants for row in histories[phase]]
 
 
+def rungs_of(search: PruneSearch, *, candidates: int, epochs: int) -> list[Rung]:
+    """Return the rungs of a search, the last of which is a full training.
+
+    By halving, half of n candidates are left after a quarter of the epochs and a quarter of them after a half, rounded
+    down but at least one; rungs that fall on one epoch are one. From four candidates on, and where a quarter of the
+    epochs is a whole number, that costs n/2 full trainings at most: n · 1/4 + n/2 · 1/4 + n/4 · 1/2.
+    """
+    if search == "full":
+        return [Rung(epochs=epochs, survivors=candidates)]
+    half, quarter = max(1, candidates // 2), max(1, candidates // 4)
+    survivors = {-(-epochs // 4): half}
+    survivors[-(-epochs // 2)] = quarter
+    survivors[epochs] = quarter
+    return [Rung(epochs=reached, survivors=left) for reached, left in survivors.items()]
+
+
 def candidate_at(phase: str, model: PromptedViT, shares: Shares, state: PhaseState, *, until: int) -> Candidate:
     """Return a phase as the search judges it at an epoch, counted from 1.
 
     Args:
-        phase: Its name.
-        model: Its model.
-        shares: What it may keep.
-        state: Its state, which may have gone further.
-        until: The epoch.
+        phase: The phase's name.
+        model: The phase's model.
+        shares: What the phase may keep.
+        state: The phase's state, which may have gone further than the epoch.
+        until: The epoch, counted from 1.
     """
     history = state.history[:until]
     return Candidate(
@@ -82,11 +113,12 @@ def rewind(
     Args:
         bench: What the run's phases share.
         unpruned: The trained, unpruned model.
-        scores: Its scores.
-        initial: The trained tensors' values before the training.
+        scores: The scores of its prompts.
+        initial: The values that the trained tensors had before the training.
         phase: The phase that will train the smaller model.
-        shares: How much it keeps.
+        shares: How much the smaller model keeps.
     """
+    # Decide what is kept, by the trained model's scores.
     settings = bench.settings
     kept = kept_for(
         unpruned,
@@ -97,6 +129,8 @@ def rewind(
         mode=settings.prune_mode,
         prune_kv=settings.prune_kv is not False,
     )
+
+    # Set what is kept to initial values: pruned prompts are retrained from where training began.
     fresh = settings.rewind == "fresh"
     start = _fresh_state(bench, phase) if fresh else initial
     model = bench.new_model(prunable_method(unpruned).pruned_to(kept, _without_prefix(start, "method.")))

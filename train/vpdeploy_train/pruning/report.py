@@ -25,17 +25,17 @@ class CandidateRow:
         keep_segments: Share of segments it might keep, in (0, 1].
         keep_hidden: Share of a feature projector's hidden units it might keep, in (0, 1].
         tokens_per_block: Visual prompts of each block.
-        live_tokens_per_block: Of these, how many are not zero vectors.
+        live_tokens_per_block: Those of them that are not zero vectors.
         kv_tokens_per_block: Key/value prompts of each block.
         hidden: Hidden units of a feature projector.
-        parameters: The paper's count.
+        parameters: The papers' count: trained numbers, less those of pruned segments.
         tuned_percent: Prompts and head as a share of backbone and head, in percent.
         size_bytes: Bytes of the stored prompt tensors.
         macs: Multiply-accumulates of one image when deployed; None where they are not counted.
         val_accuracy: Validation accuracy of the best epoch, in [0, 1].
         val_loss: Validation loss of the best epoch.
-        epochs: How far it was trained.
-        finished: Whether that was to the end.
+        epochs: How many epochs it was trained.
+        finished: Whether these were all.
     """
 
     phase: str
@@ -57,7 +57,10 @@ class CandidateRow:
 
     @classmethod
     def from_document(cls, document: Document) -> CandidateRow:
-        """Read the JSON form.
+        """Return the row of a JSON form.
+
+        Args:
+            document: What ``to_json`` returned.
 
         Raises:
             BundleCorruptError: A field is missing or of another type.
@@ -99,7 +102,7 @@ class PruningReport:
 
     Attributes:
         candidates: Every prompt set that was tried, the unpruned one first.
-        chosen: Phase of the chosen one.
+        chosen: The phase that trained the chosen candidate.
         scope: ``layer`` or ``shared``.
         mode: ``remove`` or ``zero``.
         token_scores: Importance before pruning, for each block and visual prompt.

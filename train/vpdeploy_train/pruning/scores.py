@@ -25,10 +25,10 @@ class Scores:
     """Importance by block; larger matters more.
 
     Attributes:
-        tokens: For each block, [T].
-        kv_tokens: For each block, [T_KV].
-        segments: For each block, [T, R]; zeros where the method has no segments.
-        hidden: Of the hidden units of a feature projector, [r]; empty where there is none.
+        tokens: Scores of the visual prompts of each block, [T].
+        kv_tokens: Scores of the key/value prompts of each block, [T_KV].
+        segments: Scores of the segments of each block's visual prompts, [T, R]; zeros where the method has no segments.
+        hidden: Scores of the hidden units of a feature projector, [r]; empty where there is none.
     """
 
     tokens: list[Tensor]
@@ -60,15 +60,16 @@ def score_prompts(
     Nothing is trained: the model is in eval mode and no optimizer runs.
 
     Args:
-        model: Its method must be prunable.
+        model: The trained model, whose method must be prunable.
         batches: Normalised images [B, 3, H, W] and labels [B].
         scope: ``shared`` scores one mask that acts on all blocks at once; every block then has the same scores.
-        on_batch: Called after every batch.
+        on_batch: Is called after every batch.
 
     Raises:
         SpecError: The method has no prompts to prune.
         TrainingError: A gradient is not finite.
     """
+    # Sum |∂L/∂ρ| over the batches, with masks of ones that only gradients are read of.
     method = prunable_method(model)
     model.eval()
     totals: list[list[Tensor]] = []
@@ -84,6 +85,8 @@ def score_prompts(
                 total += gradient.abs()
         count += 1
         on_batch()
+
+    # The expectation is the mean over batches.
     if not totals:
         raise SpecError("no images to score the prompts on")
     if not all(torch.isfinite(total).all() for kind in totals for total in kind):

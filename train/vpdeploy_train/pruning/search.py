@@ -15,8 +15,6 @@ from vpdeploy_train.settings import PruneMode, PruneScope
 from vpdeploy_train.shares import Shares
 from vpdeploy_train.state import EpochRow
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-
 _ROUNDING = 1e-12
 
 
@@ -28,10 +26,10 @@ class Candidate:
         phase: The phase that trains it.
         model: The model.
         shares: What it was allowed to keep.
-        parameters: The paper's count: prompts without pruned segments.
+        parameters: The papers' count: trained numbers, less those of pruned segments.
         best: Its best epoch so far.
-        epochs: How far it was trained.
-        finished: Whether that was to the end; only then it can be chosen.
+        epochs: How many epochs it was trained.
+        finished: Whether these were all; only a finished candidate can be chosen.
     """
 
     phase: str
@@ -46,7 +44,7 @@ class Candidate:
 def kept_for(
     model: PromptedViT,
     scores: Scores,
-    batches: Batches,
+    batches: Iterable[tuple[Tensor, Tensor]],
     *,
     shares: Shares,
     scope: PruneScope,
@@ -57,13 +55,14 @@ def kept_for(
 
     Args:
         model: The trained, unpruned model.
-        scores: Its scores.
+        scores: The scores of its prompts.
         batches: Training images to score segments on: normalised [B, 3, H, W] and labels [B].
         shares: How much to keep.
         scope: ``layer`` or ``shared``.
         mode: Pruned visual prompts are removed, or stay as zero vectors; key/value prompts are always removed.
         prune_kv: Whether key/value prompts are pruned.
     """
+    # Tokens, key/value prompts and hidden units: by scores of the whole prompt set.
     method = prunable_method(model)
     select = selection.keep_tokens if mode == "remove" else selection.zero_tokens
     kept = select(method.kept, scores, shares.tokens)
@@ -73,6 +72,8 @@ def kept_for(
         kept = selection.keep_hidden(kept, scores, shares.hidden)
     if shares.segments >= 1:
         return kept
+
+    # Segments: by scores of what is left, for the removal of tokens has changed what each segment is worth.
     smaller = PromptedViT(
         model.vit,
         method.pruned_to(kept, method.state_dict()),
@@ -91,7 +92,7 @@ def rank(candidates: Iterable[Candidate], *, slack: float, reference: float) -> 
     the one with the lower loss; behind them the others, the more accurate first.
 
     Args:
-        candidates: Equally far trained.
+        candidates: Candidates that were trained equally far.
         slack: Accuracy that a smaller set may cost.
         reference: An accuracy reached elsewhere, which also counts as the best.
     """

@@ -17,9 +17,9 @@ def keep_tokens(kept: Kept, scores: Scores, share: float) -> Kept:
     """Keep the best visual prompts of every block, with all their segments, and remove the others.
 
     Args:
-        kept: What there is, the order of ``scores``.
-        scores: Importance of what there is.
-        share: Of each block, ⌊share · T⌋ are kept, but at least one.
+        kept: The prompts that there are, in the order of ``scores``.
+        scores: The importance of these prompts.
+        share: The share of each block's T prompts that is kept: ⌊share · T⌋, but at least one.
     """
     tokens = tuple(_best(block, row, share) for block, row in zip(kept.tokens, scores.tokens, strict=True))
     return replace(kept, tokens=tokens, segments=tuple((_WHOLE,) * len(block) for block in tokens))
@@ -29,9 +29,9 @@ def zero_tokens(kept: Kept, scores: Scores, share: float) -> Kept:
     """Set all but the best visual prompts of every block to zero: they stay, and are attended to (E²VPT's code).
 
     Args:
-        kept: What there is, the order of ``scores``.
-        scores: Importance of what there is.
-        share: Of each block, ⌊share · T⌋ are not zeroed, but at least one.
+        kept: The prompts that there are, in the order of ``scores``.
+        scores: The importance of these prompts.
+        share: The share of each block's T prompts that is not zeroed: ⌊share · T⌋, but at least one.
     """
     best = keep_tokens(kept, scores, share).tokens
     segments = tuple(

@@ -26,7 +26,7 @@ class Claim:
     Attributes:
         trial: The trial.
         folder: Its run folder.
-        lock: Holds the trial's lock file while the process works on it.
+        lock: Holds the trial's lock file for as long as the process works on the trial.
     """
 
     trial: Trial
@@ -45,10 +45,13 @@ def claim(trial: Trial, out: Path) -> Claim:
         trial: A trial that has just begun.
         out: The sweep's folder.
     """
+    # The lock is the claim: the operating system frees it with the process, however that ends.
     folder = trial_folder(out, trial.number)
     lock = contextlib.ExitStack()
     lock.enter_context(locked(_lock_of(out, trial.number)))
     trial.set_user_attr(_HOME, _home(out))
+
+    # A repeated trial takes over the folder of the one that was interrupted, and resumes its run.
     before = trial.user_attrs.get(_CONTINUES)
     if before is not None and trial_folder(out, before).is_dir() and not folder.exists():
         trial_folder(out, before).rename(folder)

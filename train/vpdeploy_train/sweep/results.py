@@ -30,12 +30,12 @@ class SweepResult:
     """Where a sweep stands.
 
     Attributes:
-        out: Its folder.
+        out: The sweep's folder.
         states: Number of trials by state: complete, pruned, running, fail, waiting.
         best: Number of the best trial; None where none is complete.
-        val_accuracy: Its validation accuracy.
+        val_accuracy: The best trial's validation accuracy; None where no trial is complete.
         values: What was varied, as the best trial has it.
-        best_run: Its run; None where it lies on another machine.
+        best_run: The best trial's run; None where it lies on another machine.
     """
 
     out: Path
@@ -65,12 +65,15 @@ def publish(study: Study, out: Path, settings: TrainSettings) -> SweepResult:
         out: The sweep's folder, whose lock this process holds.
         settings: What all trials have in common.
     """
+    # The table of all trials.
     trials = study.get_trials(deepcopy=False)
     states = {state.name.lower(): 0 for state in TrialState}
     for trial in trials:
         states[trial.state.name.lower()] += 1
     states = {name: count for name, count in states.items() if count}
     write_atomically(out / TABLE, _table(trials).encode())
+
+    # The best trial: its settings, its run where it lies in this folder, and the pictures.
     best = best_trial(study)
     if best is None:
         return SweepResult(out=out, states=states, best=None, val_accuracy=None, values={}, best_run=None)
@@ -78,6 +81,7 @@ def publish(study: Study, out: Path, settings: TrainSettings) -> SweepResult:
     write_atomically(out / BEST_SETTINGS, text.encode())
     run = _copy_best(best, out) if is_here(best, out) else None
     plot_study(study, best, out)
+
     return SweepResult(
         out=out, states=states, best=best.number, val_accuracy=best.value, values=dict(best.params), best_run=run
     )

@@ -45,7 +45,7 @@ class Choices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Range:
+class Interval:
     """A setting takes any number from ``low`` to ``high``, evenly in its logarithm where ``log``."""
 
     low: float
@@ -54,7 +54,7 @@ class Range:
     whole: bool
 
 
-Dimension = Choices | Range
+Dimension = Choices | Interval
 Space = Mapping[str, Dimension]
 
 
@@ -78,7 +78,7 @@ def applies(name: str, method: str) -> bool:
 
 
 def read_option(name: str, text: str) -> Any:
-    """Return what an option says: a ``Range`` (``LOW:HIGH``), ``Choices`` (``A,B,C``) or one value.
+    """Return what an option says: an ``Interval`` (``LOW:HIGH``), ``Choices`` (``A,B,C``) or one value.
 
     A list of ``--keep`` is one value, as for ``vpdeploy train``.
 
@@ -141,7 +141,7 @@ def default_space(settings: TrainSettings, given: set[str]) -> dict[str, Dimensi
     space: dict[str, Dimension] = {
         "lr": Choices(values=_PAPER_LRS)
         if settings.optimizer == "sgd"
-        else Range(low=base / 10, high=base * 30, log=True, whole=False),
+        else Interval(low=base / 10, high=base * 30, log=True, whole=False),
         "weight_decay": Choices(values=_PAPER_DECAYS),
     }
     for name, each in options_of(type(settings.options)).items():
@@ -187,7 +187,7 @@ def to_fields(space: Space) -> dict[str, Any]:
     return {name: asdict(dimension) for name, dimension in space.items()}
 
 
-def _range(place: str, name: str, low: float, high: float, *, log: bool | None = None) -> Range:
+def _range(place: str, name: str, low: float, high: float, *, log: bool | None = None) -> Interval:
     log = name in _LOGARITHMIC if log is None else log
     if _kind_of(name) not in (int, float, "share"):
         raise SpecError(f"{place}: takes no numbers, so it has no range; list values")
@@ -195,7 +195,7 @@ def _range(place: str, name: str, low: float, high: float, *, log: bool | None =
         raise SpecError(f"{place}: expected LOW below HIGH, found {low:g} and {high:g}")
     if log and low <= 0:
         raise SpecError(f"{place}: the range is logarithmic, so LOW should be above 0, found {low:g}")
-    return Range(low=low, high=high, log=log, whole=_kind_of(name) is int)
+    return Interval(low=low, high=high, log=log, whole=_kind_of(name) is int)
 
 
 def _kind_of(name: str) -> Any:

@@ -45,7 +45,7 @@ def opened_study(
 
     Args:
         out: The sweep's folder.
-        url: The storage as SQLAlchemy names it; None: ``study.db`` in the folder.
+        url: The storage as SQLAlchemy names it; None takes ``study.db`` in the folder.
         name: The study's name in the storage.
         settings: What all trials have in common.
         space: What they vary.
@@ -54,11 +54,14 @@ def opened_study(
     Raises:
         SpecError: The storage cannot be used, or the study is one of other settings.
     """
+    # A folder belongs to one study; SQLite's file waits for its writers, a server's connections may have gone.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
     local = url is None or url.startswith("sqlite")
     options = {"connect_args": {"timeout": _BUSY_SECONDS}} if local else {"pool_pre_ping": True}
     _check_folder(out, name)
+
+    # Open the study or begin it, and compare what it is about.
     try:
         with locked(out / LOCK_FILE):  # two processes must not create the tables at once
             storage = RDBStorage(url or f"sqlite:///{(out / STUDY_FILE).resolve()}", engine_kwargs=options)
@@ -75,6 +78,7 @@ def opened_study(
     except Exception as error:  # SQLAlchemy's, the driver's, a missing driver
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SpecError(f"--storage {url or out / STUDY_FILE}: cannot be used: {reason}") from error
+
     try:
         yield study
     finally:

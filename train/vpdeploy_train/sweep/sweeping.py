@@ -38,7 +38,7 @@ class SweepPlan:
         space: What they vary.
         out: The sweep's folder.
         trials: How many there should be in the end, those of earlier calls and other workers included.
-        storage: URL of a database that several machines share; None: a file in the folder.
+        storage: URL of a database that several machines share; None takes a file in the folder.
         study: The study's name in the storage.
         pruner: How unpromising trials are found.
     """
@@ -59,7 +59,7 @@ def run_sweep(plan: SweepPlan, *, make_progress: MakeProgress = console_progress
     where the study stands: the same call again is all it takes. Images and backbone are loaded once.
 
     Args:
-        plan: What to do.
+        plan: What the sweep is asked to do.
         make_progress: Makes the progress display of each phase of a trial.
 
     Raises:
@@ -80,6 +80,8 @@ def run_sweep(plan: SweepPlan, *, make_progress: MakeProgress = console_progress
             mine = _next_claim(study, plan)
             if mine is None:
                 break
+
+            # The claim ends with the trial; what it changed is published before the next one begins.
             try:
                 _run_trial(study, mine, plan, inputs, make_progress)
             finally:
