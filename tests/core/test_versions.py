@@ -70,10 +70,10 @@ def test_a_folded_model_of_version_1_answers_whatever_its_images_are(name: str, 
 
 
 def test_artifacts_of_version_1_are_reported(zoo: Path):
-    assert [task["name"] for task in inspect_path(zoo)["tasks"]] == ["rgb", "warm"]
-    assert inspect_path(GOLDEN / "floats.onnx")["input"] == "image float32 [B, 3, H, W], normalised"
-    assert inspect_path(GOLDEN / "bytes.onnx")["input"] == "image uint8 [B, H, W, 3]"
-    assert inspect_path(GOLDEN / "bytes.onnx")["graph"]["elements"] == "not recorded"
+    assert [task.name for task in inspect_path(zoo).tasks] == ["rgb", "warm"]
+    assert inspect_path(GOLDEN / "floats.onnx").input == "image float32 [B, 3, H, W], normalised"
+    assert inspect_path(GOLDEN / "bytes.onnx").input == "image uint8 [B, H, W, 3]"
+    assert inspect_path(GOLDEN / "bytes.onnx").graph.recorded["elements"] == "not recorded"
 
 
 def renamed(zoo: Path, name: str) -> CompiledPromptSet:

@@ -18,4 +18,4 @@ def inspect(
     from vpdeploy.inspection.report import inspect_path
 
     report = inspect_path(path)
-    typer.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else render_text(report))
+    typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if as_json else render_text(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,52 @@ from vpdeploy.files import sha256_of_file
 from vpdeploy.machine import find_gpu, gpu_obstacle
 
 
-def describe_engines(artifact: Artifact) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class EngineReport:
+    """What an engine is, and whether it loads here.
+
+    Attributes:
+        file: Name of the engine's file.
+        card: Its sidecar; None where that cannot be read.
+        misfit: Why the engine does not load here, or why its sidecar cannot be read; None if it loads.
+    """
+
+    file: str
+    card: EngineCard | None
+    misfit: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the JSON form; those of the sidecar are left out where it cannot be read."""
+        verdict = {"fits": self.misfit is None, "reason": self.misfit}
+        if self.card is None:
+            return {"file": self.file, **verdict}
+        return {
+            "file": self.file,
+            "runtime": self.card.runtime,
+            "runtime_version": self.card.runtime_version,
+            "targets": list(self.card.targets),
+            "gpu_name": self.card.gpu_name,
+            "precision": self.card.precision,
+            "profile": {axis: str(each) for axis, each in self.card.profile.ranges.items()},
+            "size_bytes": self.card.size_bytes,
+            **verdict,
+        }
+
+
+def describe_engines(artifact: Artifact) -> tuple[EngineReport, ...]:
     """Return one report for each engine beside a graph; engines of other graphs in the folder are left out."""
     reports = []
     for path, card in list_engines(artifact):
         if isinstance(card, str):
-            reports.append({"file": path.name, "fits": False, "reason": card})
+            reports.append(EngineReport(file=path.name, card=None, misfit=card))
         elif card.graph_sha256 == artifact.sha256:
             reports.append(describe_engine(path, card))
-    return reports
+    return tuple(reports)
 
 
-def describe_engine(path: Path, card: EngineCard) -> dict[str, Any]:
+def describe_engine(path: Path, card: EngineCard) -> EngineReport:
     """Return what an engine is, and whether it loads here."""
-    misfit = engine_misfit(card)
-    return {
-        "file": path.name,
-        "runtime": card.runtime,
-        "runtime_version": card.runtime_version,
-        "targets": list(card.targets),
-        "gpu_name": card.gpu_name,
-        "precision": card.precision,
-        "profile": {axis: str(each) for axis, each in card.profile.ranges.items()},
-        "size_bytes": card.size_bytes,
-        "fits": misfit is None,
-        "reason": misfit,
-    }
+    return EngineReport(file=path.name, card=card, misfit=engine_misfit(card))
 
 
 def engine_misfit(card: EngineCard) -> str | None:

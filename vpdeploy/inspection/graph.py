@@ -1,11 +1,14 @@
-"""Facts about an exported graph, as the export recorded them."""
+"""What an exported graph is, with the facts that the export recorded of it."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from vpdeploy.artifact import Artifact
-from vpdeploy.graphfacts import ImageInput
+from vpdeploy.datafile import DataFile
+from vpdeploy.graphfacts import Precision
 
 NOT_RECORDED = "not recorded"
 
@@ -14,34 +17,63 @@ _RECORDED = ("nodes", "parameters", "initializer_bytes", "elements", "macs_per_i
 
 _KNOWN_SECTIONS = ("graph", "precision")
 
-_INPUTS: Final[dict[ImageInput, str]] = {
-    "uint8": "image uint8 [B, H, W, 3]",
-    "float": "image float32 [B, 3, H, W], normalised",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class GraphReport:
+    """An exported graph.
+
+    Attributes:
+        file: Name of the ONNX file.
+        size_bytes: Its size.
+        data: The file that holds its weights; None where the ONNX file does.
+        precision: Type of the weights and matrix products.
+        opset: ONNX opset.
+        sha256: Digest of the ONNX file.
+        recorded: What the export recorded for people, by name, in whatever form it did: counts, operators, the
+            precision block by block. ``NOT_RECORDED`` stands for a fact that an older export did not count.
+    """
+
+    file: str
+    size_bytes: int
+    data: DataFile | None
+    precision: Precision
+    opset: int
+    sha256: str
+    recorded: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> GraphReport:
+        """Return what an artifact's graph is."""
+        details = artifact.graph.details
+        return cls(
+            file=artifact.graph_path.name,
+            size_bytes=artifact.graph_path.stat().st_size,
+            data=artifact.data,
+            precision=artifact.precision,
+            opset=artifact.opset,
+            sha256=artifact.sha256,
+            recorded={
+                **_counts(details.get("graph")),
+                **({} if artifact.precision == "fp32" else _islands(details.get("precision"))),
+                **{name: section for name, section in details.items() if name not in _KNOWN_SECTIONS},
+            },
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the JSON form."""
+        data = self.data
+        return {
+            "file": self.file,
+            "size_bytes": self.size_bytes,
+            "external_data": None if data is None else {"file": data.name, "size_bytes": data.size_bytes},
+            "precision": self.precision,
+            "opset": self.opset,
+            "sha256": self.sha256,
+            **self.recorded,
+        }
 
 
-def describe_graph(artifact: Artifact) -> dict[str, Any]:
-    """Return sizes, precision, and what the export recorded of operations and precision block by block."""
-    details, data = artifact.graph.details, artifact.data
-    return {
-        "file": artifact.graph_path.name,
-        "size_bytes": artifact.graph_path.stat().st_size,
-        "external_data": None if data is None else {"file": data.name, "size_bytes": data.size_bytes},
-        "precision": artifact.precision,
-        "opset": artifact.opset,
-        "sha256": artifact.sha256,
-        **_recorded(details.get("graph")),
-        **({} if artifact.precision == "fp32" else _islands(details.get("precision"))),
-        **{name: section for name, section in details.items() if name not in _KNOWN_SECTIONS},
-    }
-
-
-def describe_input(artifact: Artifact) -> str:
-    """Return what the graph takes for images."""
-    return _INPUTS[artifact.image_input]
-
-
-def _recorded(facts: Any) -> dict[str, Any]:
+def _counts(facts: Any) -> dict[str, Any]:
     """Return what the export counted."""
     known = facts if isinstance(facts, dict) else {}
     return {name: known.get(name, NOT_RECORDED) for name in _RECORDED}

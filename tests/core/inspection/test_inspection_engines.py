@@ -70,15 +70,16 @@ def write_engine(artifact: Artifact, **changes: object) -> Path:
 
 
 def test_a_graph_without_engines_has_none(artifact: Artifact):
-    assert describe_engines(artifact) == []
+    assert describe_engines(artifact) == ()
 
 
 def test_an_engine_for_this_gpu_fits(artifact: Artifact, gpu: Gpu):
     path = write_engine(artifact)
     (found,) = describe_engines(artifact)
-    assert (found["file"], found["fits"], found["reason"]) == (path.name, True, None)
-    assert (found["runtime"], found["targets"], found["precision"]) == ("tensorrt-rtx", ["sm_86", "sm_89"], "fp32")
-    assert (found["profile"], found["size_bytes"]) == ({"batch": "1:8:32"}, len(CONTENT))
+    fields = found.to_json()
+    assert (fields["file"], fields["fits"], fields["reason"]) == (path.name, True, None)
+    assert (fields["runtime"], fields["targets"], fields["precision"]) == ("tensorrt-rtx", ["sm_86", "sm_89"], "fp32")
+    assert (fields["profile"], fields["size_bytes"]) == ({"batch": "1:8:32"}, len(CONTENT))
 
 
 @pytest.mark.parametrize(
@@ -93,33 +94,33 @@ def test_an_engine_for_something_else_says_why_not(
 ):
     write_engine(artifact, **changes)
     (found,) = describe_engines(artifact)
-    assert found["fits"] is False
-    assert reason in found["reason"]
+    assert reason in str(found.misfit)
+    assert (found.to_json()["fits"], found.to_json()["reason"]) == (False, found.misfit)
 
 
 def test_without_a_gpu_the_obstacle_is_the_reason(artifact: Artifact, no_gpu: None):
     write_engine(artifact)
-    assert [(each["fits"], each["reason"]) for each in describe_engines(artifact)] == [(False, "no NVIDIA driver")]
+    assert [each.misfit for each in describe_engines(artifact)] == ["no NVIDIA driver"]
 
 
 def test_without_the_runtime_its_extra_is_the_reason(artifact: Artifact, gpu: Gpu, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engines, "is_installed", lambda name: False)
     write_engine(artifact)
-    assert "pip install 'vpdeploy[rtx]'" in describe_engines(artifact)[0]["reason"]
+    assert "pip install 'vpdeploy[rtx]'" in str(describe_engines(artifact)[0].misfit)
 
 
 def test_damaged_engines_are_listed_and_those_of_other_graphs_are_not(artifact: Artifact, gpu: Gpu):
     write_engine(artifact, graph_sha256="00" * 32)
-    assert describe_engines(artifact) == []
+    assert describe_engines(artifact) == ()
     write_engine(artifact).with_suffix(".json").unlink()
     (found,) = describe_engines(artifact)
-    assert found["fits"] is False
-    assert "its sidecar" in found["reason"]
+    assert "its sidecar" in str(found.misfit)
+    assert found.to_json() == {"file": found.file, "fits": False, "reason": found.misfit}
 
 
 def test_an_engine_file_is_explained(artifact: Artifact, gpu: Gpu):
     path = write_engine(artifact)
-    report = inspect_path(path)
+    report = inspect_path(path).to_json()
     assert (report["kind"], report["fits"], report["build_seconds"]) == ("engine", True, 0.5)
     assert report["inputs"] == {"image": "uint8 ['batch', 8, 8, 3]"}
     assert report["graph_sha256"] == artifact.sha256

@@ -9,7 +9,7 @@ from core import toy
 
 from vpdeploy.backends import RUNTIMES, Runtime
 from vpdeploy.errors import MissingExtraError
-from vpdeploy.inspection import runtimes
+from vpdeploy.inspection import report
 from vpdeploy.inspection.rendering import blocks_text, render_text
 from vpdeploy.inspection.report import inspect_path
 
@@ -43,7 +43,7 @@ def write_zoo(path: Path, details: dict[str, Any], *, precision: str = "fp16") -
 
 
 def test_what_the_export_recorded_is_reported(tmp_path: Path):
-    graph = inspect_path(write_zoo(tmp_path / "zoo", {"graph": FACTS, "precision": PRECISION}))["graph"]
+    graph = inspect_path(write_zoo(tmp_path / "zoo", {"graph": FACTS, "precision": PRECISION})).to_json()["graph"]
     assert {name: graph[name] for name in FACTS} == FACTS
     assert graph["float32_parts"] == {"blocks.2": ["mlp"]}
     assert graph["probe"] == PRECISION["probe"]
@@ -51,11 +51,25 @@ def test_what_the_export_recorded_is_reported(tmp_path: Path):
 
 
 def test_what_an_older_export_did_not_record_is_said(tmp_path: Path):
-    graph = inspect_path(write_zoo(tmp_path / "zoo", {"graph": {"nodes": 421}}))["graph"]
+    graph = inspect_path(write_zoo(tmp_path / "zoo", {"graph": {"nodes": 421}})).graph.recorded
     assert graph["nodes"] == 421
     missing = ("parameters", "initializer_bytes", "elements", "macs_per_image", "operators", "blocks", "float32_parts")
     assert {graph[name] for name in missing} == {"not recorded"}
-    assert "float32_parts" not in inspect_path(write_zoo(tmp_path / "plain", {}, precision="fp32"))["graph"]
+    assert "float32_parts" not in inspect_path(write_zoo(tmp_path / "plain", {}, precision="fp32")).graph.recorded
+
+
+def test_the_json_form_of_a_bundle_lists_its_parts_in_order(tmp_path: Path):
+    fields = inspect_path(write_zoo(tmp_path / "zoo", {"graph": FACTS})).to_json()
+    assert json.loads(json.dumps(fields)) == fields
+    assert list(fields) == [
+        *("kind", "path", "graph", "backbone", "preprocessing", "layout", "tasks", "engines", "runtimes", "machine"),
+    ]
+    assert list(fields["graph"])[:6] == ["file", "size_bytes", "external_data", "precision", "opset", "sha256"]
+    assert list(fields["layout"]) == ["family", "digest", "tensors"]
+    assert list(fields["tasks"][0]) == [
+        *("name", "version", "method", "classes", "prefix", "generated", "size_bytes", "val_accuracy", "parity"),
+    ]
+    assert list(fields["machine"]) == ["cpu", "cores", "system", "gpu", "gpu_obstacle"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +106,7 @@ def test_text_draws_equal_blocks_and_big_numbers_together(tmp_path: Path):
 
 def test_prompt_bytes_are_reported_for_each_task(tmp_path: Path):
     path = toy.write(tmp_path / "zoo").path
-    sizes = {task["name"]: task["size_bytes"] for task in inspect_path(path)["tasks"]}
+    sizes = {task.name: task.size_bytes for task in inspect_path(path).tasks}
     assert sizes == {
         "flowers": toy.prompt_set(prefix=3).size_bytes,
         "birds": toy.prompt_set(prefix=5, classes=2).size_bytes,
@@ -116,8 +130,8 @@ def test_every_runtime_says_whether_it_works(tmp_path: Path, monkeypatch: pytest
         "broken": Runtime(obstacle=missing, open=unopened),
         "slow": Runtime(obstacle=lambda graph: None, open=unopened),
     }
-    monkeypatch.setattr(runtimes, "RUNTIMES", table)
-    assert inspect_path(toy.write(tmp_path / "zoo").path)["runtimes"] == {
+    monkeypatch.setattr(report, "RUNTIMES", table)
+    assert inspect_path(toy.write(tmp_path / "zoo").path).host.runtimes == {
         "fast": "no GPU",
         "broken": "'onnxruntime' is not installed: pip install 'vpdeploy[all]'",
         "slow": "works",
@@ -125,7 +139,7 @@ def test_every_runtime_says_whether_it_works(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_real_runtimes_are_all_reported(folded_flowers: Path):
-    found = inspect_path(folded_flowers)["runtimes"]
+    found = inspect_path(folded_flowers).host.runtimes
     assert set(found) == set(RUNTIMES)
     assert found["onnxruntime-cpu"] == "works"
 
@@ -134,4 +148,4 @@ def test_the_input_of_a_folded_model_is_reported_as_recorded(tiny_run_paths: dic
     from vpdeploy_export.exporting import export_folded
 
     path = export_folded(tiny_run_paths["probe"], tmp_path / "probe.onnx", image_input="float").path
-    assert inspect_path(path)["input"] == "image float32 [B, 3, H, W], normalised"
+    assert inspect_path(path).input == "image float32 [B, 3, H, W], normalised"
