@@ -30,8 +30,8 @@ class BuildRequest:
         runtime: A key of ``vpdeploy.engines.toolkit.TOOLKITS``.
         targets: GPU architectures as ``parse_targets`` returns them; None: this machine's GPU.
         profile: The sizes that the engine has to take; axes without a range are chosen.
-        options: How to build.
-        force: Build even if the same engine is there.
+        options: How the engine is built.
+        force: Whether to build even if the same engine is there.
     """
 
     runtime: str
@@ -46,8 +46,8 @@ class BuildResult:
     """What came of it.
 
     Attributes:
-        engine: The file and its card.
-        built: False if the same engine was there already.
+        engine: The engine's file and its card.
+        built: Whether it was built now; the same engine was there already otherwise.
         repaired: What was wrong with the engine of the same name that was replaced, or None.
     """
 
@@ -62,8 +62,8 @@ def build_engine(artifact: Artifact, request: BuildRequest, *, on_progress: OnPr
     A ``KeyboardInterrupt`` in the caller's thread ends the build after its present step; nothing is written then.
 
     Args:
-        artifact: What to build.
-        request: For which runtime and GPUs, and how.
+        artifact: The bundle or folded model whose graph is built.
+        request: The runtime and the GPUs to build for, and how to build.
         on_progress: Called in the caller's thread about ten times a second.
 
     Raises:
@@ -75,15 +75,21 @@ def build_engine(artifact: Artifact, request: BuildRequest, *, on_progress: OnPr
     toolkit = load_toolkit(request.runtime)
     gpu = find_gpu()
     plan = plan_engine(artifact, request, toolkit, gpu)
+
+    # An engine of an equal plan has an equal key: if its files are whole, there is nothing to do.
     repaired = None
     if not request.force:
         present, repaired = _present_engine(artifact, plan)
         if present is not None:
             return BuildResult(engine=present, built=False)
+
+    # NVIDIA's code runs in a thread of its own, so that Ctrl-C and the progress bar are served meanwhile.
     progress = BuildProgress()
     data, interface, seconds = interruptible(
         lambda: _compile(artifact, plan, toolkit, gpu, progress), progress, on_progress
     )
+
+    # The card says what came of the plan; it is written after the engine, and makes it exist.
     card = EngineCard.of(
         plan,
         layout_digest=None if artifact.layout is None else artifact.layout.digest,
@@ -100,8 +106,8 @@ def plan_engine(artifact: Artifact, request: BuildRequest, toolkit: Toolkit, gpu
     """Return what decides the engine that a request asks for.
 
     Args:
-        artifact: What to build.
-        request: What is asked for.
+        artifact: The bundle or folded model whose graph is built.
+        request: What a user asks for.
         toolkit: The runtime, loaded.
         gpu: This machine's, or None.
 
@@ -157,15 +163,20 @@ def _compile(
     artifact: Artifact, plan: EnginePlan, toolkit: Toolkit, gpu: Gpu | None, progress: BuildProgress
 ) -> tuple[memoryview, Interface, float]:
     """Return the serialized engine, its interface, and how many seconds the builder took."""
+    # Parse the graph, and compare it with what the artifact says of it before anything is built on that.
     toolkit.take_errors()
     builder = toolkit.module.Builder(toolkit.logger)
     network, parser = parse_graph(toolkit, builder, artifact.graph_path)
     interface = checked_interface(network, artifact)
+
+    # Tell the builder what to build, and what earlier builds have timed.
     config = builder.create_builder_config()
     configure(toolkit, builder, config, plan, interface)
     cache = timing_cache_path(toolkit, gpu) if toolkit.spec.times_kernels and gpu is not None else None
     if cache is not None:
         load_timing_cache(toolkit, config, cache)
+
+    # Build; what the builder logs from here on explains its failure.
     monitor = monitor_of(toolkit.module, progress)  # has to outlive the build; TensorRT does not own it
     config.progress_monitor = monitor
     toolkit.take_errors()
@@ -174,6 +185,8 @@ def _compile(
     seconds = time.perf_counter() - started
     if serialized is None:
         raise BuildError(explain_failure(toolkit.take_errors(), plan))
+
+    # Keep what was timed, and check that what was built is still what lies there.
     if cache is not None:
         save_timing_cache(config, cache)
     del parser  # owns the weights that the builder read
@@ -204,6 +217,8 @@ def explain_failure(errors: str, plan: EnginePlan) -> str:
     """
     title = TOOLKITS[plan.runtime].title
     where = f"{title} {plan.runtime_version} cannot build a {plan.precision} engine for {', '.join(plan.targets)}: "
+
+    # What a GPU of the targets has no arithmetic or no kernel for.
     turing = f"leave out sm_75 ({MODELS['sm_75']})"
     if "FP32 GEMM is not supported" in errors:
         if plan.precision == "fp16":  # the probe of the export found activations that float16 does not hold
@@ -214,6 +229,8 @@ def explain_failure(errors: str, plan: EnginePlan) -> str:
     if "dedicated kernel" in errors or "decomposable" in errors:
         other = "--fp16 or --opset 20" if plan.precision == "fp32" else "--opset 20"
         return f"{where}it has no kernel for an Attention operator of this type and head width; export with {other}"
+
+    # What the machine lacks.
     if "workspace limit" in errors or "OutOfMemory" in errors or "out of memory" in errors.lower():
         limit = plan.options.workspace_bytes
         remedy = "raise --workspace-mb" if limit is not None else "free memory, or lower MAX of --batch and --slots"

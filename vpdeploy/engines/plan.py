@@ -21,7 +21,7 @@ from vpdeploy.interface import Binding
 FORMAT = "vpdeploy.engine"
 
 FORMAT_VERSION = 1
-"""Of the sidecar; part of the key, so that an engine of another format is built anew."""
+"""The sidecar's format version; it is part of the key, so that an engine of another format is built anew."""
 
 HARDWARE_LEVELS = ("none", "same-sm", "ampere+")
 """Which other GPUs than the one that built it a TensorRT engine runs on."""
@@ -32,10 +32,10 @@ class EngineOptions:
     """How an engine was built.
 
     Attributes:
-        version_compatible: Later versions of TensorRT load it.
-        weight_stripped: Its weights are not in it; they are taken from the graph when it is loaded.
-        hardware: One of ``HARDWARE_LEVELS``.
-        workspace_bytes: Limit of the memory that its layers may use for scratch; None: the GPU's.
+        version_compatible: Whether later versions of TensorRT load it.
+        weight_stripped: Whether its weights are left out; they are taken from the graph when it is loaded.
+        hardware: Which other GPUs load it, one of ``HARDWARE_LEVELS``.
+        workspace_bytes: How many bytes of scratch memory its layers may use; None leaves the GPU's memory as the limit.
     """
 
     version_compatible: bool = False
@@ -76,13 +76,13 @@ class EnginePlan:
 
     Attributes:
         runtime: A key of ``vpdeploy.engines.toolkit.TOOLKITS``.
-        runtime_version: Of the module that builds, all of its numbers.
+        runtime_version: The version of the module that builds, all of its numbers.
         targets: The GPU architectures it runs on, ascending, e.g. ``("sm_86", "sm_89")``.
         gpu_name: The GPU it was tuned on; None where no GPU takes part.
-        platform: Operating system and processor it is bound to; None where it is to neither.
-        precision: Of the graph's weights and matrix products.
+        platform: The operating system and processor it is bound to; None where it is bound to neither.
+        precision: The precision of the graph's weights and matrix products.
         profile: The sizes that it takes.
-        graph_sha256: Of the ONNX file.
+        graph_sha256: The sha256 of the ONNX file that it is built from.
         options: How it is built.
     """
 
@@ -157,12 +157,12 @@ class EngineCard(EnginePlan):
     """The sidecar of a built engine: its plan, and what came of it.
 
     Attributes:
-        layout_digest: Of a bundle's layout; None for a folded model.
-        inputs: By name.
-        outputs: By name.
-        size_bytes: Of the engine's file.
-        sha256: Of the engine's file.
-        build_seconds: How long the runtime's builder took.
+        layout_digest: The digest of the bundle's layout; None for a folded model.
+        inputs: The engine's inputs by name.
+        outputs: The engine's outputs by name.
+        size_bytes: The size of the engine's file.
+        sha256: The sha256 of the engine's file.
+        build_seconds: How many seconds the runtime's builder took.
     """
 
     layout_digest: str | None

@@ -73,11 +73,12 @@ _ROOM = {PREFIX_AXIS: 64, GENERATED_AXIS: 64, HIDDEN_AXIS: 64, CLASS_AXIS: 1024,
 """What every engine holds at least. Reserving costs scratch memory, not time: kernels are tuned for the middle size."""
 
 _TUNED = {SLOT_AXIS: 64, CLASS_AXIS: 16, GENERATED_AXIS: 16, HIDDEN_AXIS: 16}
+"""The size that kernels are tuned for at least."""
 
 _PREFIX_STEP = 8  # powers of two would tune for columns that hardly any task has
 
 _SAFE_ELEMENTS = 2**31 - 1
-"""Of one tensor. Larger ones were refused before TensorRT 10.0.1, and some after it (NVIDIA/TensorRT issue 3815)."""
+"""Elements of a tensor; more were refused before TensorRT 10.0.1, and some after it (NVIDIA/TensorRT issue 3815)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,7 @@ class Profile:
         Profile().add("batch", AxisRange(1, 8, 32)).completed(artifact, present_sizes(artifact))
 
     Attributes:
-        ranges: By the axis names of ``vpdeploy.layout``.
+        ranges: The range of each axis, by the axis names of ``vpdeploy.layout``.
     """
 
     ranges: Mapping[str, AxisRange] = field(default_factory=dict)
@@ -100,7 +101,7 @@ class Profile:
         """Read what a user asks for; an axis without a text is left to ``completed``.
 
         Args:
-            asked: By axis name, ``MIN:OPT:MAX`` or one number for all three.
+            asked: ``MIN:OPT:MAX``, or one number for all three, by axis name.
 
         Raises:
             SpecError: A text is neither, or out of order; the message names the axis's option.
@@ -117,7 +118,7 @@ class Profile:
         """Return the ranges of all axes: those of this profile, else ones that fit the tasks and leave room for more.
 
         Args:
-            artifact: What is built.
+            artifact: The bundle or folded model whose graph is built.
             present: The sizes that its tasks need now, as ``present_sizes`` returns them.
 
         Raises:

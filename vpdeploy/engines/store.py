@@ -41,7 +41,7 @@ class FoundEngine:
     """An engine's file and its sidecar.
 
     Attributes:
-        path: Of ``KEY.engine``.
+        path: The path of ``KEY.engine``.
         card: What ``KEY.json`` says.
     """
 

@@ -61,8 +61,8 @@ def choose_targets(toolkit: Toolkit, asked: tuple[str, ...] | None, gpu: Gpu | N
 
     Args:
         toolkit: The runtime that builds.
-        asked: As ``parse_targets`` returns them, or None.
-        gpu: This machine's, or None.
+        asked: The architectures asked for, as ``parse_targets`` returns them, or None.
+        gpu: This machine's GPU, or None.
 
     Raises:
         BuildError: The runtime cannot build for them here.

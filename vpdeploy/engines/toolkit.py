@@ -41,15 +41,15 @@ class ToolkitSpec:
     """What differs between the runtimes.
 
     Attributes:
-        module: Import name.
+        module: The name that it is imported by.
         extra: The extra of vpdeploy that installs it.
-        title: As NVIDIA calls it.
-        ahead_of_time: It compiles for GPUs that are not here.
-        times_kernels: It chooses kernels by timing them on this GPU, so a timing cache pays.
-        version_compatible: It can build engines that later versions load.
-        hardware_compatible: It has levels of compatibility with other GPUs.
+        title: The name that NVIDIA gives it.
+        ahead_of_time: Whether it compiles for GPUs that are not here.
+        times_kernels: Whether it chooses kernels by timing them on this GPU, so that a timing cache pays.
+        version_compatible: Whether it can build engines that later versions load.
+        hardware_compatible: Whether it has levels of compatibility with other GPUs.
         refit_flag: The ``BuilderFlag`` that goes with ``STRIP_PLAN``.
-        portable: Its engines load on every operating system and processor that it runs on.
+        portable: Whether its engines load on every operating system and processor that it runs on.
     """
 
     module: str
@@ -87,7 +87,7 @@ TOOLKITS: dict[str, ToolkitSpec] = {
         portable=True,
     ),
 }
-"""By the name that ``--runtime`` takes."""
+"""The runtimes that engines are built for, by the name that ``--runtime`` takes."""
 
 OLDEST_TENSORRT = (10, 0)
 """The first version with strongly typed networks and progress monitors; JetPack 6 stays at 10.3."""
@@ -111,10 +111,10 @@ class Toolkit:
 
     Args:
         name: A key of ``TOOLKITS``.
-        module: The imported module; not annotated, since either may be missing.
+        module: The imported module; it has no type, since either may be missing.
 
     Attributes:
-        version: Of the module, all of its numbers, e.g. ``1.7.1.116``.
+        version: The module's version, all of its numbers, e.g. ``1.7.1.116``.
         logger: An ``ILogger`` of the module that keeps errors for ``take_errors``; shared by all objects.
     """
 
@@ -237,7 +237,7 @@ def choose_runtime(targets: tuple[str, ...] | None, gpu: Gpu | None) -> tuple[st
 
     Args:
         targets: The GPU architectures asked for, or None.
-        gpu: This machine's, or None.
+        gpu: This machine's GPU, or None.
 
     Raises:
         MissingExtraError: None is installed.

@@ -35,11 +35,11 @@ class NativeBackend:
 
     Args:
         device: The GPU; owned from here on, as is the engine.
-        engine: Loaded on it.
-        gpu: What the driver says of it.
+        engine: The engine, loaded on that GPU.
+        gpu: What the driver says of the GPU.
         reason: Why this runtime was chosen.
-        cache: Of TensorRT-RTX, or None.
-        lanes: Batches that run side by side.
+        cache: The cache of what TensorRT-RTX compiles at run time; None for TensorRT.
+        lanes: How many batches run side by side.
 
     Raises:
         BackendError: The device cannot hold the lanes; nothing is left allocated.
@@ -87,7 +87,7 @@ class NativeBackend:
         return self._engine.image_dtype
 
     def bind_table(self, table: Table) -> None:
-        """See ``Backend.bind_table``. Both tables are on the device until the last lane has changed over."""
+        """See ``Backend.bind_table``. Both tables are on the device until the last lane reads from the new one."""
         if fault := self._engine.oversize({**table.sizes, SLOT_AXIS: table.slots}):
             raise BackendError(f"{self._engine.found.path.name} cannot take the table: {fault}")
         with self._changing:
@@ -95,6 +95,8 @@ class NativeBackend:
             self._device.activate()
             new = DeviceTable(self._device, table, self._stream)
             old = self._table
+
+            # The lanes change over one by one, as their runs end; if one cannot, all go back to the old table.
             try:
                 self._attach(new)
             except BaseException:
@@ -102,6 +104,8 @@ class NativeBackend:
                     self._attach(old)
                 new.free()
                 raise
+
+            # No lane reads from the old table any more.
             self._table = new
             if old is not None:
                 old.free()
@@ -127,6 +131,8 @@ class NativeBackend:
                 dtype=self.input_dtype,
                 slot_count=None if table is None else table.table.slots,
             )
+
+            # The engine's largest batch bounds a run; a larger one is run in parts, in order, on the same lane.
             parts = [
                 lane.run(images[start : start + largest], None if slots is None else slots[start : start + largest])
                 for start in range(0, len(images), largest)
@@ -209,9 +215,9 @@ def open_native(artifact: Artifact, runtime: str, reason: str) -> NativeBackend:
     """Load the engine of a graph that fits this machine.
 
     Args:
-        artifact: A bundle's or a folded model's.
+        artifact: The bundle or folded model whose graph is run.
         runtime: A key of ``TOOLKITS``.
-        reason: Why it was chosen.
+        reason: Why this runtime was chosen.
 
     Raises:
         EngineIncompatibleError: No engine fits, or the runtime refuses the one that does.

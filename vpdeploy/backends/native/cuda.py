@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vpdeploy.backends.native.device import OUT_OF_MEMORY, FreeMemory, Pinned, cuda_fault, memory_fault
-from vpdeploy.errors import BackendError, MissingExtraError
+from vpdeploy.errors import MissingExtraError
 
 CALLS: dict[str, int] = {
     "cudaSetDevice": 1,
@@ -165,6 +165,3 @@ def copy_to_device(target: int, source: int, size: int) -> None:
         device.synchronize(stream)
     finally:
         device.destroy_stream(stream)
-
-
-__all__ = ["CALLS", "BackendError", "CudaDevice", "copy_to_device", "has_bindings"]

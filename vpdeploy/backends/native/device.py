@@ -22,8 +22,8 @@ class Pinned:
     """Page-locked host memory: the GPU copies from and to it while the host does something else.
 
     Attributes:
-        address: Of its first byte.
-        data: The same bytes, uint8 [size].
+        address: The address of its first byte.
+        data: The same bytes as an array, uint8 [size].
     """
 
     address: int
@@ -32,11 +32,11 @@ class Pinned:
 
 @dataclass(frozen=True, kw_only=True)
 class FreeMemory:
-    """Memory of the GPU, of all processes together.
+    """How much memory the GPU has, of all processes together.
 
     Attributes:
-        free_bytes: Not allocated.
-        total_bytes: All.
+        free_bytes: Bytes that no process has allocated.
+        total_bytes: Bytes that the GPU has in all.
     """
 
     free_bytes: int
@@ -158,7 +158,7 @@ def cuda_fault(call: str, code: str, text: str) -> BackendError:
     """Return the error for a CUDA call that failed.
 
     Args:
-        call: The function, e.g. ``cudaMalloc``.
+        call: The function's name, e.g. ``cudaMalloc``.
         code: The error's name, e.g. ``cudaErrorIllegalAddress``.
         text: NVIDIA's words for it.
     """
@@ -169,9 +169,9 @@ def memory_fault(purpose: str, size: int, free: int | None) -> BackendError:
     """Return the error for device memory that is not there.
 
     Args:
-        purpose: What it is for.
-        size: Bytes that are needed.
-        free: Bytes that are free, or None if the GPU does not say.
+        purpose: What the memory is for.
+        size: How many bytes are needed.
+        free: How many bytes are free, or None if the GPU does not say.
     """
     found = "" if free is None else f", {free} are free"
     return BackendError(f"out of GPU memory: {purpose} needs {size} bytes{found}; {_ADVICE[OUT_OF_MEMORY]}")

@@ -25,7 +25,7 @@ class NativeEngine:
     Args:
         toolkit: The runtime's module.
         found: The engine's file, verified, and its sidecar.
-        artifact: What it was built from.
+        artifact: The bundle or folded model that it was built from.
         device: The GPU.
         cache: Where TensorRT-RTX keeps what it compiles at run time; None for TensorRT.
 
@@ -62,17 +62,17 @@ class NativeEngine:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """The shape of one image, without the batch axis."""
         return tuple(int(size) for size in self.inputs[IMAGE].shape[1:])
 
     @property
     def image_dtype(self) -> np.dtype[np.generic]:
-        """Of the ``image`` input."""
+        """The element type of the ``image`` input."""
         return np.dtype(self.inputs[IMAGE].dtype)
 
     @property
     def classes(self) -> int:
-        """Logits of one image; -1 where the table decides."""
+        """How many logits an image has, C; -1 where the table decides."""
         return int(self.outputs[LOGITS].shape[1])
 
     @property
@@ -84,8 +84,8 @@ class NativeEngine:
         """Return a new execution context.
 
         Args:
-            activations: Address of ``activation_bytes`` on the device for its intermediate results; contexts that
-                never run at the same time may share them.
+            activations: The address of ``activation_bytes`` bytes on the device for its intermediate results;
+                contexts that never run at the same time may share them.
 
         Raises:
             BackendError: The runtime refuses.
@@ -107,7 +107,7 @@ class NativeEngine:
         return None if fault is None else f"{fault}; build a wider engine: {self._rebuild}"
 
     def close(self) -> None:
-        """Let go of the engine; its contexts are gone before it. What was compiled is stored first."""
+        """Store what the runtime has compiled, and let go of the engine; its contexts have to be gone already."""
         if self._cache is not None:
             self._cache.store()
         self._engine = self._runtime = None
@@ -171,7 +171,7 @@ class NativeEngine:
                     )
 
     def _batch_range(self) -> AxisRange:
-        """Return how many images it takes at once."""
+        """Return how many images the engine takes at once."""
         fixed = int(self.inputs[IMAGE].shape[0])
         if fixed != -1:
             return AxisRange(fixed, fixed, fixed)
@@ -198,9 +198,9 @@ class ExecutionContext:
     """A context of a loaded engine; one thread at a time.
 
     Args:
-        context: TensorRT's object.
-        toolkit: The runtime's module.
-        settings: What the context was created with; kept as long as it is, for nobody says that it is copied.
+        context: TensorRT's ``IExecutionContext``.
+        toolkit: The runtime that it belongs to.
+        settings: What it was created with; kept as long as the context, for nobody says that it is copied.
     """
 
     def __init__(self, context: Any, toolkit: Toolkit, settings: Any) -> None:

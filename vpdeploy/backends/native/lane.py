@@ -23,7 +23,7 @@ class Lane:
     Args:
         device: The GPU.
         engine: Shared by all lanes.
-        sizes: Batch sizes to run, ascending.
+        sizes: The batch sizes that are run, ascending.
 
     Raises:
         BackendError: The device cannot hold the intermediate results; nothing is left allocated.
@@ -49,12 +49,12 @@ class Lane:
 
     @property
     def staging_bytes(self) -> int:
-        """Of the device; as many are page-locked on the host."""
+        """The bytes that the staging takes on the device; as many are page-locked on the host."""
         return 0 if self._staging is None else self._staging.size_bytes
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        """One for each batch size that was run."""
+        """The programs, one for each batch size that was run so far."""
         return tuple(self._programs.values())
 
     def attach(self, table: DeviceTable) -> None:
@@ -79,8 +79,11 @@ class Lane:
         rows = bucket_for(len(images), self._sizes)
         staging = self._staging_for(rows)
         program = self._program(rows)
+
+        # What is bound already is left alone, so a replayed graph finds its context as it was captured.
         shapes, addresses = self._bindings(rows, staging)
         program.context.bind(shapes, addresses)
+
         staging.fill(images, slots, rows)
         try:
             program.start(staging)
@@ -156,7 +159,7 @@ class LanePool:
     """Lends each lane to one thread at a time.
 
     Args:
-        lanes: All of them, free.
+        lanes: All lanes; each is free.
     """
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
@@ -168,7 +171,7 @@ class LanePool:
 
     @contextlib.contextmanager
     def any(self) -> Iterator[Lane]:
-        """Lend a free lane, the one used last; wait for one if there is none.
+        """Lend the free lane that was used last; wait for one if there is none.
 
         Raises:
             BackendError: The pool was closed.

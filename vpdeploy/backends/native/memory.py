@@ -20,11 +20,11 @@ class Staging:
 
     Args:
         device: The GPU.
-        capacity: Images at most.
-        image_shape: Of one image.
-        image_dtype: Of the graph's ``image`` input.
-        classes: Logits of one image.
-        with_slots: The graph has a ``slot`` input.
+        capacity: How many images fit in it.
+        image_shape: The shape of one image, without the batch axis.
+        image_dtype: The element type of the graph's ``image`` input.
+        classes: How many logits an image has, C.
+        with_slots: Whether the graph has a ``slot`` input.
 
     Raises:
         BackendError: There is not enough memory; nothing is left allocated.
@@ -42,6 +42,8 @@ class Staging:
     ) -> None:
         self.capacity = capacity
         self._device = device
+
+        # One block holds all tensors, each at a multiple of the alignment.
         self._row_bytes = {IMAGE: math.prod(image_shape) * image_dtype.itemsize}
         if with_slots:
             self._row_bytes[SLOT] = 4
@@ -51,12 +53,16 @@ class Staging:
         for name, size in self._row_bytes.items():
             self._offsets[name] = self.size_bytes
             self.size_bytes += aligned(size * capacity)
+
+        # The block is there twice, on the host and on the device, or not at all.
         self._host = device.allocate_pinned(self.size_bytes)
         try:
             self._address = device.allocate(self.size_bytes, f"staging for {capacity} images")
         except BaseException:
             device.free_pinned(self._host)
             raise
+
+        # The host's block is read and written through arrays of the tensors' own types.
         self._images = self._view(IMAGE).view(image_dtype).reshape(capacity, *image_shape)
         self._slots = self._view(SLOT).view(np.int32) if with_slots else None
         self._logits = self._view(LOGITS).view(np.float32).reshape(capacity, classes)
@@ -67,7 +73,13 @@ class Staging:
         return {name: self._address + offset for name, offset in self._offsets.items()}
 
     def fill(self, images: npt.NDArray[np.generic], slots: npt.NDArray[np.int32] | None, rows: int) -> None:
-        """Write a batch to the host's buffers; rows beyond it keep an old image, and ask for the first row's slot."""
+        """Write a batch to the host's buffers; rows beyond it keep an old image, and ask for the first row's slot.
+
+        Args:
+            images: A batch in the graph's form, at most ``capacity`` images.
+            slots: Each image's slot, int32 [B], or None where the graph has no such input.
+            rows: How many rows are run, at least B.
+        """
         count = len(images)
         self._images[:count] = images
         if self._slots is not None and slots is not None:
@@ -111,8 +123,8 @@ class DeviceTable:
 
     Args:
         device: The GPU.
-        table: The host's arrays; held, not copied.
-        stream: For the copies.
+        table: The host's arrays, which are held and not copied.
+        stream: The stream on which the copies to the device are queued.
 
     Raises:
         BackendError: The device cannot hold it; nothing is left allocated.

@@ -18,10 +18,14 @@ class Program:
 
     Args:
         device: The GPU.
-        context: The program's own where it captures graphs: TensorRT forbids to change a captured context.
-        rows: Batch size.
-        stream: On which the lane's work is done in order.
-        captures: Capture graphs; off where the runtime captures its own.
+        context: The context to run; it is the program's own where graphs are captured, for TensorRT forbids to change a
+            context that was captured.
+        rows: The batch size.
+        stream: The lane's stream, on which work is done in order.
+        captures: Whether graphs are captured; not where the runtime captures its own.
+
+    Attributes:
+        refusal: Why runs cannot be captured, or None.
     """
 
     def __init__(self, device: Device, context: ExecutionContext, *, rows: int, stream: int, captures: bool) -> None:
@@ -70,12 +74,16 @@ class Program:
         if not self.context.is_capturable(self._stream):
             self._refuse("the engine cannot be captured")
             return
+
+        # A failure inside must not leave the stream capturing, so the capture is ended whatever happens.
         self._device.begin_capture(self._stream)
         failure: BackendError | None = None
         try:
             self._queue(staging)
         except BackendError as error:
             failure = error
+
+        # The runtime's reason comes first: CUDA then only says that the capture is invalid.
         try:
             graph = self._device.end_capture(self._stream)
         except BackendError as error:
