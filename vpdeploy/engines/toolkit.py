@@ -28,10 +28,12 @@ import sys
 import threading
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vpdeploy.errors import BuildError, MissingExtraError, SpecError
-from vpdeploy.machine import Gpu
+
+if TYPE_CHECKING:  # every start of the command line reads this file
+    from vpdeploy.machine import Gpu
 
 _log = logging.getLogger("vpdeploy.engines")
 
