@@ -29,7 +29,7 @@ class HeldTasks:
 
     Attributes:
         cards: What is known of them, in order.
-        prompt_sets: One for each card; none of a folded model, whose prompts are constants of its graph.
+        prompt_sets: One for each card; empty for a folded model, whose prompts are constants of its graph.
     """
 
     cards: tuple[TaskCard, ...]
@@ -52,7 +52,7 @@ class Artifact:
         data: The file beside the graph that holds its weights; None where the ONNX file holds them.
         backbone: The frozen ViT.
         preprocessing: One for all tasks.
-        layout: Of the table's inputs; None of a folded model, which has no table.
+        layout: The layout of the table's inputs; None for a folded model, which has no table.
         source: Where the tasks come from: a bundle's folder, or memory.
     """
 
@@ -111,8 +111,8 @@ class Artifact:
 
         Args:
             path: The ONNX file; its metadata are not read.
-            card: What its metadata say.
-            data: Its data file, or None.
+            card: What the file's metadata say.
+            data: The file beside it that holds its weights, or None.
         """
         return cls(
             path=path,
@@ -267,7 +267,7 @@ class Artifact:
         """Return the same graph with other tasks, in memory; a session of it follows no bundle.
 
         Args:
-            prompt_sets: In the order of their slots.
+            prompt_sets: The tasks' prompt sets, in the order of their slots.
 
         Raises:
             SpecError: This is a folded model.

@@ -40,9 +40,9 @@ class BatchReport:
     """One batch that ran, for metrics.
 
     Attributes:
-        images: Images of each task in the batch.
-        queue_s: How long each image waited, in seconds.
-        run_s: How long the session took, in seconds.
+        images: How many images of each task the batch held.
+        queue_s: How long each image waited, in s.
+        run_s: How long the session took, in s.
     """
 
     images: dict[str, int]
@@ -54,7 +54,7 @@ class Batch:
     """Images on their way through the session; whatever goes wrong on the way is this batch's failure alone.
 
     Args:
-        answers: Of the images, each of them running.
+        answers: The answers to give to the images; each of them is marked as running.
     """
 
     def __init__(self, answers: list[Answer]) -> None:
@@ -70,7 +70,7 @@ class Batch:
         self._slots = np.array([answer.slot for answer in answers], dtype=np.int32)
 
     def run(self, session: BatchSession, clock: Callable[[], float]) -> None:
-        """Run it and keep the logits, or the failure."""
+        """Run the batch and keep the logits, or the failure."""
         self._started_at = clock()
         try:
             if self._failure is None:
@@ -83,7 +83,7 @@ class Batch:
             _log.error("a batch of %d images failed: %s: %s", len(self._answers), kind, self._failure)
 
     def report(self) -> BatchReport:
-        """Return what metrics want to know."""
+        """Return what metrics count of a batch that ran."""
         return BatchReport(
             images=dict(Counter(answer.card.name for answer in self._answers)),
             queue_s=tuple(self._started_at - answer.queued_at for answer in self._answers),
@@ -91,7 +91,7 @@ class Batch:
         )
 
     def give_out(self) -> None:
-        """Let go of images and leases, then answer every image."""
+        """Let go of the images and their leases, then answer every image."""
         for answer in self._answers:
             answer.leave()
         for index, answer in enumerate(self._answers):

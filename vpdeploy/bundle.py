@@ -38,7 +38,7 @@ class Bundle:
 
     Args:
         path: The folder.
-        manifest: Its manifest, already read.
+        manifest: The folder's manifest, already read.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -52,7 +52,7 @@ class Bundle:
         Raises:
             BundleError: The folder is no bundle.
             BundleCorruptError: The manifest is damaged.
-            BundleVersionError: It was written in another format version.
+            BundleVersionError: It was written in a format version that is not read here.
         """
         manifest_path = path / MANIFEST_FILE
         if not manifest_path.is_file():
@@ -90,8 +90,8 @@ class Bundle:
         Raises:
             TaskNotFoundError: The bundle holds no such task.
             BundleCorruptError: A file is missing, truncated or was changed.
-            BundleVersionError: It was written in another format version.
-            LayoutMismatchError: Its layout is not the bundle's.
+            BundleVersionError: It was written in a format version that is not read here.
+            LayoutMismatchError: The prompt set's layout is not the bundle's.
         """
         entry = self.manifest.entry(task)
         folder = self._version_folder(task, entry.version)
@@ -135,8 +135,8 @@ def write_bundle(
         path: The folder.
         facts: What the tasks share; the manifest is made of them and of the files.
         prompt_sets: The tasks' compiled prompt sets.
-        graph: The ONNX file; it is moved.
-        data: Its data file, which lies beside it and is moved too.
+        graph: The ONNX file; it is moved into the folder.
+        data: The file beside the graph that holds its weights; it is moved too. None where the graph holds them.
 
     Raises:
         BundleError: ``path`` exists and is something else, or cannot be written.

@@ -30,8 +30,8 @@ class DataFile:
 
     Attributes:
         name: The file's name; it lies in the ONNX file's folder.
-        sha256: Of its bytes.
-        size_bytes: Its size.
+        sha256: sha256 of the file's bytes.
+        size_bytes: The file's size, in bytes.
     """
 
     name: str

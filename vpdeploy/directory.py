@@ -27,7 +27,7 @@ class Lease:
     Attributes:
         slot: Index into the table.
         card: The task as it was when the lease was taken.
-        version: Published version in the bundle, or None where there is none.
+        version: The published version in the bundle; None where there is none.
     """
 
     def __init__(self, directory: TaskDirectory, resident: _Resident) -> None:
@@ -56,7 +56,7 @@ class TaskDirectory:
     """Names, slots and leases of the loaded tasks. Every method may be called from any thread.
 
     Args:
-        slots: How many slots there are.
+        slots: How many slots the table has at first; all of them are free.
     """
 
     def __init__(self, slots: int) -> None:

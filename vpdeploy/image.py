@@ -105,7 +105,7 @@ def load_pixels(
         Pixels, uint8 [H, W, 3] with H = W = ``image_size``.
 
     Raises:
-        InputError: As ``decode_image``.
+        InputError: The file is missing, not an image, damaged, or too large; the message names a file's path.
         MissingExtraError: Pillow is not installed.
     """
     shorter_side = round(preprocessing.image_size / preprocessing.crop_ratio)

@@ -53,7 +53,7 @@ class Interface:
         """Return the interface of a bundle's graph: images, slots, the layout's table.
 
         Args:
-            layout: Of the table.
+            layout: The layout of the table's inputs.
             image_input: Form of the images.
             image_size: Side of the images, H = W, in pixels.
         """
@@ -72,7 +72,7 @@ class Interface:
         """Return the interface of a folded model: images alone.
 
         Args:
-            classes: Of its one task, C.
+            classes: How many classes the one task has, C.
             image_input: Form of the images.
             image_size: Side of the images, H = W, in pixels.
         """

@@ -68,7 +68,7 @@ class GeneratorSpec:
 
     Attributes:
         patches: Patches in an image, n.
-        eps: Of the LayerNorm that the generators read through; None where they share the block's own.
+        eps: The epsilon of the LayerNorm through which the generators read; None where they share the block's own.
     """
 
     patches: int
@@ -80,8 +80,8 @@ class Layout:
     """The tensors of a compiled prompt set, in the order of the graph's inputs.
 
     Attributes:
-        tensors: One for each table input.
-        generator: Of an adaptive or superset layout; None for a prefix layout.
+        tensors: The tensors, one for each table input.
+        generator: What an adaptive or superset layout fixes for its generators; None for a prefix layout.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -94,8 +94,8 @@ class Layout:
         """Return the layout of a backbone's prompt sets.
 
         Args:
-            backbone: Its stages give the prefix's shapes: one pair of key and value tensors for each stage.
-            dtype: Of keys, values and generators; biases and heads are always float32.
+            backbone: The frozen ViT. Its stages give the prefix's shapes: one pair of key and value tensors for each.
+            dtype: Element type of keys, values and generators; biases and heads are always float32.
             family: ``prefix`` (VPT-deep, E²VPT) has a prefix in every block; ``adaptive`` (VAPT) has one in block 0
                 and generators in the others; ``superset`` has both, so that tasks of either kind share one graph.
             generator: What the adaptive families add; None for ``prefix``.

@@ -31,9 +31,9 @@ class Gpu:
     """The first visible NVIDIA GPU; ``CUDA_VISIBLE_DEVICES`` chooses which that is.
 
     Attributes:
-        name: As the driver calls it, e.g. ``NVIDIA L4``.
-        sm: Its architecture, e.g. ``sm_89``.
-        memory_bytes: All of its memory.
+        name: The GPU's name as the driver has it, e.g. ``NVIDIA L4``.
+        sm: The GPU's architecture, e.g. ``sm_89``.
+        memory_bytes: All of the GPU's memory, in bytes.
         cuda_version: The newest CUDA that the driver supports, e.g. ``13.0``.
     """
 

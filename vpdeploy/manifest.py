@@ -55,7 +55,7 @@ class BundleFacts:
     Attributes:
         backbone: The frozen ViT.
         preprocessing: One for all tasks.
-        layout: Of the table inputs and of every compiled prompt set.
+        layout: The layout of the table inputs and of every compiled prompt set.
         graph: What is recorded of the switchable graph.
     """
 
@@ -68,7 +68,7 @@ class BundleFacts:
         """Check that the graph can switch to a prompt set.
 
         Raises:
-            LayoutMismatchError: It belongs to another backbone, preprocessing or layout; the message says which.
+            LayoutMismatchError: The task belongs to another backbone, preprocessing or layout; the message says which.
         """
         self.check_card(prompt_set.card)
         if prompt_set.layout.digest != self.layout.digest:
@@ -81,7 +81,7 @@ class BundleFacts:
         """Check that a task belongs to this backbone and preprocessing.
 
         Raises:
-            LayoutMismatchError: It belongs to another backbone or preprocessing; the message says which.
+            LayoutMismatchError: The task belongs to another backbone or preprocessing; the message says which.
         """
         if card.backbone.sha256 != self.backbone.sha256:
             raise LayoutMismatchError(
@@ -97,10 +97,10 @@ class Manifest(BundleFacts):
     """What a bundle holds: the facts that its tasks share, and its files.
 
     Attributes:
-        graph_sha256: Of the graph's file.
+        graph_sha256: sha256 of the ONNX file; it embeds its data file's digest, so this one identifies both.
         graph_file: Its name in the bundle: ``model.onnx``, or another one where an export replaced a live graph.
-        graph_data: The file beside it that holds its weights, where one file cannot.
-        tasks: By name, in the order in which they were added.
+        graph_data: The file beside it that holds its weights; None where the ONNX file holds them.
+        tasks: The tasks by name, in the order in which they were added.
     """
 
     graph_sha256: str

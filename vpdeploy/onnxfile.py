@@ -53,7 +53,7 @@ class OnnxGraph:
     """An ONNX file's graph.
 
     Attributes:
-        opset: Of the standard operators; None if the file does not say.
+        opset: The opset of the standard operators; None if the file does not say.
         inputs: Element type of each input by name, without those that are initializers.
         elements: How many elements of each type the initializers hold.
         external_files: Names of the files beside it that hold initializers.

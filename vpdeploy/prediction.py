@@ -15,7 +15,7 @@ class RankedClass:
 
     Attributes:
         label: The class's name.
-        index: Its index in the task's labels.
+        index: The class's index in the task's labels.
         probability: Softmax probability over the task's classes, in [0, 1].
     """
 
@@ -29,8 +29,8 @@ class Prediction:
     """The answer for one image.
 
     Attributes:
-        task: The task asked.
-        ranking: The most probable classes, the first first.
+        task: The name of the task that was asked.
+        ranking: The most probable classes, in falling order of probability.
     """
 
     task: str
@@ -58,7 +58,7 @@ def rank_classes(task: str, labels: Sequence[str], logits: npt.NDArray[np.float3
     """Rank one image's classes.
 
     Args:
-        task: The task asked.
+        task: The name of the task that was asked.
         labels: Class names.
         logits: float32 [C], C = len(labels).
         top: How many classes to name at most.

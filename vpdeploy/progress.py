@@ -24,7 +24,7 @@ class ProgressBar:
 
     Args:
         title: Stands before the bar.
-        stream: Where it is shown; None: stderr.
+        stream: Where the bar is shown; None shows it on stderr.
         clock: Returns the time, in s.
     """
 
@@ -52,7 +52,7 @@ class ProgressBar:
         """Show how much is done, with the time that the rest will take; not more often than people can read.
 
         Args:
-            share: From 0 to 1.
+            share: The share that is done, from 0 to 1.
             note: Stands behind the bar.
         """
         if not self.on_terminal:

@@ -87,7 +87,7 @@ class Session:
 
     Args:
         artifact: What is served: its prompt sets are read into a table.
-        backend: Its graph, loaded; the session closes it.
+        backend: The artifact's graph, loaded; the session closes it.
 
     Raises:
         BundleError: A prompt set is damaged.

@@ -21,12 +21,12 @@ class Table:
     being read.
 
     Args:
-        layout: Of one prompt set.
+        layout: The layout of one prompt set.
         sizes: The common sizes, e.g. ``{"prefix": 16, "classes": 10}``.
-        slots: How many slots, S.
+        slots: How many slots there are, S.
 
     Attributes:
-        arrays: By tensor name, shape [S, *size of one prompt set].
+        arrays: The arrays by tensor name, each [S, *shape of one prompt set's tensor at the common sizes].
     """
 
     def __init__(self, layout: Layout, sizes: Sizes, slots: int) -> None:
@@ -42,7 +42,7 @@ class Table:
         """Return the smallest table of prompt sets, one slot each, in their order.
 
         Args:
-            prompt_sets: One or more of one layout.
+            prompt_sets: One prompt set or more, all of one layout.
         """
         table = cls(
             prompt_sets[0].layout, common_sizes([prompt_set.sizes() for prompt_set in prompt_sets]), len(prompt_sets)

@@ -34,7 +34,7 @@ class SharedLease:
     """One lease for all images that a request sends to a task, so that one version answers them all.
 
     Args:
-        lease: It is released when the last user leaves.
+        lease: The lease on the task; it is released when the last user leaves.
         users: How many images use it.
     """
 
@@ -60,16 +60,16 @@ class Answer(Future[Logits]):
     Args:
         image: uint8 [H, W, 3].
         shared: The request's lease on the task.
-        queued_at: Clock reading, in seconds.
-        expires_at: Clock reading after which it must not run, or None.
-        withdraw: Called when it is cancelled.
+        queued_at: The clock's reading when the image was queued, in s.
+        expires_at: The reading after which the image must not run, in s; None where it may always run.
+        withdraw: Called with the answer when it is cancelled.
 
     Attributes:
         card: The task as it was when the image was submitted.
-        version: Its published version, or None where there is none.
+        version: The task's published version; None where there is none.
         slot: The task's slot in the table.
-        queued_at: Clock reading, in seconds.
-        is_expired: Whether it was found expired when its batch formed.
+        queued_at: The clock's reading when the image was queued, in s.
+        is_expired: Whether the deadline had passed when the batch formed.
     """
 
     def __init__(
@@ -112,19 +112,22 @@ class Answer(Future[Logits]):
         return cancelled
 
     def leave(self) -> None:
-        """Let go of the image and the lease; once, by whoever took the answer out of the queue."""
+        """Let go of the image and the lease. Whoever takes the answer out of the queue calls this, once."""
         self._image = None
         self._shared.leave()
 
     def refuse(self, error: VpdeployError) -> None:
-        """Answer with an error an image that never ran."""
+        """Let go of an image that never ran, and answer it with an error."""
         self.leave()
         if self.set_running_or_notify_cancel():
             self.set_exception(error)
 
 
 class FairQueue:
-    """One queue a task; tasks take turns, so one task's backlog does not hold up the others. Not thread-safe."""
+    """One queue for each task. Tasks take turns, so that the backlog of one does not hold up the others.
+
+    A queue is not thread-safe: the batcher calls it under its lock.
+    """
 
     def __init__(self) -> None:
         self._turns: OrderedDict[str, OrderedDict[Answer, None]] = OrderedDict()
@@ -134,7 +137,7 @@ class FairQueue:
         return self._length
 
     def append(self, answer: Answer) -> None:
-        """Queue an image behind those of its task."""
+        """Queue an image behind the others of its task."""
         self._turns.setdefault(answer.card.name, OrderedDict())[answer] = None
         self._length += 1
 
@@ -150,7 +153,7 @@ class FairQueue:
         return answer
 
     def remove(self, answer: Answer) -> bool:
-        """Take out one image; tell whether it was there."""
+        """Take one image out of the queue, and tell whether it was there."""
         task = answer.card.name
         answers = self._turns.get(task)
         if answers is None or answer not in answers:

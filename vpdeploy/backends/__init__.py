@@ -23,8 +23,9 @@ class Runtime:
     """A way to run a graph.
 
     Attributes:
-        obstacle: Returns why the runtime cannot run a graph here, or None; cheap, and loads no graph.
-        open: Loads a graph: CPU threads (None: the runtime's choice), and the reason to note for the choice.
+        obstacle: Returns why the runtime cannot run a graph here, or None. It is cheap and loads no graph.
+        open: Loads a graph. It takes the number of CPU threads, where None leaves it to the runtime, and the reason to
+            note for the choice.
         automatic: ``auto`` may choose it; the others build engines when they start, which can take minutes.
     """
 
@@ -73,14 +74,14 @@ RUNTIMES: dict[str, Runtime] = {
     "onnxruntime-cuda": _onnxruntime("CUDAExecutionProvider"),
     "onnxruntime-cpu": _onnxruntime("CPUExecutionProvider"),
 }
-"""By name, the fastest first."""
+"""The runtimes by name, the fastest first."""
 
 
 def open_backend(artifact: Artifact, *, runtime: str = AUTO, threads: int | None = None) -> Backend:
     """Load a graph with the runtime asked for, or with the fastest that works here.
 
     Args:
-        artifact: A bundle's or a folded model's.
+        artifact: A bundle or a folded model.
         runtime: A name in ``RUNTIMES``, or ``auto``.
         threads: CPU threads inside one run; None leaves it to the runtime.
 

@@ -24,12 +24,12 @@ def check_batch(
     Args:
         images: [B, *shape].
         slots: int32 [B], or None for a graph without a table.
-        shape: Of one image.
-        dtype: Of the graph's ``image`` input.
-        slot_count: Slots of the bound table; None for a graph without one.
+        shape: Shape of one image.
+        dtype: Element type of the graph's ``image`` input.
+        slot_count: How many slots the bound table has; None for a graph without one.
 
     Raises:
-        InputError: They do not fit.
+        InputError: The batch does not fit.
     """
     check_images(images, shape=shape, dtype=dtype)
     if slot_count is not None:
@@ -43,11 +43,11 @@ def check_images(images: npt.NDArray[np.generic], *, shape: tuple[int, ...], dty
 
     Args:
         images: [B, *shape].
-        shape: Of one image.
-        dtype: Of their elements.
+        shape: Shape of one image.
+        dtype: Type of the images' elements.
 
     Raises:
-        InputError: They do not fit.
+        InputError: The batch does not fit.
     """
     if images.dtype != dtype or images.shape[1:] != shape or len(images) == 0:
         raise InputError(
@@ -60,11 +60,11 @@ def check_slots(slots: npt.NDArray[np.int32] | None, *, count: int, slot_count: 
 
     Args:
         slots: int32 [B], numbers in [0, ``slot_count``).
-        count: Images in the batch, B.
-        slot_count: Slots of the table.
+        count: How many images the batch has, B.
+        slot_count: How many slots the table has.
 
     Raises:
-        InputError: They do not fit.
+        InputError: The batch does not fit.
     """
     fits = slots is not None and slots.dtype == np.int32 and slots.shape == (count,)
     if slots is None or not fits or not 0 <= slots.min() <= slots.max() < slot_count:

@@ -34,12 +34,12 @@ class Provider:
     """One of ONNX Runtime's ways to execute a graph.
 
     Attributes:
-        name: As ONNX Runtime calls it.
-        runtime: As ``--runtime`` calls it.
+        name: The provider's name in ONNX Runtime.
+        runtime: The runtime's name, as ``--runtime`` takes it.
         device: Where the table lies, in ONNX Runtime's words.
         fallbacks: Providers for operators that it does not take.
         obstacle: Returns why it cannot run a graph here, or None.
-        options: Its settings for a graph; needed only once it is opened.
+        options: Returns the provider's settings for a graph, which are needed only once the graph is opened.
         plugin: A package whose library has to be registered first, where ONNX Runtime was built without the provider.
     """
 
@@ -228,4 +228,4 @@ PROVIDERS: dict[str, Provider] = {
         ),
     )
 }
-"""By ONNX Runtime's name."""
+"""The providers, by their name in ONNX Runtime."""

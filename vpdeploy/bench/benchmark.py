@@ -52,7 +52,7 @@ def run_benchmark(
     """Load the subjects, measure them in turns and return the report.
 
     Args:
-        choices: One, or two of which the first is compared with the second.
+        choices: One path, or two of which the first is compared with the second.
         settings: What to measure.
         clock: Returns the time, in s.
         on_round: Called with the share that is done, from 0 to 1.
@@ -128,10 +128,10 @@ def open_subject(choice: Choice, *, name: str, threads: int | None, tasks: int |
     """Load what a path names.
 
     Args:
-        choice: Path and runtime.
+        choice: The path, and the runtime to load it with.
         name: What reports call it.
         threads: CPU threads inside one run; None leaves it to the runtime.
-        tasks: Slots to fill in a bundle's table; None: one for each of its tasks.
+        tasks: How many slots of a bundle's table to fill; None fills one for each of its tasks.
 
     Raises:
         BundleError: The path is nothing that can be measured, or is damaged.

@@ -28,7 +28,8 @@ class DeployedSubject:
         name: What reports call it.
         runtime: A name in ``vpdeploy.backends.RUNTIMES``, or ``auto``.
         threads: CPU threads inside one run; None leaves it to the runtime.
-        tasks: Slots to fill: the bundle's tasks, and copies of them under other names; None: its tasks.
+        tasks: How many slots of a bundle's table to fill, with its tasks and then with copies of them under other
+            names; None fills one for each of its tasks.
 
     Raises:
         SpecError: A folded model is to have several tasks, or there is no runtime of that name.

@@ -42,17 +42,17 @@ MIXES: dict[str, Callable[[int], npt.NDArray[np.float64]]] = {
     "zipf": zipf,
     DISTINCT: uniform,
 }
-"""By the name that ``--mix`` takes, each task's share of the rows. ``distinct`` draws without putting back."""
+"""Each task's share of the rows, by the name that ``--mix`` takes; ``distinct`` draws without putting back."""
 
 
 def check_mix(mix: str, *, batch: int, tasks: int, name: str) -> None:
     """Check that a mix can be made of so many tasks.
 
     Args:
-        mix: Its name.
+        mix: The mix's name.
         batch: Rows of a batch.
-        tasks: How many tasks there are.
-        name: What holds them, for the message.
+        tasks: How many tasks there are to choose from.
+        name: What holds the tasks, for the message.
 
     Raises:
         SpecError: There is no such mix, or there are too few tasks for it.
@@ -76,7 +76,7 @@ def draw_tasks(mix: str, *, batch: int, tasks: int, rng: np.random.Generator) ->
     Args:
         mix: A key of ``MIXES``, checked by ``check_mix``.
         batch: Rows, B.
-        tasks: How many tasks there are.
-        rng: Draws.
+        tasks: How many tasks there are to choose from.
+        rng: The generator that draws them.
     """
     return rng.choice(tasks, size=batch, replace=mix != DISTINCT, p=MIXES[mix](tasks)).astype(np.int32)

@@ -83,7 +83,7 @@ class BenchmarkReport:
     """What a benchmark found.
 
     Attributes:
-        machine: Where it ran.
+        machine: The machine on which it ran.
         settings: How it was measured.
         interrupted: Whether it ended early.
         subjects: What was loaded: one, or two of which the first is compared with the second.

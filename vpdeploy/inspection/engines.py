@@ -22,8 +22,8 @@ class EngineReport:
     """What an engine is, and whether it loads here.
 
     Attributes:
-        file: Name of the engine's file.
-        card: Its sidecar; None where that cannot be read.
+        file: The name of the engine's file.
+        card: The engine's sidecar; None where it cannot be read.
         misfit: Why the engine does not load here, or why its sidecar cannot be read; None if it loads.
     """
 
@@ -86,7 +86,7 @@ def read_engine_card(path: Path) -> EngineCard:
 
     Raises:
         BundleError: The engine does not exist.
-        BundleCorruptError: Its sidecar is missing or damaged, or of another engine.
+        BundleCorruptError: The engine's sidecar is missing or damaged, or belongs to another engine.
     """
     if not path.is_file():
         raise BundleError(f"{path}: does not exist; vpdeploy build writes engines")

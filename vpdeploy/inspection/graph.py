@@ -24,7 +24,7 @@ class GraphReport:
 
     Attributes:
         file: Name of the ONNX file.
-        size_bytes: Its size.
+        size_bytes: Size of the ONNX file, in bytes.
         data: The file that holds its weights; None where the ONNX file does.
         precision: Type of the weights and matrix products.
         opset: ONNX opset.

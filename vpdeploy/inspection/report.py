@@ -69,12 +69,12 @@ class TaskReport:
 
     Attributes:
         name: The task's name.
-        version: Its served version.
+        version: The version that is served.
         method: How its prompts were learned.
         classes: How many classes it tells apart.
         prefix: Prefix columns of its longest block.
         generated: Generated prompts of its longest block.
-        size_bytes: Its compiled prompt set.
+        size_bytes: Size of its compiled prompt set, in bytes.
         val_accuracy: Accuracy on the validation images, as training recorded it; None where it did not.
         parity: What the export's comparison recorded; empty where it did not.
     """
@@ -125,12 +125,12 @@ class BundleReport:
     """A bundle.
 
     Attributes:
-        path: Its folder.
+        path: The bundle's folder.
         graph: The graph that all tasks share.
         backbone: The frozen ViT.
         preprocessing: How images are brought to the backbone's input.
         layout: The layout of its prompt sets.
-        tasks: Its tasks, in the order of their slots.
+        tasks: The bundle's tasks, in the order of their slots.
         host: What there is here to run it.
     """
 
@@ -197,7 +197,7 @@ class CardReport:
 
     Attributes:
         kind: Which of the two it is.
-        path: Its folder.
+        path: The run's or prompt set's folder.
         card: What is known of the task.
         files: Size of each file in the folder, in bytes, by name.
     """
@@ -224,7 +224,7 @@ class EngineFileReport:
     Attributes:
         path: The file.
         engine: What it is, and whether it loads here.
-        card: Its sidecar.
+        card: The engine's sidecar.
         machine: This machine.
     """
 

@@ -29,7 +29,7 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
     Its threads stop when the app's lifespan ends; until then ``app.state.service`` is the ``Service`` behind it.
 
     Args:
-        session: An open session; it stays the caller's, who closes it after the app's lifespan.
+        session: An open session; the caller closes it after the app's lifespan.
         settings: What is accepted, and how much of it at a time.
     """
     settings = settings or ServerSettings()

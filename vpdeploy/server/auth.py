@@ -13,8 +13,8 @@ class BearerToken:
     """ASGI middleware that lets requests pass only with the right token.
 
     Args:
-        app: The app behind it.
-        token: What to ask for.
+        app: The app that answers requests with the right token.
+        token: The token that a request must carry.
         open_paths: Paths that anybody may see.
     """
 

@@ -24,9 +24,9 @@ class BodyReader:
     """Reads request bodies and bounds the bytes that all of them hold at a time.
 
     Args:
-        max_body_bytes: Of one body, as sent and also after decompression.
-        max_buffered_bytes: Of all bodies.
-        executor: Where bodies are decompressed.
+        max_body_bytes: Size that one body may have, as sent and also after decompression.
+        max_buffered_bytes: Size that all bodies together may have while they are held.
+        executor: The threads that decompress bodies.
     """
 
     def __init__(self, *, max_body_bytes: int, max_buffered_bytes: int, executor: Executor) -> None:
@@ -45,10 +45,10 @@ class BodyReader:
         """Read and decompress a request's body; its bytes count until the context ends.
 
         Raises:
-            TooLargeError: It is larger than one body may be; the rest is not read.
+            TooLargeError: The body is larger than one may be; the rest is not read.
             QueueFullError: All bodies together are larger than they may be.
-            InputError: Its compression is unknown or damaged.
-            ClientGoneError: The client left before it was sent.
+            InputError: The body's compression is unknown or damaged.
+            ClientGoneError: The client left before the whole body was sent.
         """
         held = 0
         try:

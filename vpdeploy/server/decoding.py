@@ -17,9 +17,9 @@ class Decoder:
 
     Args:
         preprocessing: How images are brought to the backbone's input.
-        threads: How many decode at a time.
+        threads: How many images are decoded at a time.
         max_pending: Images that may wait for a thread; more are refused.
-        max_pixels: Of one image.
+        max_pixels: Images of more pixels are refused.
     """
 
     def __init__(self, preprocessing: Preprocessing, *, threads: int, max_pending: int, max_pixels: int) -> None:

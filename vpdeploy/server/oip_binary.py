@@ -18,10 +18,10 @@ def split_body(body: bytes, header_length: str | None) -> tuple[bytes, memoryvie
 
     Args:
         body: The decompressed body.
-        header_length: The value of the HTTP header, or None: the whole body is JSON.
+        header_length: The value of the HTTP header; None where there is none and the whole body is JSON.
 
     Raises:
-        InputError: The length is no number, or beyond the body.
+        InputError: The length is no number, or reaches beyond the body.
     """
     if header_length is None:
         return body, memoryview(b"")

@@ -32,8 +32,8 @@ class RequestedOutput:
 
     Attributes:
         name: One of ``OUTPUTS``.
-        binary: As raw bytes, not in the JSON.
-        class_count: Return that many classes as ``value:index:label`` instead of the tensor; 0: the tensor.
+        binary: Whether it is returned as raw bytes, not in the JSON.
+        class_count: How many classes to return as ``value:index:label`` instead of the tensor; 0 returns the tensor.
     """
 
     name: str
@@ -46,10 +46,10 @@ class InferRequest:
     """An inference request.
 
     Attributes:
-        id: Echoed in the response, or None.
+        id: The client's name for the request, which the response repeats; None where it has none.
         images: Encoded files, or pixels uint8 [H, W, 3] that are views of the request's body.
-        outputs: What to return, in order.
-        deadline_s: Seconds that the client waits, or None.
+        outputs: The outputs to return, in order.
+        deadline_s: How long the client waits, in s; None where it does not say.
     """
 
     id: str | None
@@ -67,12 +67,12 @@ def parse_request(
         body: The decompressed body.
         header_length: Value of the HTTP header Inference-Header-Content-Length, or None.
         image_size: Height and width of images sent as pixels.
-        max_images: In one request.
-        max_json_bytes: Of the JSON part.
+        max_images: Images that one request may hold.
+        max_json_bytes: Size that the JSON part may have.
 
     Raises:
-        InputError: It is no valid request.
-        TooLargeError: It holds more than is accepted.
+        InputError: The body is no valid request.
+        TooLargeError: The request holds more than is accepted.
     """
     text, raw = split_body(body, header_length)
     if len(text) > max_json_bytes:

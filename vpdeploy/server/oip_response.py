@@ -23,7 +23,7 @@ def render_response(request: InferRequest, answers: Sequence[Classified]) -> tup
 
     Args:
         request: What was asked.
-        answers: One for each image, of one task.
+        answers: One answer for each image, all of one task.
 
     Returns:
         The body, and the length of its JSON if raw bytes follow it.

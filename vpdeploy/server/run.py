@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
     """uvicorn, which says when it listens and ends readiness as soon as it is told to stop.
 
     Args:
-        app: From ``create_app``.
+        app: The app, made by ``create_app``.
         on_listening: Called once connections are accepted.
     """
 
@@ -92,8 +92,8 @@ def run_server(app: FastAPI, listener: socket.socket, *, on_listening: Callable[
     """Serve until SIGTERM or SIGINT; everything that was accepted by then is answered first.
 
     Args:
-        app: From ``create_app``.
-        listener: From ``bind_socket``; it is closed at the end.
+        app: The app, made by ``create_app``.
+        listener: The socket, made by ``bind_socket``; it is closed at the end.
         on_listening: Called once connections are accepted.
     """
     server = Server(app, on_listening=on_listening)

@@ -49,7 +49,7 @@ class ServedTask:
 
     Attributes:
         card: What is known of it.
-        version: Its published version; 1 where there is none.
+        version: The task's published version; 1 where there is none.
     """
 
     card: TaskCard
@@ -78,7 +78,7 @@ class Service:
     """Decoder and batcher of one server. Its coroutines belong to one event loop; ``close`` it at the end.
 
     Args:
-        session: Runs the batches; it stays the caller's.
+        session: Runs the batches; the caller closes it after the service.
         settings: What is accepted, and how much of it at a time.
     """
 

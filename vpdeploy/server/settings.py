@@ -23,15 +23,16 @@ class ServerSettings:
 
     Attributes:
         batching: When a batch forms, and how much may wait for it.
-        token: Asked of every request but those for health, as ``Authorization: Bearer TOKEN``; None: nobody is asked.
-        max_body_bytes: Of one request, as sent and also after decompression.
-        max_buffered_bytes: Of all request bodies that are held at a time.
-        max_json_bytes: Of the JSON part of one request: it is parsed on the event loop.
-        max_images: Images in one request, and rows that a fan-out may ask for.
-        max_pixels: Of one encoded image.
+        token: The token that every request but those for health must carry, as ``Authorization: Bearer TOKEN``; None
+            asks nobody for one.
+        max_body_bytes: Size that one request's body may have, as sent and also after decompression.
+        max_buffered_bytes: Size that all request bodies together may have while they are held.
+        max_json_bytes: Size that the JSON part of one request may have; it is parsed on the event loop.
+        max_images: Images that one request may hold, and rows that a fan-out may ask for.
+        max_pixels: Pixels that one encoded image may have.
         decode_threads: Threads that decode images.
         watch: A bundle folder whose manifest is watched for new tasks, or None.
-        watch_interval_s: How often it is looked at, in seconds.
+        watch_interval_s: Time between two looks at the manifest, in s.
 
     Raises:
         SpecError: A value is out of range.

@@ -47,7 +47,7 @@ STATUSES: dict[type[VpdeployError], int] = {
     ShuttingDownError: 503,
     DeadlineExceededError: 504,
 }
-"""By error class; the nearest base class counts."""
+"""The status of each error class; the nearest base class in the table counts."""
 
 _HEADERS: dict[int, dict[str, str]] = {
     401: {"WWW-Authenticate": "Bearer"},

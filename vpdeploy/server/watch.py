@@ -20,8 +20,8 @@ class BundleWatcher:
     """Brings a session in line with its bundle whenever the manifest was replaced.
 
     Args:
-        session: Is synchronised, in a thread.
-        folder: The bundle.
+        session: The session to synchronise; that is done in a thread.
+        folder: The bundle's folder.
         interval_s: How often the manifest is looked at, in seconds.
     """
 
