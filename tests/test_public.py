@@ -1,7 +1,6 @@
 """What each package shows to users: every name in ``__all__`` is explained, and every example runs as it stands.
 
-A package joins with a line in ``PACKAGES``, and its page with one in ``PAGES``. Names that an example may use without
-making them are given by ``given``.
+A package joins with a line in ``PACKAGES``, a page with one in ``PAGES``.
 """
 
 from __future__ import annotations
@@ -9,7 +8,8 @@ from __future__ import annotations
 import doctest
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,14 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("vpdeploy",)
-PAGES = ("docs/python.md",)
+PACKAGES = {
+    "vpdeploy": ("zoo", "rose"),
+    "vpdeploy_train": ("photos", "run", "pruned", "checkpoint"),
+}
+"""The packages, and the names that their examples are given: fixtures of this file, or of all tests."""
+
+PAGES = {"docs/python.md": ("zoo", "rose", "photos", "checkpoint")}
+"""The pages with examples, and the names that these are given."""
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -31,28 +37,70 @@ def public_objects(package: str) -> dict[str, Any]:
     return {name: each for name, each in found.items() if callable(each) or inspect.ismodule(each)}
 
 
-NAMES = [(package, name) for package in PACKAGES for name in public_objects(package)]
+NAMES = [(package, name) for package in PACKAGES for name in import_module(package).__all__ if name != "__version__"]
 
 
 @pytest.fixture
-def given(
-    zoo: Path, tiny_run_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
-    """Names that examples use: packages, a bundle, a picture and a run, in a folder that an example may write to.
-
-    ``zoo`` is a bundle of the tasks ``flowers``, ``birds`` and ``probe``, ``rose`` a picture, ``run`` that of flowers,
-    ``photos`` a folder of pictures in three class folders, ``checkpoint`` a file of the public VPT code.
-    """
+def rose(tmp_path: Path) -> Path:
+    """A picture."""
     pillow = pytest.importorskip("PIL.Image", reason="needs Pillow")
-    from parity_files import path_of  # needs the train extra, as the fixtures above do
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    pillow.fromarray(pixels).save(tmp_path / "rose.png")
+    return tmp_path / "rose.png"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of 42 labelled pictures, of three classes."""
+    pytest.importorskip("timm", reason="needs the train extra")
     from train.toys import write_colours
 
+    return str(write_colours(tmp_path_factory.mktemp("photos")))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, photos: str) -> dict[str, Path]:
+    """Two runs on the photos: ``run``, and ``pruned``, whose prompts were pruned."""
+    from vpdeploy_train import TrainSettings, train_run
+
+    folder = tmp_path_factory.mktemp("trained")
+    settings = TrainSettings.of(data=photos, method="vpt-deep", prompt_tokens=2, epochs=1, device="cpu")
+    train_run(settings.changed(prune=False), folder / "run", name="photos")
+    train_run(settings.changed(prune=True, keep="0.5"), folder / "pruned", name="photos")
+    return {name: folder / name for name in ("run", "pruned")}
+
+
+@pytest.fixture
+def run(trained: dict[str, Path]) -> Path:
+    return trained["run"]
+
+
+@pytest.fixture
+def pruned(trained: dict[str, Path]) -> Path:
+    return trained["pruned"]
+
+
+@pytest.fixture
+def checkpoint() -> Path:
+    """A file of the public VPT code."""
+    from parity_files import path_of
+
+    return path_of("vpt_deep_toy")
+
+
+Give = Callable[[Sequence[str]], dict[str, Any]]
+
+
+@pytest.fixture
+def give(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Give:
+    """Return what examples find under the names given, in a folder that they may write to."""
     monkeypatch.chdir(tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-    pillow.fromarray(pixels).save("rose.png")
-    training = {"photos": str(write_colours(tmp_path / "photos")), "checkpoint": path_of("vpt_deep_toy")}
-    packages = {package: import_module(package) for package in PACKAGES}
-    return {**packages, **training, "zoo": zoo, "rose": tmp_path / "rose.png", "run": tiny_run_paths["flowers"]}
+
+    def call(names: Sequence[str]) -> dict[str, Any]:
+        packages = {package: import_module(package) for package in PACKAGES}
+        return {**packages, "Path": Path, **{name: request.getfixturevalue(name) for name in names}}
+
+    return call
 
 
 def members_of(owner: type) -> Iterator[tuple[str, Any]]:
@@ -71,7 +119,7 @@ def missing_of_function(name: str, function: Any) -> list[str]:
     text = inspect.getdoc(function)
     if not text:
         return [f"{name}: a docstring"]
-    missing = [f"{name}: Args: {each}" for each in parameters_of(function) if not re.search(rf"\n +{each}: ", text)]
+    missing = [f"{name}: Args: {each}" for each in parameters_of(function) if not re.search(rf"\n +\**{each}: ", text)]
     annotation = inspect.signature(function).return_annotation
     answers = annotation not in (None, "None", inspect.Signature.empty)
     # The first line may say it all.
@@ -90,10 +138,12 @@ def missing_of_class(name: str, owner: type) -> list[str]:
         return [f"{name}: a docstring"]
     missing = []
     if "__init__" in vars(owner):
+        # An option says what it is for where it is declared.
+        helped = {each.name for each in fields(owner) if "help" in each.metadata} if is_dataclass(owner) else set()
         missing = [
             f"{name}: Args or Attributes: {each}"
             for each in parameters_of(owner.__init__)
-            if not re.search(rf"\n +{each}: ", text)
+            if each not in helped and not re.search(rf"\n +\**{each}: ", text)
         ]
     for member_name, member in members_of(owner):
         full = f"{name}.{member_name}"
@@ -137,23 +187,27 @@ def run_example(example: doctest.DocTest, given: dict[str, Any]) -> None:
     assert report == [], "".join(report)
 
 
-@pytest.mark.parametrize(("package", "name"), [(package, None) for package in PACKAGES] + NAMES)
-def test_an_example_runs_as_it_stands(package: str, name: str | None, given: dict[str, Any]):
-    if name is None:
-        text = inspect.getdoc(import_module(package)) or ""
-        run_example(doctest.DocTestParser().get_doctest(text, {}, package, None, None), given)
-        return
+@pytest.mark.parametrize(("package", "name"), NAMES)
+def test_an_example_runs_as_it_stands(package: str, name: str, give: Give):
     for example in examples_of(package, name):
-        run_example(example, given)
+        run_example(example, give(PACKAGES[package]))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_example_of_a_package_runs_as_it_stands(package: str, give: Give):
+    text = inspect.getdoc(import_module(package)) or ""
+    example = doctest.DocTestParser().get_doctest(text, {}, package, None, None)
+    assert example.examples
+    run_example(example, give(PACKAGES[package]))
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_examples_of_a_page_run_as_they_stand(page: str, given: dict[str, Any]):
+def test_the_examples_of_a_page_run_as_they_stand(page: str, give: Give):
     # A fence would be taken for what the line before it prints.
     text = re.sub(r"^```.*$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE)
     example = doctest.DocTestParser().get_doctest(text, {}, page, page, 0)
     assert example.examples
-    run_example(example, given)
+    run_example(example, give(PAGES[page]))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -161,3 +215,5 @@ def test_public_names_are_listed_in_order_and_exist(package: str):
     module = import_module(package)
     assert list(module.__all__) == sorted(set(module.__all__))
     assert set(module.__all__) <= set(dir(module))
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        _ = module.nothing

@@ -107,10 +107,12 @@ def test_help_of_a_training_verb_loads_torch_for_the_methods_options_and_no_timm
     assert finished.stderr == "['torch']\n"
 
 
-def test_importing_the_package_loads_nothing_outside_the_standard_library():
+@pytest.mark.parametrize("package", ["vpdeploy", "vpdeploy_train"])
+def test_importing_a_package_loads_nothing_outside_the_standard_library(package: str):
     finished = python(
-        "import vpdeploy\n"
-        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'numpy', 'typer', 'click', 'rich'}))"
+        f"import {package}\n"
+        "heavy = {'numpy', 'typer', 'click', 'rich', 'torch', 'timm'}\n"
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & heavy))"
     )
     assert finished.stdout == "[]\n", finished.stderr
 

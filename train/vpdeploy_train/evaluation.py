@@ -151,6 +151,9 @@ def evaluate_run(
         weights: Where the backbone's weights file lies now; None takes the place noted in the run.
         backbone: The loaded backbone, where the caller evaluates several runs on it; moved to the device.
 
+    Returns:
+        What was evaluated, and how good it is.
+
     Raises:
         BundleCorruptError: The run's files are damaged.
         SpecError: The data, the split, the weights or the device cannot be used.

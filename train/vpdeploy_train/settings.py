@@ -58,6 +58,9 @@ class TrainSettings:
 
     Each field's meaning is its ``help`` metadata, which the command line shows too.
 
+    Attributes:
+        options: What the method alone has to choose; its defaults where none are given.
+
     Raises:
         SpecError: A value is out of range, or two contradict each other.
 
@@ -223,6 +226,12 @@ class TrainSettings:
     def of(cls, **values: Any) -> TrainSettings:
         """Build settings from their flat names, those of the method among them; None means "not given".
 
+        Args:
+            **values: Settings by name.
+
+        Returns:
+            Settings, in which those that were not given have their defaults.
+
         Raises:
             SpecError: A name is unknown, or none of the method's, or a value is out of range.
         """
@@ -234,6 +243,12 @@ class TrainSettings:
 
         Where a layer names a recipe, its settings lie beneath all layers. What a recipe, a file or other
         ``SharedSettings`` say for other methods than the chosen one is left out.
+
+        Args:
+            *layers: Settings by name.
+
+        Returns:
+            Settings, in which those that no layer gives have their defaults.
 
         Raises:
             SpecError: A name is unknown or none of the method's, a value has the wrong type or range, or ``data`` is
@@ -276,6 +291,9 @@ class TrainSettings:
 
         Where the method is another, its options keep what was chosen here and it knows, too.
 
+        Args:
+            **values: The settings that change, by name.
+
         Raises:
             SpecError: A value is out of range.
             TypeError: There is no such setting.
@@ -294,7 +312,11 @@ class TrainSettings:
         return replace(self, **common, options=kind.Options(**chosen | own))
 
     def difference(self, other: TrainSettings) -> str | None:
-        """Name the first setting in which ``other`` differs; None when they are equal."""
+        """Return the first setting that differs, in words, or None where all are equal.
+
+        Args:
+            other: The settings to compare with.
+        """
         mine, theirs = (values_of(each) | values_of(each.options) for each in (self, other))
         for name in mine:
             if mine[name] != theirs.get(name):
