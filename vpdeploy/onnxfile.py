@@ -1,4 +1,4 @@
-"""What an ONNX file says, read without a library: a protobuf message is a row of tagged fields.
+"""What an ONNX file says, read and added to without a library: a protobuf message is a row of tagged fields.
 
 The runtime knows no ``onnx``, and a native engine's graph is never loaded. The metadata of a file that ``vpdeploy
 export`` writes say all there is to know. Where another tool wrote it, or a version 1 of ours, the graph itself is read:
@@ -8,8 +8,9 @@ its inputs, the types of its weights, the files beside it.
 from __future__ import annotations
 
 import mmap
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,6 +92,32 @@ def read_metadata(path: Path) -> dict[str, str]:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def append_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Add key-value pairs to an ONNX file's ``metadata_props`` without writing anything else of it again.
+
+    The entries of a repeated field may stand anywhere in a protobuf message, so those that are added follow the graph
+    and its weights. They are on the disk when this returns; a crash before that may leave the file without its last
+    bytes, so it is for a file that is not published yet.
+
+    Args:
+        path: A whole ONNX file.
+        metadata: What is added; keys that the file does not have yet.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    fields = b"".join(
+        _length_field(
+            _MODEL_METADATA, _length_field(_ENTRY_KEY, key.encode()) + _length_field(_ENTRY_VALUE, text.encode())
+        )
+        for key, text in metadata.items()
+    )
+    with path.open("ab") as stream:
+        stream.write(fields)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def read_graph(path: Path) -> OnnxGraph:
     """Read an ONNX file; the bytes of its weights are skipped.
 
@@ -127,6 +154,21 @@ def weights_bytes(path: Path, graph: OnnxGraph) -> tuple[int, int]:
 def _entry(data: bytes) -> tuple[str, str]:
     texts = {number: data[start:end].decode() for number, start, end in fields_of(data, 0, len(data))}
     return texts.get(_ENTRY_KEY, ""), texts.get(_ENTRY_VALUE, "")
+
+
+def _length_field(number: int, content: bytes) -> bytes:
+    """Encode a field of bytes: its tag, its length, and the bytes."""
+    return _varint(number << 3 | _LENGTH) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    """Encode a number as protobuf does: seven bits in a byte, the lowest first; all but the last have the high bit."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def fields_of(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:

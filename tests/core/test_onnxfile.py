@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vpdeploy.errors import BundleError
-from vpdeploy.onnxfile import OnnxGraph, read_graph, read_metadata, weights_bytes
+from vpdeploy.onnxfile import OnnxGraph, append_metadata, read_graph, read_metadata, weights_bytes
 
 
 def written(path: Path, *fields: bytes) -> Path:
@@ -34,6 +34,28 @@ def test_metadata_agree_with_the_onnx_library(folded_flowers: Path):
     onnx = pytest.importorskip("onnx", reason="needs the export extra")
     model = onnx.load(folded_flowers)
     assert read_metadata(folded_flowers) == {entry.key: entry.value for entry in model.metadata_props}
+
+
+def test_what_is_appended_follows_the_bytes_that_were_there(tmp_path: Path):
+    path = written(tmp_path / "x.onnx", IR_VERSION, PRODUCER)
+    append_metadata(path, {"key": "val"})
+    assert path.read_bytes() == IR_VERSION + PRODUCER + ENTRY
+    append_metadata(path, {"läng": "é" * 40_000, "empty": ""})
+    assert read_metadata(path) == {"key": "val", "läng": "é" * 40_000, "empty": ""}
+
+
+def test_other_readers_find_what_was_appended_and_run_the_graph_as_before(folded_flowers: Path, tmp_path: Path):
+    onnx = pytest.importorskip("onnx", reason="needs the export extra")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    path = tmp_path / "x.onnx"
+    path.write_bytes(folded_flowers.read_bytes())
+    append_metadata(path, {"note": "a" * 300})
+    before, after = onnx.load(folded_flowers), onnx.load(path)
+    onnx.checker.check_model(str(path), full_check=True)
+    assert {entry.key for entry in after.metadata_props} == {"vpdeploy", "note"}
+    assert after.graph == before.graph
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map["note"] == "a" * 300
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from vpdeploy.backends.providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     PROVIDERS,
-    QUIET,
-    one_line,
     onnxruntime,
-    plugin_devices,
+    open_session,
+    ort_errors,
+    plugin_of,
 )
 from vpdeploy.errors import BackendError
 from vpdeploy.layout import IMAGE, LOGITS, SLOT
@@ -70,7 +70,9 @@ class OrtBackend:
         self._reason = reason
         self._note = note
         self._place: tuple[str, int] | tuple[str, int, int] = (self._provider.device, 0)
-        self._session = self._open(graph, dict(options or {}))
+        if plugin_of(self._provider) is not None:
+            self._place = ("gpu", 0, _NVIDIA)
+        self._session: Any = open_session(graph, provider, threads=threads, options=options)
         self._lock = threading.Lock()  # one binding, one device: runs take turns
         self._binding = self._session.io_binding()
         self._table: Table | None = None
@@ -95,7 +97,7 @@ class OrtBackend:
     def bind_table(self, table: Table) -> None:
         """See ``Backend.bind_table``."""
         session = self._loaded()
-        try:
+        with ort_errors(f"the table of {table.slots} slots ({table.size_bytes} bytes) cannot be bound"):
             values = {
                 name: self._ort.OrtValue.ortvalue_from_numpy(array, *self._place)
                 for name, array in table.arrays.items()
@@ -103,10 +105,6 @@ class OrtBackend:
             binding = session.io_binding()
             for name, value in values.items():
                 binding.bind_ortvalue_input(name, value)
-        except Exception as error:
-            raise BackendError(
-                f"the table of {table.slots} slots ({table.size_bytes} bytes) cannot be bound: {one_line(error)}"
-            ) from error
         with self._lock:
             self._table, self._table_values, self._binding = table, values, binding
 
@@ -127,15 +125,13 @@ class OrtBackend:
                 raise BackendError("no table is bound; add a task first")
             slot_count = None if table is None else table.slots
             check_batch(images, slots, shape=self._image_shape, dtype=self._input_dtype, slot_count=slot_count)
-            try:
+            with ort_errors(f"ONNX Runtime failed on a batch of {len(images)}"):
                 self._binding.bind_cpu_input(IMAGE, images)
                 if slots is not None:
                     self._binding.bind_cpu_input(SLOT, slots)
                 self._binding.bind_output(LOGITS, "cpu")
                 session.run_with_iobinding(self._binding)
                 logits: npt.NDArray[np.float32] = self._binding.copy_outputs_to_cpu()[0]
-            except Exception as error:
-                raise BackendError(f"ONNX Runtime failed on a batch of {len(images)}: {one_line(error)}") from error
         return logits
 
     def describe(self) -> RuntimeDescription:
@@ -155,34 +151,6 @@ class OrtBackend:
             self._table_values.clear()
             self._table = None
 
-    def _open(self, graph: Path, provider_options: dict[str, str]) -> Any:
-        provider = self._provider
-        options = self._ort.SessionOptions()
-        options.log_severity_level = QUIET
-        # Threads may spin within a run, not between runs: decoding and other sessions need the cores.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if self._threads is not None:
-            options.intra_op_num_threads = self._threads
-        needs_plugin = provider.plugin is not None and provider.name not in self._ort.get_available_providers()
-        started, settings = provider.name, {}
-        if needs_plugin and provider.plugin is not None:
-            (device,) = plugin_devices(provider.plugin)
-            options.add_provider_for_devices([device], provider_options)
-            started = device.ep_name
-            self._place = ("gpu", 0, _NVIDIA)
-        else:
-            settings["providers"] = [(provider.name, provider_options), *((name, {}) for name in provider.fallbacks)]
-        try:
-            session = self._ort.InferenceSession(str(graph), options, **settings)
-        except Exception as error:  # ONNX Runtime raises a class of its own per status code
-            raise BackendError(f"{graph}: ONNX Runtime cannot load it: {one_line(error)}") from error
-        if session.get_providers()[0] != started:
-            raise BackendError(
-                f"{started} could not be started (are its CUDA and cuDNN libraries installed?); "
-                "choose --runtime onnxruntime-cpu to run without it"
-            )
-        return session
-
     def _loaded(self) -> Any:
         if self._session is None:
             raise BackendError("the session is closed; load the bundle again")
@@ -197,10 +165,8 @@ class OrtBackend:
         if has_bindings():
             copy_to_device(value.data_ptr() + slot * size, array.ctypes.data + slot * size, size)
             return
-        try:
+        with ort_errors(f"slot {slot} cannot be brought to the device"):
             value.update_inplace(array)
-        except Exception as error:
-            raise BackendError(f"slot {slot} cannot be brought to the device: {one_line(error)}") from error
 
 
 def open_ort(artifact: Artifact, provider: str, threads: int | None, reason: str) -> OrtBackend:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vpdeploy.artifact import Artifact
-from vpdeploy.errors import BackendError, MissingExtraError
+from vpdeploy.errors import BackendError, MissingExtraError, VpdeployError
 from vpdeploy.machine import gpu_obstacle
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -131,10 +132,8 @@ def plugin_devices(package: str) -> list[Any]:
     """
     plugin: Any = importlib.import_module(package)
     name = plugin.get_ep_name()
-    try:
+    with ort_errors(f"{package}: its library cannot be loaded", advice="install it again"):
         _register(package)
-    except Exception as error:  # ONNX Runtime raises a class of its own per status code
-        raise BackendError(f"{package}: its library cannot be loaded: {one_line(error)}; install it again") from error
     devices = [device for device in onnxruntime().get_ep_devices() if device.ep_name == name]
     if not devices:
         raise BackendError(f"{package} finds no GPU that it works on (RTX 30 series or later); use another --runtime")
@@ -155,9 +154,91 @@ def onnxruntime() -> Any:
     return module
 
 
-def one_line(error: Exception) -> str:
-    """Return an error's text without line breaks."""
-    return " ".join(str(error).split())[:500]
+def session_options(threads: int | None) -> Any:
+    """Return the options that every ONNX Runtime session of this project starts from.
+
+    Args:
+        threads: CPU threads inside one run; None leaves it to ONNX Runtime.
+
+    Raises:
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    options = onnxruntime().SessionOptions()
+    options.log_severity_level = QUIET
+    # Threads may spin within a run, not between runs: decoding and other sessions need the cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def open_session(
+    graph: Path,
+    provider: str = CPU_PROVIDER,
+    *,
+    threads: int | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Any:
+    """Load an ONNX file into ONNX Runtime; there is no other place that does.
+
+    Args:
+        graph: The file.
+        provider: A key of ``PROVIDERS``; it runs what it takes, its fallbacks the rest.
+        threads: CPU threads inside one run; None leaves it to ONNX Runtime.
+        options: The provider's settings.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``.
+
+    Raises:
+        BackendError: The graph cannot be loaded, or the provider does not work here.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+    chosen, settings, listed = PROVIDERS[provider], session_options(threads), dict(options or {})
+    started, arguments = provider, {}
+    if (plugin := plugin_of(chosen)) is not None:
+        devices = plugin_devices(plugin)
+        with ort_errors(f"{provider} cannot be started"):
+            settings.add_provider_for_devices(devices, listed)
+        started = devices[0].ep_name
+    else:
+        arguments["providers"] = [(provider, listed), *((name, {}) for name in chosen.fallbacks)]
+    with ort_errors(f"{graph}: ONNX Runtime cannot load it"):
+        session = onnxruntime().InferenceSession(str(graph), settings, **arguments)
+    if session.get_providers()[0] != started:
+        raise BackendError(
+            f"{started} could not be started (are its CUDA and cuDNN libraries installed?); "
+            f"choose --runtime {PROVIDERS[CPU_PROVIDER].runtime} to run without it"
+        )
+    return session
+
+
+def plugin_of(provider: Provider) -> str | None:
+    """Return the package whose library brings a provider to this ONNX Runtime; None where it is built in."""
+    return None if provider.name in onnxruntime().get_available_providers() else provider.plugin
+
+
+@contextlib.contextmanager
+def ort_errors(what: str, *, advice: str = "", kind: type[VpdeployError] = BackendError) -> Iterator[None]:
+    """Map what ONNX Runtime raises to one error of ours, in one line; ours pass as they are.
+
+    ONNX Runtime has a class for each of its status codes, and they share no base but ``Exception``.
+
+    Args:
+        what: What failed; the message begins with it.
+        advice: What to do or what became of the work; the message ends with it.
+        kind: Which of our errors it becomes.
+
+    Raises:
+        BackendError: ONNX Runtime raised; another class where ``kind`` is one.
+    """
+    try:
+        yield
+    except VpdeployError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500]
+        raise kind(f"{what}: {reason}{f'; {advice}' if advice else ''}") from error
 
 
 @functools.cache

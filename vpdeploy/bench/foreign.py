@@ -14,9 +14,9 @@ from vpdeploy.backends.providers import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     PROVIDERS,
-    QUIET,
-    one_line,
     onnxruntime,
+    open_session,
+    ort_errors,
 )
 from vpdeploy.bench.subject import BatchRun, Cell, SubjectFacts
 from vpdeploy.bundle import is_bundle
@@ -58,7 +58,8 @@ class ForeignSubject:
         self._threads = threads
         self._runtime, self._reason = _choose_runtime(path, runtime)
         provider = CUDA_PROVIDER if self._runtime == _CUDA else CPU_PROVIDER
-        self._session, self._version = _load(path, provider, threads)
+        self._session = open_session(path, provider, threads=threads)
+        self._version = str(onnxruntime().__version__)
         self._input = _sole_input(path, self._session.get_inputs())
         self._shape = _image_shape(path, self._input)
         self._dtype = _DTYPES[self._input.type]
@@ -109,16 +110,12 @@ class ForeignSubject:
         return height, width
 
     def _run(self, images: npt.NDArray[np.generic]) -> None:
-        try:
+        with ort_errors(f"{self._path}: ONNX Runtime failed on a batch of {len(images)}"):
             self._binding.bind_cpu_input(self._input.name, images)
             for name in self._outputs:
                 self._binding.bind_output(name, "cpu")
             self._session.run_with_iobinding(self._binding)
             self._binding.copy_outputs_to_cpu()
-        except Exception as error:  # ONNX Runtime raises a class of its own per status code
-            raise BackendError(
-                f"{self._path}: ONNX Runtime failed on a batch of {len(images)}: {one_line(error)}"
-            ) from error
 
 
 def _choose_runtime(path: Path, runtime: str) -> tuple[str, str]:
@@ -139,24 +136,6 @@ def _choose_runtime(path: Path, runtime: str) -> tuple[str, str]:
     if obstacle is not None:
         raise BackendError(f"runtime '{runtime}' does not work here: {obstacle}")
     return runtime, "asked for"
-
-
-def _load(path: Path, provider: str, threads: int | None) -> tuple[Any, str]:
-    """Return an ONNX Runtime session whose threads rest between runs, and the version."""
-    ort = onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = QUIET
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    providers = [provider] if provider == CPU_PROVIDER else [provider, CPU_PROVIDER]
-    try:
-        session = ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:
-        raise BackendError(f"{path}: ONNX Runtime cannot load it: {one_line(error)}") from error
-    if session.get_providers()[0] != provider:
-        raise BackendError(f"{provider} could not be started; choose {_CPU} to run without it")
-    return session, str(ort.__version__)
 
 
 def _sole_input(path: Path, inputs: list[Any]) -> Any:

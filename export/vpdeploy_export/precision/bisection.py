@@ -15,8 +15,7 @@ import onnx_ir as ir
 import torch
 
 from vpdeploy.artifact import Artifact
-from vpdeploy.backends.ort import CPU_PROVIDER
-from vpdeploy.errors import BackendError
+from vpdeploy.backends.providers import open_session
 from vpdeploy.image import normalise
 from vpdeploy.layout import IMAGE, SLOT
 from vpdeploy.table import Table
@@ -160,16 +159,8 @@ def _watched(model: ir.Model) -> dict[str, Location]:
 
 def _open(model: ir.Model, names: Sequence[str], path: Path) -> Any:
     """Load a graph that also gives the named values."""
-    import onnxruntime
-
     save_model(ExposePass(names)(model).model, path, {})
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
-    except Exception as error:  # ONNX Runtime raises a class of its own per status code
-        raise BackendError(f"ONNX Runtime cannot load the graph: {' '.join(str(error).split())[:300]}") from error
+    return open_session(path, threads=torch.get_num_threads())
 
 
 def _feeds(artifact: Artifact, expectations: Sequence[Expectation]) -> list[_Feed]:

@@ -23,9 +23,10 @@ from vpdeploy.backends.providers import (
     PROVIDERS,
     RTX_PROVIDER,
     TENSORRT_PROVIDER,
-    one_line,
     onnxruntime,
+    ort_errors,
     plugin_devices,
+    plugin_of,
 )
 from vpdeploy.errors import BackendError, BuildError, SpecError
 from vpdeploy.layout import IMAGE, SLOT
@@ -37,7 +38,7 @@ from vpdeploy_export.targets.runtime import PlainSession
 from vpdeploy_export.targets.target import Conversion, Target, TargetOptions, Written
 
 DEFAULT_MAX_BATCH: Final = 32
-
+NOTHING_WRITTEN: Final = "nothing was written"
 
 PROFILE_PREFIXES: Final = {TENSORRT_PROVIDER: "trt_profile", RTX_PROVIDER: "nv_profile"}
 """How the options of the providers that write EPContext models begin; the CPU and CUDA providers compile nothing."""
@@ -58,23 +59,17 @@ def profile_options(provider: str, *, image_size: int, max_batch: int) -> dict[s
 
 
 def session_options(provider: str, options: dict[str, str]) -> Any:
-    """Return ONNX Runtime's session options with the provider: built in, or through its plug-in's devices.
+    """Return the options of a compiler that compiles for the provider: built in, or through its plug-in's devices.
 
     Raises:
         BackendError: The provider cannot be started.
     """
-    module = onnxruntime()
-    settings = module.SessionOptions()
-    plugin = PROVIDERS[provider].plugin
-    try:
-        if plugin is not None and provider not in module.get_available_providers():
+    settings = onnxruntime().SessionOptions()
+    with ort_errors(f"{provider} cannot be started", advice=NOTHING_WRITTEN):
+        if (plugin := plugin_of(PROVIDERS[provider])) is not None:
             settings.add_provider_for_devices(plugin_devices(plugin), options)
         else:
             settings.add_provider(provider, options)
-    except BackendError:
-        raise
-    except Exception as error:  # ONNX Runtime raises a class of its own per status code
-        raise BackendError(f"{provider} cannot be started: {one_line(error)}; nothing was written") from error
     return settings
 
 
@@ -86,16 +81,14 @@ def compile_model(source: Path, out: Path, settings: Any) -> None:
     """
     module = onnxruntime()
     flags = module.OrtCompileApiFlags.ERROR_IF_NO_NODES_COMPILED
-    try:
+    with ort_errors("the graph cannot be compiled", advice=NOTHING_WRITTEN, kind=BuildError):
         compiler = module.ModelCompiler(settings, str(source), embed_compiled_data_into_model=False, flags=flags)
         compiler.compile_to_file(str(out))
-    except Exception as error:  # ONNX Runtime raises a class of its own per status code
-        raise BuildError(f"the graph cannot be compiled: {one_line(error)}; nothing was written") from error
     others = {node.op_type for node in ir.load(out).graph if node.op_type != "EPContext"}
     if others:
         raise BuildError(
             f"the provider left operators to others ({', '.join(sorted(others))}), expected one EPContext node; "
-            "nothing was written; export with --opset 20, or use vpdeploy build"
+            f"{NOTHING_WRITTEN}; export with --opset 20, or use vpdeploy build"
         )
 
 
@@ -133,7 +126,7 @@ def _write(conversion: Conversion, folder: Path) -> Written:
         save_model(model, source, {})
         compile_model(source, folder / GRAPH_FILE, session_options(provider, options))
     tasks = task_facts(conversion)
-    session = PlainSession(folder / GRAPH_FILE, session_options(provider, {}))
+    session = PlainSession(folder / GRAPH_FILE, provider)
 
     def answer(pixels: npt.NDArray[np.uint8], names: Sequence[str]) -> npt.NDArray[np.float32]:
         slots = np.array([tasks[each]["slot"] for each in names], np.int32)
