@@ -14,33 +14,20 @@ import platform
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import onnxruntime
-import timm
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
+from benchmarks.models import CLASSES, deployed, preprocessing_of, prompted_model, random_vit, trained, yardstick
+from benchmarks.tokens import TokenPromptedViT
 from benchmarks.turns import Measured, measure_in_turns
-from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
-from vpdeploy.bench.subject import BatchRun
-from vpdeploy.layout import Layout
+from vpdeploy.bench.mixes import DISTINCT
+from vpdeploy.bench.subject import BatchRun, Cell, Subject
 from vpdeploy.machine import cpu_name
-from vpdeploy.preprocessing import Preprocessing
-from vpdeploy.table import Table
-from vpdeploy.task import BackboneId
-from vpdeploy_export.compilation import compile_prompts
-from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
-from vpdeploy_export.saving import save_model
-from vpdeploy_export.tokens import TokenPromptedViT, build_token_prompted
-from vpdeploy_export.writer import build_folded, build_switchable
-from vpdeploy_train.methods.e2vpt import E2VPT
-from vpdeploy_train.methods.kept import Kept
-from vpdeploy_train.methods.method import PromptDimensions
+from vpdeploy_export import Folded, Switchable, export_model
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.trunks import trunk_of
 
-CLASSES = 100
 SLOTS = 64
 
 
@@ -52,9 +39,10 @@ def main() -> None:
     model = prompted_model(vit, options.prompts)
     results: dict[int, Measured] = {}
     with TemporaryDirectory() as folder:
-        graphs = write_graphs(Path(folder), vit, model, options.opset)
+        subjects = open_subjects(Path(folder), vit, model, options)
         for batch in options.batch_sizes:
-            runs = inference_runs(graphs, vit, options.prompts, batch, options.threads)
+            cell = Cell(batch=batch, mix=DISTINCT)
+            runs = {name: subject.prepare(cell, seed=0) for name, subject in subjects.items()}
             results[batch] = measure_in_turns(runs, options.rounds, batch=batch)
     steps = training_runs(model, options.train_batch)
     training = measure_in_turns(steps, max(3, options.rounds // 3), batch=options.train_batch)
@@ -77,77 +65,21 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def random_vit(name: str) -> VisionTransformer:
-    """A backbone whose biases are not zero: exporters drop what adds nothing."""
-    vit = timm.create_model(name, pretrained=False, num_classes=0).eval().requires_grad_(False)
-    for parameter in vit.parameters():
-        if parameter.dim() == 1:
-            parameter.add_(0.02 * torch.randn(parameter.shape))
-    return vit
-
-
-def prompted_model(vit: VisionTransformer, prompts: int) -> PromptedViT:
-    dimensions = PromptDimensions.of(trunk_of(vit))
-    return PromptedViT(vit, E2VPT(dimensions, Kept.everything(dimensions.depth, prompts, 0), dropout=0.0), CLASSES)
-
-
-def write_graphs(folder: Path, vit: VisionTransformer, model: PromptedViT, opset: int) -> dict[str, Path]:
-    preprocessing = preprocessing_of(vit)
-    size = preprocessing.image_size
+def open_subjects(
+    folder: Path, vit: VisionTransformer, model: PromptedViT, options: argparse.Namespace
+) -> dict[str, Subject]:
+    """Each variant, exported and loaded."""
+    size, threads, opset = preprocessing_of(vit).image_size, options.threads, options.opset
     prompts = [parameter.detach() for parameter in model.method.visual]
-    layout = layout_of(vit)
-    graphs = {
-        "plain": build_token_prompted(TokenPromptedViT(vit, None, model.head), size, opset=opset),
-        "tokens": build_token_prompted(TokenPromptedViT(vit, prompts, model.head), size, opset=opset),
-        "folded": build_folded(
-            FoldedGraph(
-                model.trunk,
-                preprocessing,
-                compile_prompts(model),
-                model.head,
-                dtype=torch.float32,
-                image_input="uint8",
-                opset=opset,
-            ),
-            preprocessing,
-            opset=opset,
-        ),
-        "switchable": build_switchable(
-            SwitchableGraph(model.trunk, preprocessing, layout, dtype=torch.float32, opset=opset),
-            preprocessing,
-            layout,
-            opset=opset,
-        ),
-    }
-    paths = {}
-    for name, graph in graphs.items():
-        paths[name] = folder / f"{name}.onnx"
-        save_model(graph, paths[name], {})
-    return paths
-
-
-def inference_runs(
-    graphs: dict[str, Path], vit: VisionTransformer, prompts: int, batch: int, threads: int
-) -> dict[str, BatchRun]:
-    rng = np.random.default_rng(0)
-    size = vit.patch_embed.img_size[0]
-    pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    normalised = rng.standard_normal((batch, 3, size, size), dtype=np.float32)
-    backends = {
-        name: OrtBackend(path, provider=CPU_PROVIDER, threads=threads, reason="benchmark")
-        for name, path in graphs.items()
-    }
-    table = Table(layout_of(vit), {"prefix": prompts, "classes": CLASSES}, SLOTS)
-    for name in ("prefix_key", "prefix_value", "head_weight"):
-        table.arrays[name][...] = rng.standard_normal(table.arrays[name].shape) * 0.1
-    table.arrays["prefix_bias"][...] = 0.0
-    backends["switchable"].bind_table(table)
-    slots = rng.permutation(SLOTS)[:batch].astype(np.int32)
+    plain, tokens = (TokenPromptedViT(vit, each, model.head) for each in (None, prompts))
+    task = trained(model, "task")
+    folded = export_model([task], folder / "folded.onnx", target=Folded(), opset=opset).path
+    zoo = export_model([task], folder / "zoo", target=Switchable(), opset=opset).path
     return {
-        "plain": lambda: backends["plain"].run(normalised, None),
-        "tokens": lambda: backends["tokens"].run(normalised, None),
-        "folded": lambda: backends["folded"].run(pixels, None),
-        "switchable": lambda: backends["switchable"].run(pixels, slots),
+        "plain": yardstick(folder / "plain.onnx", plain, size, opset=opset, threads=threads),
+        "tokens": yardstick(folder / "tokens.onnx", tokens, size, opset=opset, threads=threads),
+        "folded": deployed(folded, threads=threads),
+        "switchable": deployed(zoo, threads=threads, tasks=SLOTS),
     }
 
 
@@ -196,17 +128,6 @@ def render(options: argparse.Namespace, results: dict[int, Measured], training: 
         f"tokens {training.median_ms('tokens'):.0f} ms, ratio {training.ratio('prefix', 'tokens')}",
     ]
     return "\n".join(lines)
-
-
-def layout_of(vit: VisionTransformer) -> Layout:
-    heads, depth = vit.blocks[0].attn.num_heads, len(vit.blocks)
-    patch_size = vit.patch_embed.patch_size[0]
-    backbone = BackboneId(name="", sha256="", depth=depth, width=vit.embed_dim, heads=heads, patch_size=patch_size)
-    return Layout.for_backbone(backbone, dtype="float32")
-
-
-def preprocessing_of(vit: VisionTransformer) -> Preprocessing:
-    return Preprocessing(image_size=vit.patch_embed.img_size[0], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 if __name__ == "__main__":

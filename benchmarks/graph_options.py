@@ -19,7 +19,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from benchmarks.folding import preprocessing_of, prompted_model, random_vit
+from benchmarks.models import preprocessing_of, prompted_model, random_vit
+from benchmarks.tokens import TokenPromptedViT, build_token_prompted
 from benchmarks.turns import measure_in_turns
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 from vpdeploy.machine import cpu_name
@@ -28,7 +29,6 @@ from vpdeploy_export.graph import FoldedGraph
 from vpdeploy_export.graph.block import RowGraphBlock
 from vpdeploy_export.graph.columns import NO_COLUMNS
 from vpdeploy_export.saving import save_model
-from vpdeploy_export.tokens import TokenPromptedViT, build_token_prompted
 from vpdeploy_export.writer import build_folded
 from vpdeploy_train.prompted import PromptedViT
 
@@ -106,7 +106,7 @@ def open_all(folder: Path, model: PromptedViT, threads: int) -> dict[str, OrtBac
     backends = {}
     for index, (name, graph) in enumerate(graphs.items()):
         path = folder / f"{index}.onnx"
-        save_model(graph, path, {})
+        save_model(graph, path)
         backends[name] = OrtBackend(path, provider=CPU_PROVIDER, threads=threads, reason="benchmark")
     agree(backends, preprocessing.image_size)
     return backends

@@ -19,21 +19,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.folding import CLASSES, preprocessing_of, prompted_model, random_vit
+from benchmarks.models import CLASSES, prompted_model, random_vit, trained
 from vpdeploy import load
-from vpdeploy.bundle import write_bundle
-from vpdeploy.graphfacts import GraphFacts, Precision
-from vpdeploy.layout import Layout
+from vpdeploy.bundle import Bundle
+from vpdeploy.graphfacts import Precision
 from vpdeploy.machine import cpu_name
-from vpdeploy.manifest import BundleFacts
 from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.task import BackboneId, TaskCard
-from vpdeploy_export.compilation import compile_prompts
-from vpdeploy_export.graph import SwitchableGraph
-from vpdeploy_export.loaded import TORCH_DTYPES
-from vpdeploy_export.packing import NUMPY_DTYPES, pack
-from vpdeploy_export.saving import save_model
-from vpdeploy_export.writer import build_switchable
+from vpdeploy_export import Switchable, export_model
 
 
 def main() -> None:
@@ -67,37 +59,9 @@ def main() -> None:
 
 def write_zoo(path: Path, backbone: str, prompts: int, precision: Precision = "fp32") -> CompiledPromptSet:
     """Write a bundle of one task and return its prompt set."""
-    vit = random_vit(backbone)
-    model, preprocessing = prompted_model(vit, prompts), preprocessing_of(vit)
-    stage = model.trunk.stages[0]
-    identity = BackboneId(
-        name=backbone,
-        sha256="0" * 64,
-        depth=stage.depth,
-        width=stage.width,
-        heads=stage.heads,
-        patch_size=model.trunk.patch_size,
-    )
-    layout = Layout.for_backbone(identity, dtype=NUMPY_DTYPES[precision])
-    graph = SwitchableGraph(model.trunk, preprocessing, layout, dtype=TORCH_DTYPES[precision], opset=20)
-    staged = path.parent / "staged.onnx"
-    save_model(build_switchable(graph, preprocessing, layout, opset=20), staged, {})
-    card = TaskCard(
-        name="first",
-        labels=tuple(map(str, range(CLASSES))),
-        method="vpt-deep",
-        backbone=identity,
-        preprocessing=preprocessing,
-    )
-    prompt_set = pack(compile_prompts(model), model.head, card, layout, model.trunk)
-    facts = BundleFacts(
-        backbone=identity,
-        preprocessing=preprocessing,
-        layout=layout,
-        graph=GraphFacts(precision=precision, opset=20, image_input="uint8"),
-    )
-    write_bundle(path, facts, [prompt_set], staged)
-    return prompt_set
+    model = prompted_model(random_vit(backbone), prompts)
+    export_model([trained(model, "first", backbone=backbone)], path, target=Switchable(), precision=precision)
+    return Bundle.open(path).read_task("first")
 
 
 def resident_bytes() -> int:

@@ -68,7 +68,7 @@ def tiny_run_paths(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path)
 @pytest.fixture(scope="session")
 def zoo(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path], shared_traces: None) -> Path:
     """A bundle of all the runs, float32, opset 20; no test changes it."""
-    from vpdeploy_export.bundling import export_bundle
+    from exports import export_bundle
 
     return export_bundle(list(tiny_run_paths.values()), tmp_path_factory.mktemp("zoo") / "zoo").path
 
@@ -78,7 +78,7 @@ def folded_flowers(
     tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path], shared_traces: None
 ) -> Path:
     """The run ``flowers`` as one ONNX file, float32, opset 20; no test changes it."""
-    from vpdeploy_export.exporting import export_folded
+    from exports import export_folded
 
     return export_folded(tiny_run_paths["flowers"], tmp_path_factory.mktemp("folded") / "flowers.onnx").path
 

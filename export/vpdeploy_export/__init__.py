@@ -1,1 +1,52 @@
-"""vpdeploy_export: compiling runs into ONNX graphs and bundles (extra ``export``)."""
+"""vpdeploy_export: compiling trained models into ONNX graphs and bundles (extra ``export``).
+
+``export_model`` writes a folded file or a bundle, ``add_task`` publishes one more task into a bundle, ``verify``
+compares what was written with trained models on any images and runtimes, and ``convert`` writes a bundle for others.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from vpdeploy_export.converting import convert as convert
+    from vpdeploy_export.export import ExportReport as ExportReport
+    from vpdeploy_export.export import add_task as add_task
+    from vpdeploy_export.export import export_model as export_model
+    from vpdeploy_export.forms import Folded as Folded
+    from vpdeploy_export.forms import Switchable as Switchable
+    from vpdeploy_export.models import TrainedModel as TrainedModel
+    from vpdeploy_export.parity import ParityReport as ParityReport
+    from vpdeploy_export.verifying import verify as verify
+
+__all__ = [
+    "ExportReport",
+    "Folded",
+    "ParityReport",
+    "Switchable",
+    "TrainedModel",
+    "add_task",
+    "convert",
+    "export_model",
+    "verify",
+]
+
+_MODULES: Final = {
+    "ExportReport": "export",
+    "Folded": "forms",
+    "ParityReport": "parity",
+    "Switchable": "forms",
+    "TrainedModel": "models",
+    "add_task": "export",
+    "convert": "converting",
+    "export_model": "export",
+    "verify": "verifying",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for: the package itself loads neither torch nor onnx."""
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,13 +14,13 @@ import torch
 from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle, is_bundle
 from vpdeploy.document import Document, to_json
-from vpdeploy.errors import BundleError, SpecError
+from vpdeploy.errors import BundleError, ParityError, SpecError
 from vpdeploy.files import replacing_folder, sha256_of_file
 from vpdeploy.session import Session
 from vpdeploy_export.images import GateImages, images_without_run
+from vpdeploy_export.parity import Expectation, ParityReport, compare
 from vpdeploy_export.precision.twins import CPU_RUNTIME, open_wide
 from vpdeploy_export.targets import TARGETS
-from vpdeploy_export.targets.comparison import Deviation, require_closeness
 from vpdeploy_export.targets.target import Conversion, TargetOptions, Written
 
 CARD_FILE = "tasks.json"
@@ -36,7 +37,7 @@ class ConversionReport:
         path: The folder.
         target: The target's name.
         size_bytes: Of all files.
-        deviations: How far each task is from the bundle.
+        parity: How far each task is from the bundle.
         source: Where the compared images come from.
         next_step: A command or a file to read, for people.
     """
@@ -44,7 +45,7 @@ class ConversionReport:
     path: Path
     target: str
     size_bytes: int
-    deviations: tuple[Deviation, ...]
+    parity: tuple[ParityReport, ...]
     source: str
     next_step: str
 
@@ -54,20 +55,24 @@ class ConversionReport:
             "path": str(self.path),
             "target": self.target,
             "size_bytes": self.size_bytes,
-            "parity": {each.task: {**each.to_fields(), "source": self.source} for each in self.deviations},
+            "parity": _parity_fields(self.parity),
         }
 
 
-def convert_bundle(
-    path: Path, out: Path, *, target: str, options: TargetOptions, images: Path | None = None
+def convert(
+    path: Path, out: Path, *, target: str, options: TargetOptions | None = None, images: Path | None = None
 ) -> ConversionReport:
     """Write a bundle in a target's form.
+
+    ::
+
+        convert(Path("zoo"), Path("repository"), target="triton", options=TargetOptions(max_batch=16))
 
     Args:
         path: The bundle.
         out: The folder; for ``triton`` the model repository. What an earlier conversion wrote there is replaced.
         target: A name in ``TARGETS``.
-        options: Of single targets.
+        options: Of single targets; None takes their defaults.
         images: A folder of images to compare on; None takes synthetic ones.
 
     Raises:
@@ -76,6 +81,7 @@ def convert_bundle(
         BackendError: The target cannot be made here.
         ParityError: The result does not answer as the bundle does; nothing is written.
     """
+    options = options or TargetOptions()
     chosen = TARGETS.get(target)
     if chosen is None:
         raise SpecError(f"--to '{target}': choose one of {', '.join(TARGETS)}")
@@ -91,20 +97,18 @@ def convert_bundle(
     if not artifact.tasks:
         raise SpecError(f"{path}: holds no task; add one with vpdeploy task add")
     compared = _compared_images(artifact, images)
-    with TemporaryDirectory(prefix="vpdeploy-convert-") as scratch, _reference(artifact, scratch) as session:
+    with TemporaryDirectory(prefix="vpdeploy-convert-") as scratch:
+        with _reference(artifact, scratch) as session:
+            expectations = Expectation.of_session(session, compared)
         conversion = Conversion(
-            artifact=artifact,
-            prompt_sets=artifact.read_prompt_sets(),
-            session=session,
-            images=compared,
-            options=options,
-            scratch=Path(scratch),
+            artifact=artifact, prompt_sets=artifact.read_prompt_sets(), options=options, scratch=Path(scratch)
         )
         try:
             with replacing_folder(destination.resolve()) as folder:
                 written = chosen.write(conversion, folder)
-                require_closeness(written.deviations, target, compared.source)
-                card = _card(artifact, target, written, compared.source, _files(folder))
+                reports = compare(written.answerer, expectations, tolerance=written.tolerance)
+                _require_closeness(reports, target)
+                card = _card(artifact, target, written, reports, _files(folder))
                 (folder / CARD_FILE).write_text(to_json(card), encoding="utf-8")
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
@@ -113,7 +117,7 @@ def convert_bundle(
         path=destination,
         target=target,
         size_bytes=sum(file.stat().st_size for file in destination.rglob("*") if file.is_file()),
-        deviations=written.deviations,
+        parity=tuple(reports),
         source=compared.source,
         next_step=written.next_step.format(out=out, path=destination),
     )
@@ -134,9 +138,31 @@ def _compared_images(artifact: Artifact, folder: Path | None) -> GateImages:
     return GateImages(pixels=pixels, source=f"{len(pixels)} of {found.source}")
 
 
-def _card(artifact: Artifact, target: str, written: Written, source: str, files: dict[str, Path]) -> dict[str, Any]:
+def _require_closeness(reports: Sequence[ParityReport], target: str) -> None:
+    """Raise unless the converted model answers every task as the bundle does.
+
+    Raises:
+        ParityError: Names the first task that it does not, with both figures.
+    """
+    for each in reports:
+        if not each.passed:
+            raise ParityError(
+                f"task '{each.task}': the model converted to {target} {each.describe('the bundle')}; "
+                "nothing was written; try another version of onnxruntime, or export the bundle again"
+            )
+
+
+def _parity_fields(reports: Sequence[ParityReport]) -> dict[str, dict[str, Any]]:
+    """Return what ``tasks.json`` tells of each task's comparison, by task."""
+    told = ("images", "max_abs_difference", "allowed_difference", "source")
+    return {each.task: {name: each.to_fields()[name] for name in told} for each in reports}
+
+
+def _card(
+    artifact: Artifact, target: str, written: Written, reports: Sequence[ParityReport], files: dict[str, Path]
+) -> dict[str, Any]:
     """Return ``tasks.json``: what a client has to know, and the sha256 of every other file."""
-    parity = {each.task: {**each.to_fields(), "source": source} for each in written.deviations}
+    parity = _parity_fields(reports)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

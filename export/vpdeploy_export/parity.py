@@ -1,11 +1,12 @@
-"""The parity gate: does the exported graph give what the trained model gives?"""
+"""One comparison for every gate: does something that answers give the answers that are expected of it?"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,36 @@ import torch
 from vpdeploy.errors import ParityError
 from vpdeploy.graphfacts import Precision
 from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.progress import ProgressBar
 from vpdeploy.session import Session
+from vpdeploy.task import TaskCard
+from vpdeploy_export.images import GateImages
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels
 
-TOLERANCES: dict[Precision, float] = {"fp32": 2e-4, "fp16": 2e-2, "bf16": 8e-2}
-"""Largest |Δ logit| allowed, as a share of the largest |logit| (or of 1, if that is larger)."""
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """Largest |Δ logit| allowed, as a share of the task's largest |logit| (or of 1, if that is larger).
+
+    Attributes:
+        exported: Between a graph and the trained model.
+        converted: Between a converted model and its bundle, both on the CPU.
+        converted_on_gpu: Between a converted model on a GPU and its bundle on the CPU.
+    """
+
+    exported: float
+    converted: float
+    converted_on_gpu: float
+
+
+TOLERANCES: Final[dict[Precision, Tolerance]] = {
+    # TensorRT multiplies float32 with float16's mantissa (TF32) by default.
+    "fp32": Tolerance(exported=2e-4, converted=1e-4, converted_on_gpu=2e-2),
+    "fp16": Tolerance(exported=2e-2, converted=1e-2, converted_on_gpu=2e-2),
+    # A bfloat16 graph has no CPU kernels: a converted one and its bundle both run in float32 there.
+    "bf16": Tolerance(exported=8e-2, converted=1e-4, converted_on_gpu=8e-2),
+}
+"""By the graph's precision."""
 
 CHECK_WEIGHTS = "nothing was written; check that the run's backbone weights are the original ones"
 """What to do where not the precision can be the cause."""
@@ -26,9 +52,106 @@ CHECK_WEIGHTS = "nothing was written; check that the run's backbone weights are 
 _BATCH = 16
 
 
+class Answerer(Protocol):
+    """Something that answers: a session, or a converted model in its own runtime."""
+
+    @property
+    def runtime(self) -> str:
+        """What runs it, for the report."""
+        ...
+
+    @property
+    def mixes_tasks(self) -> bool:
+        """Whether the rows of one batch may belong to different tasks."""
+        ...
+
+    def answer(self, pixels: npt.NDArray[np.uint8], tasks: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Run one batch.
+
+        Args:
+            pixels: uint8 [B, H, W, 3].
+            tasks: The task of each row.
+
+        Returns:
+            Logits, float32 [B, C or more]; columns beyond a task's classes are not looked at.
+
+        Raises:
+            BackendError: The runtime failed.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionAnswerer:
+    """A session as something that answers.
+
+    Attributes:
+        session: It holds the graph and all the tasks.
+    """
+
+    session: Session
+
+    @property
+    def runtime(self) -> str:
+        """See ``Answerer.runtime``."""
+        return self.session.describe().runtime.name
+
+    @property
+    def mixes_tasks(self) -> bool:
+        """See ``Answerer.mixes_tasks``."""
+        return True
+
+    def answer(self, pixels: npt.NDArray[np.uint8], tasks: Sequence[str]) -> npt.NDArray[np.float32]:
+        """See ``Answerer.answer``."""
+        with ExitStack() as held:
+            slots = {task: held.enter_context(self.session.lease(task)).slot for task in dict.fromkeys(tasks)}
+            return self.session.run(pixels, np.array([slots[task] for task in tasks], dtype=np.int32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """What one task should answer.
+
+    Attributes:
+        task: The task.
+        pixels: uint8 [B, H, W, 3].
+        logits: The expected answers, float32 [B, C].
+        source: Where the images come from.
+    """
+
+    task: str
+    pixels: npt.NDArray[np.uint8]
+    logits: npt.NDArray[np.float32]
+    source: str
+
+    @classmethod
+    def of_model(cls, model: PromptedViT, card: TaskCard, images: GateImages) -> Expectation:
+        """Return what a trained model answers."""
+        logits = expected_logits(model, images.pixels, card.preprocessing)
+        return cls(task=card.name, pixels=images.pixels, logits=logits, source=images.source)
+
+    @classmethod
+    def of_session(cls, session: Session, images: GateImages) -> list[Expectation]:
+        """Return what each task of a session answers to the same images.
+
+        Raises:
+            BackendError: The runtime failed.
+        """
+        answerer, pixels = SessionAnswerer(session=session), images.pixels
+        expectations = []
+        for task in session.tasks:
+            parts = [
+                answerer.answer(batch, [task] * len(batch))
+                for batch in (pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH))
+            ]
+            logits = np.concatenate(parts)[:, : len(session.card(task).labels)]
+            expectations.append(cls(task=task, pixels=pixels, logits=logits, source=images.source))
+        return expectations
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """How far a graph is from the trained model, on one task's images.
+    """How far answers are from what was expected, on one task's images.
 
     Attributes:
         task: The task.
@@ -58,13 +181,13 @@ class ParityReport:
             return False
         return self.max_abs_difference <= self.allowed_difference and agreeing >= self.images - self.undecided
 
-    @property
-    def difference(self) -> str:
-        """The largest difference and what is allowed, in words."""
+    def describe(self, reference: str) -> str:
+        """Say how far the answers are from those of ``reference``, with both figures."""
         found = f"up to {self.max_abs_difference:.3g} logits"
+        found = found if math.isfinite(self.max_abs_difference) else "values that are not finite"
         return (
-            f"{found if math.isfinite(self.max_abs_difference) else 'values that are not finite'} "
-            f"(allowed {self.allowed_difference:.3g})"
+            f"differs from {reference} by {found} (allowed {self.allowed_difference:.3g}), "
+            f"top-1 agreement {self.top1_agreement:.1%} on {self.source}"
         )
 
     def to_fields(self) -> dict[str, Any]:
@@ -78,23 +201,6 @@ class ParityReport:
             "top1_agreement": self.top1_agreement,
             "undecided": self.undecided,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Expectation:
-    """What one task should answer.
-
-    Attributes:
-        task: The task.
-        pixels: uint8 [B, H, W, 3].
-        logits: The trained model's answers, float32 [B, C].
-        source: Where the images come from.
-    """
-
-    task: str
-    pixels: npt.NDArray[np.uint8]
-    logits: npt.NDArray[np.float32]
-    source: str
 
 
 def expected_logits(
@@ -111,39 +217,35 @@ def expected_logits(
     return np.concatenate(parts)
 
 
-def compare(session: Session, expectations: Sequence[Expectation], *, precision: Precision) -> list[ParityReport]:
-    """Run the graph and compare; where there are several tasks, their images are mixed in every batch.
+def compare(answerer: Answerer, expectations: Sequence[Expectation], *, tolerance: float) -> list[ParityReport]:
+    """Ask for all answers and compare; where it can be, images of several tasks are mixed in every batch.
 
     Args:
-        session: Holds the graph and all the tasks.
+        answerer: What is asked.
         expectations: What each task should answer.
-        precision: Of the graph; chooses the tolerance.
+        tolerance: A field of ``Tolerance``.
 
     Returns:
         One report for each task, passed or not.
+
+    Raises:
+        BackendError: A runtime failed.
     """
-    rows = [(index, row) for index, each in enumerate(expectations) for row in range(len(each.pixels))]
-    order = np.random.default_rng(0).permutation(len(rows))
     found = [np.zeros_like(each.logits) for each in expectations]
-    leases = [session.lease(each.task) for each in expectations]
-    try:
-        for start in range(0, len(order), _BATCH):
-            batch = [rows[position] for position in order[start : start + _BATCH]]
+    batches = _batches(expectations, answerer.mixes_tasks)
+    with ProgressBar("comparing") as bar:
+        for done, batch in enumerate(batches):
+            bar.show(done / len(batches))
             pixels = np.stack([expectations[index].pixels[row] for index, row in batch])
-            slots = np.array([leases[index].slot for index, _ in batch], dtype=np.int32)
-            for (index, row), logits in zip(batch, session.run(pixels, slots), strict=True):
+            answers = answerer.answer(pixels, [expectations[index].task for index, _ in batch])
+            for (index, row), logits in zip(batch, answers, strict=True):
                 found[index][row] = logits[: found[index].shape[1]]
-    finally:
-        for lease in leases:
-            lease.release()
-    runtime = session.describe().runtime.name
-    return [
-        _report(each, logits, runtime, TOLERANCES[precision]) for each, logits in zip(expectations, found, strict=True)
-    ]
+    runtime = answerer.runtime
+    return [_report(each, logits, runtime, tolerance) for each, logits in zip(expectations, found, strict=True)]
 
 
 def require_parity(reports: Sequence[ParityReport], *, advice: str = CHECK_WEIGHTS) -> None:
-    """Raise unless every report passed.
+    """Raise unless every report of an exported graph passed.
 
     Args:
         reports: One for each task.
@@ -155,9 +257,17 @@ def require_parity(reports: Sequence[ParityReport], *, advice: str = CHECK_WEIGH
     for report in reports:
         if not report.passed:
             raise ParityError(
-                f"task '{report.task}': the exported graph differs from the trained model by {report.difference}, "
-                f"top-1 agreement {report.top1_agreement:.1%} on {report.source}; {advice}"
+                f"task '{report.task}': the exported graph {report.describe('the trained model')}; {advice}"
             )
+
+
+def _batches(expectations: Sequence[Expectation], mixed: bool) -> list[list[tuple[int, int]]]:
+    """Cut all images, each an expectation's index and its own, into batches; of one task each unless mixed."""
+    parts = [[(index, row) for row in range(len(each.pixels))] for index, each in enumerate(expectations)]
+    if mixed:
+        rows = [row for part in parts for row in part]
+        parts = [[rows[place] for place in np.random.default_rng(0).permutation(len(rows))]]
+    return [part[start : start + _BATCH] for part in parts for start in range(0, len(part), _BATCH)]
 
 
 def _finite(number: float) -> float | None:

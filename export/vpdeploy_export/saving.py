@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
-from vpdeploy.datafile import METADATA_KEY, DataFile, move_graph
+from vpdeploy.datafile import METADATA_KEY, DataFile
 from vpdeploy.files import sha256_of_file
 
 MAX_FILE_BYTES = 2_000_000_000
@@ -19,17 +19,14 @@ _INLINE_BYTES = 1024  # shape inference reads the small constants
 _ALIGNMENT = 4096  # of large tensors in a data file, so that runtimes can map them
 
 
-def save_model(
-    model: ir.Model, path: Path, metadata: Mapping[str, str], *, max_file_bytes: int | None = None
-) -> DataFile | None:
-    """Write a model with its metadata; the model is as it was, but for the metadata.
+def save_model(model: ir.Model, path: Path, *, max_file_bytes: int | None = None) -> DataFile | None:
+    """Write a model; it is as it was afterwards. ``vpdeploy.onnxfile.append_metadata`` adds what is known later.
 
     The tensors of a data file are written one after the other, so that memory holds no second copy of the model.
 
     Args:
         model: The model.
         path: The file; a data file lies beside it and is named for it and for its own contents.
-        metadata: Key-value pairs to add to the file's.
         max_file_bytes: Weights above this go to a data file; None is ``MAX_FILE_BYTES``.
 
     Returns:
@@ -38,7 +35,6 @@ def save_model(
     Raises:
         OSError: A file cannot be written.
     """
-    model.metadata_props.update(metadata)
     model.metadata_props.pop(METADATA_KEY, None)
     if weight_bytes(model) <= (MAX_FILE_BYTES if max_file_bytes is None else max_file_bytes):
         ir.save(model, path)
@@ -65,16 +61,14 @@ def save_model(
 
 
 @contextlib.contextmanager
-def publishing_model(path: Path) -> Iterator[Path]:
-    """Yield a path in a hidden folder beside ``path``; the model written there takes its place if the block succeeds.
+def staging_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside ``path``, so that publishing what is written there is a rename on one file system.
 
-    If the block raises, nothing is left of it, and a model that was there before is as it was.
+    It is gone after the block, with whatever was not moved out of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
-        staged = Path(folder) / path.name
-        yield staged
-        move_graph(staged, path)
+        yield Path(folder)
 
 
 def weight_bytes(model: ir.Model) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import numpy as np
 import torch
 
 from vpdeploy.artifact import Artifact
@@ -18,16 +17,14 @@ from vpdeploy.backends.protocol import Backend
 from vpdeploy.errors import BackendError, LayoutMismatchError, ParityError, SpecError
 from vpdeploy.session import Session
 from vpdeploy.task import TaskCard
-from vpdeploy_export.images import GateImages, folder_images, gate_images, synthetic_images
-from vpdeploy_export.parity import Expectation, ParityReport, compare, expected_logits
+from vpdeploy_export.images import folder_images, synthetic_images
+from vpdeploy_export.models import TrainedModel
+from vpdeploy_export.parity import TOLERANCES, Expectation, ParityReport, SessionAnswerer, compare
 from vpdeploy_export.precision.bisection import Bisection, bisect
 from vpdeploy_export.precision.twins import open_rounded, open_wide
-from vpdeploy_train.run import Run
 
 EMULATED: Final = "emulated"
 """Stands for a runtime: ONNX Runtime on the CPU, every value rounded to the graph's precision."""
-
-_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +66,15 @@ class VerifyReport:
                     else self.bisection.describe()
                 )
                 raise ParityError(
-                    f"task '{report.task}' on {report.runtime} differs from {self.reference} by {report.difference}, "
-                    f"top-1 agreement {report.top1_agreement:.1%} on {report.source}; {advice}"
+                    f"task '{report.task}' on {report.runtime} {report.describe(self.reference)}; {advice}"
                 )
 
 
 def verify(
     path: Path,
     *,
-    runs: Sequence[Path] = (),
+    models: Sequence[TrainedModel] = (),
     images: Path | None = None,
-    weights: Path | None = None,
     runtimes: Sequence[str] = (),
     bisects: bool = False,
 ) -> VerifyReport:
@@ -87,9 +82,8 @@ def verify(
 
     Args:
         path: A bundle folder or a folded ONNX file.
-        runs: Trained models to compare with; without any, the graph's own arithmetic in float32 is the reference.
-        images: A folder of images; None takes the runs' validation images, else synthetic ones.
-        weights: Where the runs' backbone weights lie now.
+        models: Trained models to compare with; without any, the graph's own arithmetic in float32 is the reference.
+        images: A folder of images; None takes the models' own, else synthetic ones.
         runtimes: Names in ``vpdeploy.backends.RUNTIMES``, ``auto`` or ``emulated``; empty is ``auto``.
         bisects: Also find the first value that leaves the tolerance.
 
@@ -98,8 +92,8 @@ def verify(
 
     Raises:
         BundleError: The artifact or a run cannot be read.
-        SpecError: A runtime or a run does not belong to the artifact, or the images cannot be used.
-        LayoutMismatchError: A run has another backbone, preprocessing or other labels than the artifact's task.
+        SpecError: A runtime or a model does not belong to the artifact, or the images cannot be used.
+        LayoutMismatchError: A model has another backbone, preprocessing or other labels than the artifact's task.
         BackendError: A runtime that was asked for does not work here.
     """
     artifact = Artifact.open(path)
@@ -109,9 +103,9 @@ def verify(
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="vpdeploy-verify-")))
         # Opened before anything is computed: a runtime that does not work here is told at once.
         backends = [_open(artifact, name, folder, stack) for name in dict.fromkeys(runtimes or (AUTO,))]
-        if runs:
+        if models:
             reference = "the trained model"
-            expectations = _trained(artifact, [Run.read(each) for each in runs], images=images, weights=weights)
+            expectations = _trained(artifact, models, images=images)
         else:
             reference = "its own arithmetic in float32"
             expectations = _own(artifact, images=images, folder=folder)
@@ -120,7 +114,8 @@ def verify(
             compared = artifact.with_prompt_sets([artifact.read_prompt_set(each.task) for each in expectations])
         reports: list[ParityReport] = []
         for backend in backends:
-            reports += compare(Session(compared, backend), expectations, precision=artifact.precision)
+            answerer = SessionAnswerer(session=Session(compared, backend))
+            reports += compare(answerer, expectations, tolerance=TOLERANCES[artifact.precision].exported)
         found = bisect(compared, expectations) if bisects else None
     return VerifyReport(path=path, reference=reference, parity=tuple(reports), bisection=found)
 
@@ -141,60 +136,44 @@ def _open(artifact: Artifact, runtime: str, folder: Path, stack: ExitStack) -> B
     return backend
 
 
-def _trained(
-    artifact: Artifact, runs: Sequence[Run], *, images: Path | None, weights: Path | None
-) -> list[Expectation]:
+def _trained(artifact: Artifact, models: Sequence[TrainedModel], *, images: Path | None) -> list[Expectation]:
     """Return what trained models answer."""
     cards = artifact.cards
     expectations: list[Expectation] = []
-    for run in runs:
-        name = run.card.name
+    for model in models:
+        name = model.card.name
         if name not in cards:
-            raise SpecError(f"{run.path}: task '{name}' is not in {artifact.path}; it holds: {', '.join(cards)}")
+            raise SpecError(f"{model.origin}: task '{name}' is not in {artifact.path}; it holds: {', '.join(cards)}")
         if name in {each.task for each in expectations}:
-            raise SpecError(f"{run.path}: a run of task '{name}' was given already; name each task once")
-        _require_same(run, cards[name], artifact)
-        model = run.load_model(run.load_backbone(weights=weights))
-        chosen = gate_images(run, images)
-        logits = expected_logits(model, chosen.pixels, run.card.preprocessing)
-        expectations.append(Expectation(task=name, pixels=chosen.pixels, logits=logits, source=chosen.source))
+            raise SpecError(f"{model.origin}: a run of task '{name}' was given already; name each task once")
+        _require_same(model, cards[name], artifact)
+        expectations.append(Expectation.of_model(model.load(), model.card, model.images(images)))
     return expectations
 
 
-def _require_same(run: Run, card: TaskCard, artifact: Artifact) -> None:
-    """Refuse a run that cannot be the one the artifact's task was made from."""
-    if run.card.backbone.sha256 != card.backbone.sha256:
+def _require_same(model: TrainedModel, card: TaskCard, artifact: Artifact) -> None:
+    """Refuse a model that cannot be the one the artifact's task was made from."""
+    if model.card.backbone.sha256 != card.backbone.sha256:
         raise LayoutMismatchError(
-            f"{run.path}: has backbone {run.card.backbone.name} ({run.card.backbone.sha256[:12]}), {artifact.path} "
-            f"{card.backbone.name} ({card.backbone.sha256[:12]}); give the run that was exported"
+            f"{model.origin}: has backbone {model.card.backbone.name} ({model.card.backbone.sha256[:12]}), "
+            f"{artifact.path} {card.backbone.name} ({card.backbone.sha256[:12]}); give the run that was exported"
         )
-    if difference := run.card.preprocessing.difference(artifact.preprocessing):
+    if difference := model.card.preprocessing.difference(artifact.preprocessing):
         raise LayoutMismatchError(
-            f"{run.path}: preprocesses unlike {artifact.path}: {difference}; give the run that was exported"
+            f"{model.origin}: preprocesses unlike {artifact.path}: {difference}; give the run that was exported"
         )
-    if run.card.labels != card.labels:
+    if model.card.labels != card.labels:
         raise LayoutMismatchError(
-            f"{run.path}: task '{card.name}' has {len(run.card.labels)} labels that are not the {len(card.labels)} of "
-            f"{artifact.path}; give the run that was exported"
+            f"{model.origin}: task '{card.name}' has {len(model.card.labels)} labels that are not the "
+            f"{len(card.labels)} of {artifact.path}; give the run that was exported"
         )
 
 
 def _own(artifact: Artifact, *, images: Path | None, folder: Path) -> list[Expectation]:
     """Return what the graph answers with its arithmetic in float32."""
-    chosen: GateImages
     if images is None:
         chosen = synthetic_images(artifact.preprocessing, "give real ones with --images or --run")
     else:
         chosen = folder_images(images, artifact.preprocessing)
-    expectations = []
     with Session(artifact, open_wide(artifact.graph_path, folder)) as session:
-        for name, card in artifact.cards.items():
-            with session.lease(name) as lease:
-                slots = np.full(len(chosen.pixels), lease.slot, dtype=np.int32)
-                parts = [
-                    session.run(chosen.pixels[start : start + _BATCH], slots[start : start + _BATCH])
-                    for start in range(0, len(slots), _BATCH)
-                ]
-            logits = np.concatenate(parts)[:, : len(card.labels)]
-            expectations.append(Expectation(task=name, pixels=chosen.pixels, logits=logits, source=chosen.source))
-    return expectations
+        return Expectation.of_session(session, chosen)

@@ -6,10 +6,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import pytest
+from exports import export_bundle, export_folded
 
-from vpdeploy_export import bundling, exporting
-from vpdeploy_export.bundling import export_bundle
-from vpdeploy_export.exporting import ExportReport, export_folded
+from vpdeploy_export.export import ExportReport
+from vpdeploy_export.forms import folded, switchable
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -57,8 +57,8 @@ def traced(zoo: Path, folded_flowers: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 change(model)
             return ir.from_proto(model)
 
-        monkeypatch.setattr(exporting, "build_folded", lambda *_, **__: load(folded_flowers))
-        monkeypatch.setattr(bundling, "build_switchable", lambda *_, **__: load(zoo / "model.onnx"))
+        monkeypatch.setattr(folded, "build_folded", lambda *_, **__: load(folded_flowers))
+        monkeypatch.setattr(switchable, "build_switchable", lambda *_, **__: load(zoo / "model.onnx"))
 
     use()
     return use

@@ -83,7 +83,7 @@ def run_module(graph: FoldedGraph, image: NDArray[np.generic]) -> NDArray[np.flo
 
 def run_onnx(graph: FoldedGraph, model: PromptedViT, path: Path, *, opset: int = 20) -> NDArray[np.float32]:
     settings = architectures.preprocessing_of(model.vit)
-    save_model(build_folded(graph, settings, opset=opset), path, {})
+    save_model(build_folded(graph, settings, opset=opset), path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, {"image": random_pixels(model.vit)})[0]
 
@@ -201,7 +201,7 @@ def test_tasks_of_different_lengths_share_one_graph(tmp_path, case):
     ]
     table = Table.of(sets)
     graph = SwitchableGraph(trunk, settings, layout, dtype=torch.float32, opset=20)
-    save_model(build_switchable(graph, settings, layout, opset=20), tmp_path / "zoo.onnx", {})
+    save_model(build_switchable(graph, settings, layout, opset=20), tmp_path / "zoo.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "zoo.onnx", providers=["CPUExecutionProvider"])
     pixels, slots = random_pixels(vit, 4), np.array([2, 0, 1, 0], dtype=np.int32)
     logits = session.run(None, {"image": pixels, "slot": slots, **table.arrays})[0]

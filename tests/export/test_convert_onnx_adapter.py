@@ -13,13 +13,13 @@ import onnx
 import onnxruntime
 import pytest
 import tiny_runs
+from exports import export_bundle
 
 from vpdeploy import load
 from vpdeploy.bundle import Bundle
 from vpdeploy.graphfacts import Precision
-from vpdeploy_export.bundling import export_bundle
-from vpdeploy_export.converting import convert_bundle
-from vpdeploy_export.exporting import ExportReport
+from vpdeploy_export.converting import convert as convert_bundle
+from vpdeploy_export.export import ExportReport
 from vpdeploy_export.targets.target import TargetOptions
 
 MakePixels = Callable[..., np.ndarray]

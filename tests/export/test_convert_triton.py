@@ -16,8 +16,8 @@ import pytest
 
 from vpdeploy import load
 from vpdeploy.bundle import Bundle, withdraw_task
-from vpdeploy_export.converting import convert_bundle
-from vpdeploy_export.exporting import ExportReport
+from vpdeploy_export.converting import convert as convert_bundle
+from vpdeploy_export.export import ExportReport
 from vpdeploy_export.targets.target import TargetOptions
 
 pytest.importorskip("grpc", reason="the message module of tritonclient needs it: tritonclient[grpc]")

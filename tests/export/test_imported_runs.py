@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exports import export_bundle, export_folded
 from parity_files import CASES, difference, import_case, read_expected
 from typer.testing import CliRunner
 
 import vpdeploy
 from vpdeploy.cli.main import build_app
 from vpdeploy.errors import SpecError
-from vpdeploy_export.bundling import export_bundle
-from vpdeploy_export.exporting import ExportReport, export_folded
+from vpdeploy_export.export import ExportReport
 
 TOLERANCE = 1e-4
 

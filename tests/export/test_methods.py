@@ -11,6 +11,7 @@ import pytest
 import tiny_runs
 import torch
 from core import toy
+from exports import add_to_bundle, export_bundle, export_folded
 
 from vpdeploy import load
 from vpdeploy.bundle import Bundle
@@ -18,8 +19,6 @@ from vpdeploy.errors import LayoutMismatchError, SpecError
 from vpdeploy.graphfacts import Precision
 from vpdeploy.layout import Family
 from vpdeploy.session import Session
-from vpdeploy_export.bundling import add_to_bundle, export_bundle
-from vpdeploy_export.exporting import export_folded
 from vpdeploy_train.methods import METHODS
 from vpdeploy_train.methods.kept import Kept, PrunableMethod
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,20 @@ import onnx.numpy_helper
 import pytest
 import tiny_runs
 from core import toy
+from exports import add_to_bundle, export_bundle, export_folded
 
 from vpdeploy import load
-from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.bundle import Bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import InputError, ParityError, SpecError
-from vpdeploy.session import SessionDescription
-from vpdeploy_export import bundling, loaded
-from vpdeploy_export.bundling import add_to_bundle, export_bundle
-from vpdeploy_export.exporting import export_folded
+from vpdeploy_export import parity
+from vpdeploy_export.forms import switchable
 from vpdeploy_export.images import GATE_IMAGES, gate_images
 from vpdeploy_export.parity import (
     TOLERANCES,
     Expectation,
     ParityReport,
+    SessionAnswerer,
     compare,
     expected_logits,
     require_parity,
@@ -50,35 +49,25 @@ REPORT = ParityReport(
 )
 
 
-class Answering:
-    """Stands for a session: gives one task's answers by the first pixel of each image."""
+class Recorded:
+    """Gives one task's answers by the first pixel of each image."""
+
+    runtime = "test"
+    mixes_tasks = True
 
     def __init__(self, answers: np.ndarray) -> None:
         self.answers = answers
 
-    def lease(self, task: str) -> Any:
-        class Lease:
-            slot = 0
-
-            def release(self) -> None:
-                pass
-
-        return Lease()
-
-    def run(self, pixels: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    def answer(self, pixels: np.ndarray, tasks: Sequence[str]) -> np.ndarray:
         return self.answers[pixels[:, 0, 0, 0]]
-
-    def describe(self) -> SessionDescription:
-        runtime = RuntimeDescription(name="test", version="1", reason="asked for", threads=None)
-        return SessionDescription(runtime=runtime, precision="fp32", image_size=8, slots=1, slot_bytes=0, table_bytes=0)
 
 
 def report_on(expected: np.ndarray, found: np.ndarray, precision: str = "fp32") -> ParityReport:
     pixels = np.zeros((len(expected), 1, 1, 3), np.uint8)
     pixels[:, 0, 0, 0] = np.arange(len(expected))
     expectation = Expectation(task="t", pixels=pixels, logits=expected.astype(np.float32), source="x")
-    session: Any = Answering(found.astype(np.float32))
-    (report,) = compare(session, [expectation], precision=precision)  # type: ignore[arg-type]
+    tolerance = TOLERANCES[precision].exported  # type: ignore[index]
+    (report,) = compare(Recorded(found.astype(np.float32)), [expectation], tolerance=tolerance)
     return report
 
 
@@ -87,19 +76,19 @@ def test_the_report_states_the_largest_difference_and_what_is_allowed():
     found = expected + np.array([[0.001, 0.0], [0.0, -0.0005]])
     report = report_on(expected, found)
     assert report.max_abs_difference == pytest.approx(0.001, rel=1e-3)
-    assert report.allowed_difference == pytest.approx(8 * TOLERANCES["fp32"])
+    assert report.allowed_difference == pytest.approx(8 * TOLERANCES["fp32"].exported)
     assert (report.images, report.top1_agreement, report.undecided, report.runtime) == (2, 1.0, 0, "test")
     assert report.passed
 
 
 def test_small_logits_are_allowed_an_absolute_difference():
-    assert report_on(np.zeros((3, 2)), np.zeros((3, 2))).allowed_difference == TOLERANCES["fp32"]
+    assert report_on(np.zeros((3, 2)), np.zeros((3, 2))).allowed_difference == TOLERANCES["fp32"].exported
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_difference_beyond_the_tolerance_fails(precision: str):
     expected = np.array([[4.0, -8.0]])
-    allowed = 8 * TOLERANCES[precision]  # type: ignore[index]
+    allowed = 8 * TOLERANCES[precision].exported  # type: ignore[index]
     assert report_on(expected, expected + 0.99 * allowed, precision).passed
     assert not report_on(expected, expected + 1.01 * allowed, precision).passed
 
@@ -116,7 +105,7 @@ def test_answers_that_are_not_finite_never_pass(value: float, where: str):
 
 
 def test_another_winner_passes_only_where_the_two_best_are_within_twice_the_tolerance():
-    allowed = 4 * TOLERANCES["fp32"]
+    allowed = 4 * TOLERANCES["fp32"].exported
     near, far = np.array([[4.0, 4.0 - 0.5 * allowed]]), np.array([[4.0, 3.0]])
     swapped = near[:, ::-1]
     report = report_on(near, swapped)
@@ -141,7 +130,8 @@ def test_the_error_names_the_first_failing_task_and_both_figures():
 
 def test_a_narrower_type_is_allowed_more():
     # float16 has 11 significant bits and bfloat16 8: a step of bfloat16 is 8 of float16's.
-    assert TOLERANCES["fp32"] < TOLERANCES["fp16"] < TOLERANCES["bf16"] <= 8 * TOLERANCES["fp16"]
+    single, half, brain = (TOLERANCES[precision].exported for precision in ("fp32", "fp16", "bf16"))
+    assert single < half < brain <= 8 * half
 
 
 # --- the gate in every export ---
@@ -193,7 +183,7 @@ def test_a_graph_that_differs_leaves_what_was_there(
 def test_one_wrong_prompt_set_among_several_is_found(
     traced: Traced, tiny_run_paths: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = bundling.pack
+    real = switchable.pack
 
     def compile_wrongly(*arguments: Any, **options: Any) -> Any:
         prompt_set = real(*arguments, **options)
@@ -202,7 +192,7 @@ def test_one_wrong_prompt_set_among_several_is_found(
         tensors = {**prompt_set.tensors, "prefix_value": prompt_set.tensors["prefix_value"][::-1].copy()}
         return replace(prompt_set, tensors=tensors)
 
-    monkeypatch.setattr(bundling, "pack", compile_wrongly)
+    monkeypatch.setattr(switchable, "pack", compile_wrongly)
     with pytest.raises(ParityError, match="task 'birds'"):
         export_bundle(list(tiny_run_paths.values()), tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()
@@ -211,7 +201,7 @@ def test_one_wrong_prompt_set_among_several_is_found(
 def test_a_prompt_set_that_differs_is_not_added(
     tiny_run_paths: dict[str, Path], zoo_copy: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loaded, "expected_logits", lambda *arguments: expected_logits(*arguments) + 1)
+    monkeypatch.setattr(parity, "expected_logits", lambda *arguments: expected_logits(*arguments) + 1)
     before = toy.snapshot(zoo_copy)
     with pytest.raises(ParityError, match="task 'flowers'"):
         add_to_bundle(zoo_copy, tiny_run_paths["flowers"])
@@ -246,12 +236,13 @@ def test_the_gate_compares_the_tasks_mixed_in_one_table(zoo: Path, tiny_run_path
         logits = expected_logits(run.load_model(run.load_backbone()), pixels, run.card.preprocessing)
         expectations.append(Expectation(task=run.card.name, pixels=pixels, logits=logits, source="x"))
     with load(zoo, threads=1) as session:
-        reports = compare(session, expectations, precision="fp32")
+        answerer = SessionAnswerer(session=session)
+        reports = compare(answerer, expectations, tolerance=2e-4)
         assert all(report.passed for report in reports)
         assert [report.images for report in reports] == [9, 10, 11]
         # Prompts that get mixed up are found.
         mixed = [replace(expectations[0], logits=expectations[1].logits[:9, :4]), *expectations[1:]]
-        assert [report.passed for report in compare(session, mixed, precision="fp32")] == [False, True, True]
+        assert [report.passed for report in compare(answerer, mixed, tolerance=2e-4)] == [False, True, True]
 
 
 # --- its images ---

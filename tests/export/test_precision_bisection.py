@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from vpdeploy.artifact import Artifact
-from vpdeploy_export.exporting import ExportReport
+from vpdeploy_export.export import ExportReport
 from vpdeploy_export.parity import CHECK_WEIGHTS, Expectation
 from vpdeploy_export.precision.advice import advise_addition, advise_export
 from vpdeploy_export.precision.bisection import Bisection, Deviation, bisect

@@ -14,15 +14,14 @@ import overflowing
 import pytest
 import tiny_runs
 import torch
+from exports import add_to_bundle, export_bundle, export_folded
 
 from vpdeploy.bundle import Bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import ParityError
 from vpdeploy.folded import FoldedCard
-from vpdeploy_export import bundling, exporting
-from vpdeploy_export.bundling import add_to_bundle, export_bundle
+from vpdeploy_export import export
 from vpdeploy_export.compilation import compile_prompts
-from vpdeploy_export.exporting import export_folded
 from vpdeploy_export.precision import probing
 from vpdeploy_export.precision.islands import NO_ISLANDS, Islands
 from vpdeploy_export.precision.locating import locate
@@ -55,9 +54,9 @@ def run_path(tmp_path_factory: pytest.TempPathFactory, case: str) -> Path:
 
 
 def without_islands(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = probing.probe_folded
+    real = probing.probe_graph
     monkeypatch.setattr(
-        exporting, "probe_folded", lambda *args, **options: replace(real(*args, **options), islands=NO_ISLANDS)
+        export, "probe_graph", lambda *args, **options: replace(real(*args, **options), islands=NO_ISLANDS)
     )
 
 
@@ -201,7 +200,7 @@ def write_loud_run(folder: Path, weights: Path) -> Path:
 
 
 def test_a_task_beyond_what_was_probed_is_refused_and_fits_a_new_export(
-    tiny_run_paths: dict[str, Path], tiny_weights: Path, tmp_path: Path, half_zoo: exporting.ExportReport
+    tiny_run_paths: dict[str, Path], tiny_weights: Path, tmp_path: Path, half_zoo: export.ExportReport
 ):
     loud = write_loud_run(tmp_path, tiny_weights)
     advice = "nothing was written; the bundle's float16 graph was not probed with this task: export the bundle again"
@@ -283,8 +282,8 @@ def test_a_float32_graph_is_not_probed(tiny_run_paths: dict[str, Path], folded_f
     assert "precision" not in Bundle.open(zoo).manifest.graph.details
 
 
-def test_islands_of_no_effect_leave_the_graph_float16(half_zoo: exporting.ExportReport):
+def test_islands_of_no_effect_leave_the_graph_float16(half_zoo: export.ExportReport):
     assert half_zoo.probe is not None
     assert half_zoo.probe.islands == Islands()
     assert products_in_float32(half_zoo.path / "model.onnx") == set()
-    assert bundling.NO_ISLANDS is NO_ISLANDS
+    assert export.NO_ISLANDS is NO_ISLANDS

@@ -13,21 +13,22 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from exports import export_bundle, export_folded
 
 from vpdeploy import load
 from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle, publish_task
-from vpdeploy.datafile import data_file_of, graph_size_bytes
+from vpdeploy.datafile import data_file_of, graph_size_bytes, move_graph
 from vpdeploy.errors import BundleCorruptError, BundleError
 from vpdeploy.files import sha256_of_file
 from vpdeploy.folded import FoldedCard
 from vpdeploy.graphfacts import GraphFacts
+from vpdeploy.onnxfile import append_metadata
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.task import BackboneId, TaskCard
-from vpdeploy_export import exporting, saving
-from vpdeploy_export.bundling import export_bundle
-from vpdeploy_export.exporting import export_folded
-from vpdeploy_export.saving import publishing_model, save_model
+from vpdeploy_export import export, saving
+from vpdeploy_export.forms import folded
+from vpdeploy_export.saving import save_model, staging_folder
 
 MakePixels = Callable[..., np.ndarray]
 Traced = Callable[..., None]
@@ -79,10 +80,10 @@ def other_weights(model: onnx.ModelProto) -> None:
 def test_weights_up_to_the_limit_are_one_file(folded_flowers: Path, tmp_path: Path):
     model = ir.load(folded_flowers)
     limit = saving.weight_bytes(model)
-    assert save_model(model, tmp_path / "x.onnx", {}, max_file_bytes=limit) is None
+    assert save_model(model, tmp_path / "x.onnx", max_file_bytes=limit) is None
     assert names(tmp_path) == ["x.onnx"]
     assert data_file_of(tmp_path / "x.onnx") is None
-    assert save_model(model, tmp_path / "x.onnx", {}, max_file_bytes=limit - 1) is not None
+    assert save_model(model, tmp_path / "x.onnx", max_file_bytes=limit - 1) is not None
 
 
 def test_weights_beyond_the_limit_lie_in_a_file_named_for_its_contents(
@@ -90,7 +91,7 @@ def test_weights_beyond_the_limit_lie_in_a_file_named_for_its_contents(
 ):
     model = ir.load(folded_flowers)
     before = {value.name: value.const_value.numpy() for value in model.graph.initializers.values()}
-    data = save_model(model, tmp_path / "x.onnx", {}, max_file_bytes=10_000)
+    data = save_model(model, tmp_path / "x.onnx", max_file_bytes=10_000)
     assert data is not None
     assert names(tmp_path) == [data.name, "x.onnx"]
     assert data.name == f"x.{sha256_of_file(tmp_path / data.name)[:12]}.data"
@@ -112,17 +113,20 @@ def test_equal_models_are_equal_files(folded_flowers: Path, tmp_path: Path):
     digests = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        save_model(ir.load(folded_flowers), tmp_path / name / "x.onnx", {"k": "v"}, max_file_bytes=10_000)
+        save_model(ir.load(folded_flowers), tmp_path / name / "x.onnx", max_file_bytes=10_000)
+        append_metadata(tmp_path / name / "x.onnx", {"k": "v"})
         digests.append({file.name: sha256_of_file(file) for file in (tmp_path / name).iterdir()})
     assert digests[0] == digests[1]
 
 
 def test_a_model_read_from_two_files_is_written_as_one_and_back(folded_flowers: Path, tmp_path: Path):
     (tmp_path / "two").mkdir()
-    save_model(ir.load(folded_flowers), tmp_path / "two" / "x.onnx", {}, max_file_bytes=10_000)
+    save_model(ir.load(folded_flowers), tmp_path / "two" / "x.onnx", max_file_bytes=10_000)
     model = ir.load(tmp_path / "two" / "x.onnx")
-    with publishing_model(tmp_path / "two" / "x.onnx") as staged:
-        save_model(model, staged, {"note": "again"}, max_file_bytes=10_000)
+    with staging_folder(tmp_path / "two" / "x.onnx") as folder:
+        save_model(model, folder / "x.onnx", max_file_bytes=10_000)
+        append_metadata(folder / "x.onnx", {"note": "again"})
+        move_graph(folder / "x.onnx", tmp_path / "two" / "x.onnx")
     onnx.checker.check_model(str(tmp_path / "two" / "x.onnx"))
     assert len(names(tmp_path / "two")) == 2
 
@@ -215,7 +219,7 @@ def test_a_copy_under_another_name_keeps_the_data_file_it_reads(
     Artifact.open(split_flowers.parent / "copy.onnx")
 
 
-@pytest.mark.parametrize("step", ["gate", "second save", "graph's rename", "data's rename"])
+@pytest.mark.parametrize("step", ["gate", "card", "graph's rename", "data's rename"])
 @pytest.mark.parametrize("existing", [True, False])
 def test_a_failing_export_leaves_the_old_pair_or_nothing(
     split_flowers: Path,
@@ -229,14 +233,10 @@ def test_a_failing_export_leaves_the_old_pair_or_nothing(
     out = split_flowers if existing else tmp_path / "new" / "flowers.onnx"
     out.parent.mkdir(exist_ok=True)
     before = {file.name: file.read_bytes() for file in out.parent.iterdir()}
-    real_save, real_replace, saves = exporting.save_model, Path.replace, []
+    real_replace = Path.replace
 
     def fail(*_: object, **__: object) -> Any:
         raise OSError(28, "No space left on device")
-
-    def save(*arguments: Any) -> Any:
-        saves.append(1)
-        return fail() if len(saves) == 2 else real_save(*arguments)
 
     def rename(source: Path, target: Path) -> Path:
         suffix = ".onnx" if step.startswith("graph") else ".data"
@@ -246,9 +246,9 @@ def test_a_failing_export_leaves_the_old_pair_or_nothing(
     traced(other_weights)
     with monkeypatch.context() as patched:
         if step == "gate":
-            patched.setattr(exporting, "run_gate", fail)
-        elif step == "second save":
-            patched.setattr(exporting, "save_model", save)
+            patched.setattr(export, "run_gate", fail)
+        elif step == "card":
+            patched.setattr(folded, "append_metadata", fail)
         else:
             patched.setattr(Path, "replace", rename)
         with pytest.raises(OSError, match="No space left"):
@@ -318,8 +318,8 @@ def test_a_bundle_killed_before_its_manifest_keeps_the_old_pair(
 
 
 def test_no_graph_at_all_publishes_nothing(tmp_path: Path):
-    with pytest.raises(BundleError, match=r"x\.onnx: cannot be read"), publishing_model(tmp_path / "x.onnx"):
-        pass
+    with pytest.raises(BundleError, match=r"x\.onnx: cannot be read"), staging_folder(tmp_path / "x.onnx") as folder:
+        move_graph(folder / "x.onnx", tmp_path / "x.onnx")
     assert names(tmp_path) == []
 
 
@@ -375,13 +375,17 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from test_saving import LARGE_SIDE, large_card, large_model
-from vpdeploy_export.saving import publishing_model, save_model
+from vpdeploy_export.saving import save_model, staging_folder
+from vpdeploy.datafile import move_graph
+from vpdeploy.onnxfile import append_metadata
 from vpdeploy import load
 
 path, sides, layers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-with publishing_model(path) as staged:
-    save_model(large_model(sides, layers), staged, large_card(sides).to_metadata())
+with staging_folder(path) as folder:
+    save_model(large_model(sides, layers), folder / path.name)
+    append_metadata(folder / path.name, large_card(sides).to_metadata())
+    move_graph(folder / path.name, path)
 print("peak", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 pixels = np.zeros((1, LARGE_SIDE, LARGE_SIDE, 3), np.uint8)
 pixels[0, 0, 0] = 1, 2, 3

@@ -12,12 +12,12 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+from exports import export_folded
 from typer.testing import CliRunner
 
 from vpdeploy.cli.main import build_app
 from vpdeploy.errors import SpecError, VpdeployError
-from vpdeploy_export.converting import convert_bundle
-from vpdeploy_export.exporting import export_folded
+from vpdeploy_export.converting import convert as convert_bundle
 from vpdeploy_export.quickstart import quickstart
 from vpdeploy_export.targets.target import TargetOptions
 from vpdeploy_export.verifying import verify

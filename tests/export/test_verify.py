@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import tiny_runs
+from exports import export_bundle, export_folded
 from test_precision_bisection import scale_weight
 
 from vpdeploy.backends import RUNTIMES, Runtime
 from vpdeploy.cli.main import main
 from vpdeploy.errors import BackendError, LayoutMismatchError, ParityError, SpecError
-from vpdeploy_export.bundling import export_bundle
-from vpdeploy_export.exporting import ExportReport, export_folded
+from vpdeploy_export.export import ExportReport
+from vpdeploy_export.models import TrainedModel
 from vpdeploy_export.verifying import verify
 
 CPU = ("onnxruntime-cpu",)
@@ -50,8 +51,12 @@ def picture_folder(tmp_path_factory: pytest.TempPathFactory, random_pixels) -> P
     return folder
 
 
+def models_of(*runs: Path) -> list[TrainedModel]:
+    return TrainedModel.of_runs(runs)
+
+
 def test_a_bundle_is_compared_with_the_runs_it_came_from(zoo: Path, tiny_run_paths: dict[str, Path]):
-    report = verify(zoo, runs=[tiny_run_paths[name] for name in ("birds", "flowers")], runtimes=CPU)
+    report = verify(zoo, models=models_of(tiny_run_paths["birds"], tiny_run_paths["flowers"]), runtimes=CPU)
     assert [(each.task, each.images, each.passed) for each in report.parity] == [
         ("birds", 32, True),
         ("flowers", 32, True),
@@ -83,7 +88,7 @@ def test_a_float32_graph_is_its_own_reference(folded_flowers: Path):
 def test_another_runs_answers_are_missed(zoo: Path, tiny_weights: Path, tmp_path: Path):
     kept = tiny_runs.ragged_kept([[0, 3, 7], [], [1]], [[0, 2], [4], [1, 3]])
     other = tiny_runs.write_run(tmp_path / "other", tiny_weights, name="flowers", classes=4, kept=kept, seed=99)
-    report = verify(zoo, runs=[other.path], runtimes=CPU)
+    report = verify(zoo, models=models_of(other.path), runtimes=CPU)
     with pytest.raises(ParityError, match=r"task 'flowers' on onnxruntime-cpu differs from the trained model by up to"):
         report.require()
 
@@ -93,18 +98,18 @@ def test_runs_that_do_not_belong_to_the_artifact_are_refused(
 ):
     flowers, birds = tiny_run_paths["flowers"], tiny_run_paths["birds"]
     with pytest.raises(SpecError, match=r"birds: task 'birds' is not in .*flowers\.onnx; it holds: flowers"):
-        verify(folded_flowers, runs=[birds], runtimes=CPU)
+        verify(folded_flowers, models=models_of(birds), runtimes=CPU)
     with pytest.raises(SpecError, match="a run of task 'flowers' was given already"):
-        verify(zoo, runs=[flowers, flowers], runtimes=CPU)
+        verify(zoo, models=models_of(flowers, flowers), runtimes=CPU)
     other = tiny_runs.write_weights(tmp_path / "other.safetensors", seed=5)
     foreign = tiny_runs.write_run(tmp_path / "a", other, name="flowers", classes=4, kept=None, method="linear")
     with pytest.raises(
         LayoutMismatchError, match=r"has backbone vit_fixture_patch8_32.*give the run that was exported"
     ):
-        verify(zoo, runs=[foreign.path], runtimes=CPU)
+        verify(zoo, models=models_of(foreign.path), runtimes=CPU)
     more = tiny_runs.write_run(tmp_path / "b", tiny_weights, name="flowers", classes=9, kept=None, method="linear")
     with pytest.raises(LayoutMismatchError, match="has 9 labels that are not the 4 of"):
-        verify(zoo, runs=[more.path], runtimes=CPU)
+        verify(zoo, models=models_of(more.path), runtimes=CPU)
 
 
 def test_a_runtime_that_does_not_work_here_is_an_error(zoo: Path, monkeypatch: pytest.MonkeyPatch):
@@ -121,7 +126,7 @@ def test_a_runtime_that_does_not_work_here_is_an_error(zoo: Path, monkeypatch: p
 def test_a_bfloat16_graph_is_compared_by_emulation(brain_zoo: Path, tiny_run_paths: dict[str, Path]):
     with pytest.raises(BackendError, match="no bfloat16 kernels"):
         verify(brain_zoo, runtimes=CPU)
-    report = verify(brain_zoo, runs=list(tiny_run_paths.values()), runtimes=["emulated"], bisects=True)
+    report = verify(brain_zoo, models=models_of(*tiny_run_paths.values()), runtimes=["emulated"], bisects=True)
     assert {each.runtime for each in report.parity} == {"onnxruntime-cpu, bfloat16 emulated"}
     assert [each.task for each in report.parity] == ["flowers", "birds", "probe"]
     report.require()
@@ -181,7 +186,7 @@ def test_the_report_is_json(command: Command, half_folded: ExportReport, tmp_pat
 def test_normalised_images_are_verified_too(tiny_run_paths: dict[str, Path], tmp_path: Path):
     run = tiny_run_paths["flowers"]
     path = export_folded(run, tmp_path / "flowers.onnx", precision="fp16", image_input="float").path
-    report = verify(path, runs=[run], runtimes=["emulated", *CPU], bisects=True)
+    report = verify(path, models=models_of(run), runtimes=["emulated", *CPU], bisects=True)
     report.require()
     assert report.bisection is not None
     assert report.bisection.first is None

@@ -16,7 +16,7 @@ from onnx import TensorProto
 from vpdeploy.bundle import Bundle
 from vpdeploy.errors import SpecError
 from vpdeploy_export import writer
-from vpdeploy_export.exporting import ExportReport
+from vpdeploy_export.export import ExportReport
 
 MakePixels = Callable[..., np.ndarray]
 

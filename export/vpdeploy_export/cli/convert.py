@@ -35,7 +35,7 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Convert a bundle for another runtime. Nothing is written unless the result answers as the bundle does."""
-    from vpdeploy_export.converting import convert_bundle
+    from vpdeploy_export.converting import convert as convert_bundle
     from vpdeploy_export.targets.target import TargetOptions
     from vpdeploy_train.device import use_threads
 
@@ -47,8 +47,8 @@ def convert(
     if as_json:
         typer.echo(json.dumps(report.to_fields(), indent=2, ensure_ascii=False))
         return
-    typer.echo(f"{report.path}: {to}, {report.size_bytes / 1e6:.1f} MB, {len(report.deviations)} tasks")
-    for each in report.deviations:
+    typer.echo(f"{report.path}: {to}, {report.size_bytes / 1e6:.1f} MB, {len(report.parity)} tasks")
+    for each in report.parity:
         typer.echo(
             f"  {each.task}: max |Δ logit| {each.max_abs_difference:.2g} (allowed {each.allowed_difference:.2g}) on "
             f"{report.source}"

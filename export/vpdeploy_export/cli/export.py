@@ -50,32 +50,17 @@ def export(
     if not folded and image_input != "uint8":
         raise SpecError("--input float is for folded models; a bundle takes uint8 images")
 
-    from vpdeploy_export.bundling import export_bundle
-    from vpdeploy_export.exporting import export_folded
+    from vpdeploy_export.export import export_model
+    from vpdeploy_export.forms import Folded, Form, Switchable
+    from vpdeploy_export.models import TrainedModel
     from vpdeploy_train.device import use_threads
 
     use_threads(threads)
     precision: Precision = "fp16" if fp16 else "bf16" if bf16 else "fp32"
-    if folded:
-        report = export_folded(
-            runs[0],
-            out,
-            precision=precision,
-            opset=opset,
-            image_input=image_input,  # type: ignore[arg-type]
-            images=images,
-            weights=weights,
-        )
-    else:
-        report = export_bundle(
-            runs,
-            out,
-            precision=precision,
-            opset=opset,
-            family=layout,  # type: ignore[arg-type]
-            images=images,
-            weights=weights,
-        )
+    # Checked above: both are among the literals that the types name.
+    target: Form = Folded(image_input=image_input) if folded else Switchable(family=layout)  # type: ignore[arg-type]
+    models = TrainedModel.of_runs(runs, weights=weights)
+    report = export_model(models, out, target=target, precision=precision, opset=opset, images=images)
     if as_json:
         typer.echo(json.dumps(report.to_fields(), indent=2, ensure_ascii=False))
         return

@@ -20,12 +20,14 @@ def add(
     threads: Threads = None,
 ) -> None:
     """Add a run to a bundle, or publish a new version of a task. A running server follows within seconds."""
-    from vpdeploy_export.bundling import add_to_bundle
+    from vpdeploy_export.export import add_task
+    from vpdeploy_export.models import TrainedModel
     from vpdeploy_train.device import use_threads
 
     use_threads(threads)
-    version, report = add_to_bundle(bundle, run, images=images, weights=weights)
+    added = add_task(bundle, TrainedModel.of_run(run, weights=weights), images=images)
+    report = added.parity
     typer.echo(
-        f"{bundle}: task '{report.task}' at version {version}; max |Δ logit| {report.max_abs_difference:.2g} "
+        f"{bundle}: task '{report.task}' at version {added.version}; max |Δ logit| {report.max_abs_difference:.2g} "
         f"(allowed {report.allowed_difference:.2g}) on {report.source}"
     )

@@ -39,13 +39,13 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare an artifact's answers with its trained models', on any images and runtimes. Exits 4 if they differ."""
+    from vpdeploy_export.models import TrainedModel
     from vpdeploy_export.verifying import verify as verify_artifact
     from vpdeploy_train.device import use_threads
 
     use_threads(threads)
-    report = verify_artifact(
-        path, runs=run or (), images=images, weights=weights, runtimes=runtime or (), bisects=bisect
-    )
+    models = TrainedModel.of_runs(run or (), weights=weights)
+    report = verify_artifact(path, models=models, images=images, runtimes=runtime or (), bisects=bisect)
     if as_json:
         typer.echo(json.dumps(report.to_fields(), indent=2, ensure_ascii=False))
     else:

@@ -141,7 +141,7 @@ def bisect(artifact: Artifact, expectations: Sequence[Expectation]) -> Bisection
             )
             for name, location in locations.items()
         ),
-        tolerance=TOLERANCES[artifact.precision],
+        tolerance=TOLERANCES[artifact.precision].exported,
         images=images,
     )
 
@@ -159,7 +159,7 @@ def _watched(model: ir.Model) -> dict[str, Location]:
 
 def _open(model: ir.Model, names: Sequence[str], path: Path) -> Any:
     """Load a graph that also gives the named values."""
-    save_model(ExposePass(names)(model).model, path, {})
+    save_model(ExposePass(names)(model).model, path)
     return open_session(path, threads=torch.get_num_threads())
 
 

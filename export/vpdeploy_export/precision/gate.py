@@ -15,7 +15,7 @@ from vpdeploy.backends import open_backend
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.graphfacts import Precision
 from vpdeploy.session import Session
-from vpdeploy_export.parity import Expectation, ParityReport, compare
+from vpdeploy_export.parity import TOLERANCES, Expectation, ParityReport, SessionAnswerer, compare
 from vpdeploy_export.precision.twins import CPU_RUNTIME, open_rounded
 
 _Open = Callable[[Artifact, Path], Backend]
@@ -47,11 +47,12 @@ def run_gate(artifact: Artifact, expectations: Sequence[Expectation]) -> list[Pa
     Returns:
         For each task the worse of its comparisons: the file as it is, and the graph rounded after every operation.
     """
+    tolerance = TOLERANCES[artifact.precision].exported
     found: list[list[ParityReport]] = []
     with TemporaryDirectory(prefix="vpdeploy-gate-") as folder:
         for open_run in _RUNS[artifact.precision]:
             with Session(artifact, open_run(artifact, Path(folder))) as session:
-                found.append(compare(session, expectations, precision=artifact.precision))
+                found.append(compare(SessionAnswerer(session=session), expectations, tolerance=tolerance))
     return [max(reports, key=_badness) for reports in zip(*found, strict=True)]
 
 

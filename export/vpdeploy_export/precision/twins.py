@@ -46,7 +46,7 @@ class TwinBackend(OrtBackend):
     """
 
     def __init__(self, twin: ir.Model, path: Path, *, title: str) -> None:
-        save_model(twin, path, {})
+        save_model(twin, path)
         super().__init__(
             path,
             provider=CPU_PROVIDER,

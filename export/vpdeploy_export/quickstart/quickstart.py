@@ -20,8 +20,9 @@ from vpdeploy.errors import SpecError
 from vpdeploy.manifest import GRAPH_FILE
 from vpdeploy.session import Session
 from vpdeploy.text import align, column_widths
-from vpdeploy_export.bundling import export_bundle
-from vpdeploy_export.exporting import export_folded
+from vpdeploy_export.export import export_model
+from vpdeploy_export.forms import Folded, Switchable
+from vpdeploy_export.models import TrainedModel
 from vpdeploy_export.quickstart.client import Answer, ask_together, serving
 from vpdeploy_export.quickstart.plan import PLAN, PlannedTask
 from vpdeploy_train.backbone import Backbone, load_backbone
@@ -112,8 +113,9 @@ def run_quickstart(folder: Path, say: Say) -> QuickstartResult:
         runs.append(result.run)
     say(f"[{len(PLAN) + 1}/{len(PLAN) + 2}] export a bundle, and one task folded to float16; compare both with PyTorch")
     bundle, folded = folder / "zoo", folder / f"{runs[0].card.name}.onnx"
-    report = export_bundle([run.path for run in runs], bundle)
-    export_folded(runs[0].path, folded, precision="fp16")
+    models = TrainedModel.of_runs(runs)
+    report = export_model(models, bundle, target=Switchable())
+    export_model(models[:1], folded, target=Folded(), precision="fp16")
     say(f"[{len(PLAN) + 2}/{len(PLAN) + 2}] serve the bundle and ask all tasks at once")
     sources = [resolve_data(task.settings.data, seed=task.settings.seed) for task in PLAN]
     questions = [

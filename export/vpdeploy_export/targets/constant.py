@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -29,3 +30,8 @@ def task_facts(conversion: Conversion) -> dict[str, dict[str, Any]]:
         }
         for slot, prompt_set in enumerate(conversion.prompt_sets)
     }
+
+
+def slots_of(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Return the slot of each task from what ``task_facts`` gave."""
+    return {name: facts["slot"] for name, facts in tasks.items()}

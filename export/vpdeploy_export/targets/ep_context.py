@@ -9,13 +9,10 @@ https://onnxruntime.ai/docs/execution-providers/TensorRTRTX-ExecutionProvider.ht
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from vpdeploy.artifact import Artifact
@@ -31,10 +28,10 @@ from vpdeploy.backends.providers import (
 from vpdeploy.errors import BackendError, BuildError, SpecError
 from vpdeploy.layout import IMAGE, SLOT
 from vpdeploy.manifest import GRAPH_FILE
+from vpdeploy_export.parity import TOLERANCES
 from vpdeploy_export.saving import save_model
-from vpdeploy_export.targets.comparison import CLOSE_ON_GPU, compare
-from vpdeploy_export.targets.constant import constant_table, task_facts
-from vpdeploy_export.targets.runtime import PlainSession
+from vpdeploy_export.targets.constant import constant_table, slots_of, task_facts
+from vpdeploy_export.targets.runtime import PlainSession, SlotAnswerer
 from vpdeploy_export.targets.target import Conversion, Target, TargetOptions, Written
 
 DEFAULT_MAX_BATCH: Final = 32
@@ -115,7 +112,7 @@ def _check(artifact: Artifact, options: TargetOptions) -> None:
 
 
 def _write(conversion: Conversion, folder: Path) -> Written:
-    """Compile the graph with its table inside, and compare it on the GPU with all tasks mixed."""
+    """Compile the graph with its table inside; it answers on the GPU."""
     provider = _provider(conversion.options)
     artifact = conversion.artifact
     max_batch = DEFAULT_MAX_BATCH if conversion.options.max_batch is None else conversion.options.max_batch
@@ -123,25 +120,15 @@ def _write(conversion: Conversion, folder: Path) -> Written:
     model, _ = constant_table(conversion)
     with TemporaryDirectory(prefix=".source.", dir=folder) as hidden:
         source = Path(hidden) / GRAPH_FILE
-        save_model(model, source, {})
+        save_model(model, source)
         compile_model(source, folder / GRAPH_FILE, session_options(provider, options))
     tasks = task_facts(conversion)
     session = PlainSession(folder / GRAPH_FILE, provider)
-
-    def answer(pixels: npt.NDArray[np.uint8], names: Sequence[str]) -> npt.NDArray[np.float32]:
-        slots = np.array([tasks[each]["slot"] for each in names], np.int32)
-        parts = [
-            session.run(pixels[start : start + max_batch], **{SLOT: slots[start : start + max_batch]})
-            for start in range(0, len(pixels), max_batch)
-        ]
-        return np.concatenate(parts)
-
     return Written(
         graph={"file": GRAPH_FILE, "provider": provider, "provider_options": options},
         tasks=tasks,
-        deviations=compare(
-            conversion.session, conversion.images.pixels, answer, tolerance=CLOSE_ON_GPU[artifact.precision], mixed=True
-        ),
+        answerer=SlotAnswerer(session=session, slots=slots_of(tasks), max_batch=max_batch),
+        tolerance=TOLERANCES[artifact.precision].converted_on_gpu,
         next_step=f"onnxruntime.InferenceSession('{GRAPH_FILE}', providers=['{provider}'])",
     )
 

@@ -13,12 +13,10 @@ import onnx_ir as ir
 from vpdeploy.artifact import Artifact
 from vpdeploy.errors import BundleCorruptError
 from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.session import Session
 from vpdeploy.tensorfile import Tensors
-from vpdeploy_export.images import GateImages
+from vpdeploy_export.parity import Answerer
 from vpdeploy_export.precision.twins import wide_twin
 from vpdeploy_export.saving import save_model
-from vpdeploy_export.targets.comparison import Deviation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +50,12 @@ class Conversion:
     Attributes:
         artifact: The bundle.
         prompt_sets: Its tasks, in its order.
-        session: The bundle on the CPU: what the result has to reproduce; bfloat16 runs as float32.
-        images: What both are compared on.
         options: What was asked for.
         scratch: A folder for files that are not published.
     """
 
     artifact: Artifact
     prompt_sets: tuple[CompiledPromptSet, ...]
-    session: Session
-    images: GateImages
     options: TargetOptions
     scratch: Path
 
@@ -87,7 +81,7 @@ class Conversion:
         if self.artifact.precision != "bf16":
             return path
         twin = self.scratch / "twin.onnx"
-        save_model(wide_twin(path), twin, {})
+        save_model(wide_twin(path), twin)
         return twin
 
     def tensors(self, prompt_set: CompiledPromptSet) -> Tensors:
@@ -109,13 +103,15 @@ class Written:
     Attributes:
         graph: Facts of the graph: its file and whatever its user has to know.
         tasks: Facts of each task, by name.
-        deviations: How far the result is from the bundle, for each task.
+        answerer: The result, from the written files alone.
+        tolerance: How far its answers may be from the bundle's: a field of ``Tolerance``.
         next_step: A command or a file to read, for people.
     """
 
     graph: Mapping[str, Any]
     tasks: Mapping[str, Mapping[str, Any]]
-    deviations: tuple[Deviation, ...]
+    answerer: Answerer
+    tolerance: float
     next_step: str
 
 

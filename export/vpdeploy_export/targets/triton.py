@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-
-import numpy as np
-import numpy.typing as npt
 
 from vpdeploy.artifact import Artifact
 from vpdeploy.errors import SpecError
 from vpdeploy.layout import CLASS_AXIS, IMAGE, LOGITS, SLOT
 from vpdeploy.manifest import GRAPH_FILE
+from vpdeploy_export.parity import TOLERANCES
 from vpdeploy_export.saving import save_model
-from vpdeploy_export.targets.comparison import CLOSE, compare
-from vpdeploy_export.targets.constant import constant_table, task_facts
+from vpdeploy_export.targets.constant import constant_table, slots_of, task_facts
 from vpdeploy_export.targets.labels import write_labels
-from vpdeploy_export.targets.runtime import PlainSession
+from vpdeploy_export.targets.runtime import PlainSession, SlotAnswerer
 from vpdeploy_export.targets.target import Conversion, Target, TargetOptions, Written
 
 CONFIG_FILE = "config.pbtxt"
@@ -65,11 +61,11 @@ def _check(artifact: Artifact, options: TargetOptions) -> None:
 
 
 def _write(conversion: Conversion, folder: Path) -> Written:
-    """Write the model, its configuration and labels, and compare with all tasks mixed."""
+    """Write the model, its configuration and labels."""
     version = folder / VERSION_FOLDER
     version.mkdir()
     model, table = constant_table(conversion)
-    save_model(model, version / GRAPH_FILE, {})
+    save_model(model, version / GRAPH_FILE)
     tasks = task_facts(conversion)
     for name, facts in tasks.items():
         facts["label_file"] = write_labels(folder, name, facts["labels"])
@@ -89,20 +85,11 @@ def _write(conversion: Conversion, folder: Path) -> Written:
     )
     (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
     session = PlainSession(conversion.cpu_graph(version / GRAPH_FILE))
-
-    def answer(pixels: npt.NDArray[np.uint8], names: Sequence[str]) -> npt.NDArray[np.float32]:
-        return session.run(pixels, **{SLOT: np.array([tasks[each]["slot"] for each in names], np.int32)})
-
     return Written(
         graph={"file": f"{VERSION_FOLDER}/{GRAPH_FILE}", "model_name": name},
         tasks=tasks,
-        deviations=compare(
-            conversion.session,
-            conversion.images.pixels,
-            answer,
-            tolerance=CLOSE[conversion.artifact.precision],
-            mixed=True,
-        ),
+        answerer=SlotAnswerer(session=session, slots=slots_of(tasks)),
+        tolerance=TOLERANCES[conversion.artifact.precision].converted,
         next_step="tritonserver --model-repository={out}",
     )
 

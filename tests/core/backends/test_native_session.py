@@ -24,7 +24,7 @@ def mixed_runs(tmp_path_factory: pytest.TempPathFactory, shared_traces: None) ->
 
 @pytest.fixture(scope="module", params=["superset", "adaptive", "float16"])
 def bundle(request: pytest.FixtureRequest, mixed_runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from vpdeploy_export.bundling import export_bundle
+    from exports import export_bundle
 
     out = tmp_path_factory.mktemp(request.param) / "zoo"
     chosen = mixed_runs[1:] if request.param == "adaptive" else mixed_runs

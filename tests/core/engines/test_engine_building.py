@@ -46,8 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, shared_traces: None) -> dict[
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path]) -> Callable[..., Artifact]:
     """Bundles by family and precision, and the folded ``e2vpt``; each exported once, and changed by no test."""
-    from vpdeploy_export.bundling import export_bundle
-    from vpdeploy_export.exporting import export_folded
+    from exports import export_bundle, export_folded
 
     made: dict[tuple[str, str, int], Artifact] = {}
 
@@ -201,7 +200,7 @@ def test_the_same_engine_is_not_built_twice_unless_forced_or_damaged(exported, r
 def test_a_task_more_does_not_ask_for_another_engine(exported, runs: dict[str, Path], rtx: Toolkit, tmp_path: Path):
     import shutil
 
-    from vpdeploy_export.bundling import add_to_bundle
+    from exports import add_to_bundle
 
     zoo = Path(shutil.copytree(exported("superset").path, tmp_path / "zoo"))
     shutil.rmtree(zoo / "engines", ignore_errors=True)

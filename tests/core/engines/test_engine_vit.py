@@ -37,7 +37,7 @@ def large_graph(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     vit = VisionTransformer(num_classes=0, weight_init="skip").eval().requires_grad_(False)
     graph = SwitchableGraph(trunk_of(vit), PREPROCESSING, LAYOUT, dtype=torch.float16, opset=20)
     folder = tmp_path_factory.mktemp("large")
-    save_model(build_switchable(graph, PREPROCESSING, LAYOUT, opset=20), folder / "staged.onnx", {})
+    save_model(build_switchable(graph, PREPROCESSING, LAYOUT, opset=20), folder / "staged.onnx")
     facts = BundleFacts(
         backbone=BACKBONE,
         preprocessing=PREPROCESSING,

@@ -145,7 +145,7 @@ def test_the_real_runtimes_are_all_reported(folded_flowers: Path):
 
 
 def test_the_input_of_a_folded_model_is_reported_as_recorded(tiny_run_paths: dict[str, Path], tmp_path: Path):
-    from vpdeploy_export.exporting import export_folded
+    from exports import export_folded
 
     path = export_folded(tiny_run_paths["probe"], tmp_path / "probe.onnx", image_input="float").path
     assert inspect_path(path).input == "image float32 [B, 3, H, W], normalised"

@@ -6,7 +6,7 @@ import numpy as np
 import tiny_runs
 import torch
 
-from vpdeploy_export.tokens import TokenPromptedViT
+from benchmarks.tokens import TokenPromptedViT
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.prompted import PromptedViT

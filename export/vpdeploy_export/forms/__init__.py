@@ -1,0 +1,9 @@
+"""The forms in which trained models are deployed: one task's folded file, and the bundle of many."""
+
+from __future__ import annotations
+
+from vpdeploy_export.forms.folded import Folded
+from vpdeploy_export.forms.form import Assembly, Form
+from vpdeploy_export.forms.switchable import Switchable
+
+__all__ = ["Assembly", "Folded", "Form", "Switchable"]
