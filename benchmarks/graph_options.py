@@ -28,8 +28,8 @@ from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph
 from vpdeploy_export.graph.block import RowGraphBlock
 from vpdeploy_export.graph.columns import NO_COLUMNS
-from vpdeploy_export.saving import save_model
-from vpdeploy_export.writer import build_folded
+from vpdeploy_export.onnx.save import save_model
+from vpdeploy_export.onnx.trace import build_folded
 from vpdeploy_train.prompted import PromptedViT
 
 

@@ -16,7 +16,7 @@ from vpdeploy.bench.foreign import ForeignSubject
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export import TrainedModel
-from vpdeploy_export.saving import save_model
+from vpdeploy_export.onnx.save import save_model
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.methods.method import PromptDimensions

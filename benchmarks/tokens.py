@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vpdeploy.layout import BATCH_AXIS, IMAGE
-from vpdeploy_export.writer import trace_module
+from vpdeploy_export.onnx.trace import trace_module
 
 
 class TokenPromptedViT(nn.Module):

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from vpdeploy_export.converting import convert as convert
+    from vpdeploy_export.conversion import convert as convert
     from vpdeploy_export.export import ExportReport as ExportReport
     from vpdeploy_export.export import add_task as add_task
     from vpdeploy_export.export import export_model as export_model
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vpdeploy_export.forms import Switchable as Switchable
     from vpdeploy_export.models import TrainedModel as TrainedModel
     from vpdeploy_export.parity import ParityReport as ParityReport
-    from vpdeploy_export.verifying import verify as verify
+    from vpdeploy_export.verification import verify as verify
 
 __all__ = [
     "ExportReport",
@@ -39,9 +39,9 @@ _MODULES: Final = {
     "Switchable": "forms",
     "TrainedModel": "models",
     "add_task": "export",
-    "convert": "converting",
+    "convert": "conversion",
     "export_model": "export",
-    "verify": "verifying",
+    "verify": "verification",
 }
 
 

@@ -10,10 +10,12 @@ from typing import Any, Final
 from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle, publish_task
 from vpdeploy.graphfacts import GraphFacts, Precision
-from vpdeploy_export.facts import graph_details
 from vpdeploy_export.forms import Form
 from vpdeploy_export.forms.switchable import require_prompts
 from vpdeploy_export.models import CompiledModel, TrainedModel
+from vpdeploy_export.onnx.facts import graph_details
+from vpdeploy_export.onnx.save import save_model, staging_folder
+from vpdeploy_export.onnx.trace import check_opset
 from vpdeploy_export.packing import pack, with_details
 from vpdeploy_export.parity import ParityReport, require_parity
 from vpdeploy_export.precision.advice import advise_addition, advise_export
@@ -21,8 +23,6 @@ from vpdeploy_export.precision.decision import PrecisionReport
 from vpdeploy_export.precision.gate import run_gate
 from vpdeploy_export.precision.islands import NO_ISLANDS
 from vpdeploy_export.precision.probing import probe_graph
-from vpdeploy_export.saving import save_model, staging_folder
-from vpdeploy_export.writer import check_opset
 
 DEFAULT_OPSET: Final = 20
 

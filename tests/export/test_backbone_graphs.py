@@ -19,10 +19,10 @@ from vpdeploy.table import Table
 from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts, deployed_trunk
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
-from vpdeploy_export.graph.parts import graph_parts
+from vpdeploy_export.graph.backbone import graph_parts
+from vpdeploy_export.onnx.save import save_model
+from vpdeploy_export.onnx.trace import build_folded, build_switchable
 from vpdeploy_export.packing import choose_layout, pack
-from vpdeploy_export.saving import save_model
-from vpdeploy_export.writer import build_folded, build_switchable
 from vpdeploy_train.methods import METHODS
 from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels

@@ -24,9 +24,10 @@ from vpdeploy.cli.main import main
 from vpdeploy.datafile import data_file_of
 from vpdeploy.errors import BundleCorruptError, BundleError, BundleVersionError, SpecError
 from vpdeploy.session import Session
-from vpdeploy_export import converting, saving
-from vpdeploy_export.converting import convert as convert_bundle
+from vpdeploy_export import conversion
+from vpdeploy_export.conversion import convert as convert_bundle
 from vpdeploy_export.images import GateImages
+from vpdeploy_export.onnx import save
 from vpdeploy_export.parity import Expectation, compare
 from vpdeploy_export.passes import TableConstantsPass
 from vpdeploy_export.targets import TARGETS, triton
@@ -108,7 +109,7 @@ def test_the_bundle_is_only_read(zoo_copy: Path, tmp_path: Path, target: str):
 def test_a_graph_of_two_files_is_converted_to_two_files(
     zoo: Path, tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(saving, "MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(save, "MAX_FILE_BYTES", 10_000)
     folder = convert(zoo, tmp_path / "out", target)
     (graph,) = folder.rglob("model.onnx")
     data = data_file_of(graph)
@@ -276,7 +277,7 @@ def test_a_failure_at_any_step_leaves_the_old_conversion_or_nothing(
     if existing:
         convert(zoo, tmp_path / "repository", "triton")
     before = toy.snapshot(tmp_path)
-    monkeypatch.setattr(converting if step == "compare" else triton, step, die)
+    monkeypatch.setattr(conversion if step == "compare" else triton, step, die)
     with pytest.raises(Killed):
         convert(zoo, tmp_path / "repository", "triton", max_batch=3)
     assert toy.snapshot(tmp_path) == before
@@ -299,17 +300,17 @@ def test_a_full_disk_is_one_line(zoo: Path, tmp_path: Path, monkeypatch: pytest.
 def test_a_conversion_that_answers_otherwise_is_not_published(
     zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli, target: str
 ):
-    real = converting.Conversion.graph
+    real = conversion.Conversion.graph
 
-    def shifted(conversion: converting.Conversion, *passes: Any) -> Any:
-        model = real(conversion, *passes)
+    def shifted(given: conversion.Conversion, *passes: Any) -> Any:
+        model = real(given, *passes)
         for name, value in model.graph.initializers.items():
             array = value.const_value.numpy()
             if array.dtype == np.float32 and array.ndim == 1:
                 value.const_value = ir.Tensor(array + np.float32(0.05), name=name)
         return model
 
-    monkeypatch.setattr(converting.Conversion, "graph", shifted)
+    monkeypatch.setattr(conversion.Conversion, "graph", shifted)
     code, out, err = run_cli("convert", zoo, "--to", target, "--out", tmp_path / "out")
     assert (code, out) == (4, "")
     assert err.startswith(f"error: task 'flowers': the model converted to {target} differs from the bundle by up to ")

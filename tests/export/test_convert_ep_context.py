@@ -13,7 +13,7 @@ import pytest
 from vpdeploy.backends.providers import PROVIDERS, _register
 from vpdeploy.errors import BackendError, BuildError, SpecError
 from vpdeploy.machine import gpu_obstacle
-from vpdeploy_export.converting import convert as convert_bundle
+from vpdeploy_export.conversion import convert as convert_bundle
 from vpdeploy_export.targets import ep_context
 from vpdeploy_export.targets.ep_context import PROFILE_PREFIXES, compile_model, profile_options, session_options
 from vpdeploy_export.targets.target import TargetOptions

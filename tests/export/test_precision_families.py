@@ -13,12 +13,12 @@ from test_backbone_graphs import difference, expected_logits, random_pixels
 
 from vpdeploy_export.compilation import compile_prompts, deployed_trunk
 from vpdeploy_export.graph import FoldedGraph
+from vpdeploy_export.onnx.save import save_model
+from vpdeploy_export.onnx.trace import build_folded
 from vpdeploy_export.parity import TOLERANCES
 from vpdeploy_export.passes.narrow import TYPES
 from vpdeploy_export.precision.islands import Islands, Part
 from vpdeploy_export.precision.twins import open_rounded
-from vpdeploy_export.saving import save_model
-from vpdeploy_export.writer import build_folded
 from vpdeploy_train.prompted import PromptedViT
 
 SLOW = pytest.mark.slow

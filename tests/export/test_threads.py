@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from vpdeploy.cli.main import build_app
 from vpdeploy.errors import SpecError, VpdeployError
-from vpdeploy_export.converting import convert as convert_bundle
+from vpdeploy_export.conversion import convert as convert_bundle
 from vpdeploy_export.quickstart import quickstart
 from vpdeploy_export.targets.target import TargetOptions
-from vpdeploy_export.verifying import verify
+from vpdeploy_export.verification import verify
 
 VERBS = {
     "train": ("train", "--data", "nowhere", "--out", "run"),

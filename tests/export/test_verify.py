@@ -17,7 +17,7 @@ from vpdeploy.cli.main import main
 from vpdeploy.errors import BackendError, LayoutMismatchError, ParityError, SpecError
 from vpdeploy_export.export import ExportReport
 from vpdeploy_export.models import TrainedModel
-from vpdeploy_export.verifying import verify
+from vpdeploy_export.verification import verify
 
 CPU = ("onnxruntime-cpu",)
 Command = Callable[..., tuple[int, str, str]]

@@ -35,7 +35,7 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Convert a bundle for another runtime. Nothing is written unless the result answers as the bundle does."""
-    from vpdeploy_export.converting import convert as convert_bundle
+    from vpdeploy_export.conversion import convert as convert_bundle
     from vpdeploy_export.targets.target import TargetOptions
     from vpdeploy_train.device import use_threads
 

@@ -40,7 +40,7 @@ def verify(
 ) -> None:
     """Compare an artifact's answers with its trained models', on any images and runtimes. Exits 4 if they differ."""
     from vpdeploy_export.models import TrainedModel
-    from vpdeploy_export.verifying import verify as verify_artifact
+    from vpdeploy_export.verification import verify as verify_artifact
     from vpdeploy_train.device import use_threads
 
     use_threads(threads)

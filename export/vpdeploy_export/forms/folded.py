@@ -20,10 +20,10 @@ from vpdeploy_export.compilation import deployed_trunk
 from vpdeploy_export.forms.form import TORCH_DTYPES
 from vpdeploy_export.graph import FoldedGraph
 from vpdeploy_export.models import CompiledModel, TrainedModel
+from vpdeploy_export.onnx.trace import build_folded
 from vpdeploy_export.parity import ParityReport
 from vpdeploy_export.precision.islands import NO_ISLANDS, Islands
 from vpdeploy_export.precision.probing import PROBE_OPSET, pixel_batches
-from vpdeploy_export.writer import build_folded
 from vpdeploy_train.trunks import Trunk
 
 

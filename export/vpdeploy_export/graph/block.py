@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vpdeploy_export.graph.casting import cast
 from vpdeploy_export.graph.class_token import ClassTokenAttention
 from vpdeploy_export.graph.columns import Columns, GeneratorColumns
-from vpdeploy_export.graph.folding import linear, without_affine
+from vpdeploy_export.graph.norm_folding import linear, without_affine
 from vpdeploy_export.precision.islands import PARTS, Part
 from vpdeploy_export.precision.place import Place
 

@@ -13,9 +13,9 @@ from vpdeploy.graphfacts import ImageInput
 from vpdeploy.layout import Layout
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_export.compilation import CompiledBlock, CompiledPrompts
+from vpdeploy_export.graph.backbone import graph_parts
 from vpdeploy_export.graph.casting import cast
 from vpdeploy_export.graph.columns import NO_COLUMNS, Columns, GeneratorColumns
-from vpdeploy_export.graph.parts import graph_parts
 from vpdeploy_export.precision.islands import NO_ISLANDS, Islands
 from vpdeploy_train.trunks import Trunk
 

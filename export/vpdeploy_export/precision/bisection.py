@@ -19,12 +19,12 @@ from vpdeploy.backends.providers import open_session
 from vpdeploy.image import normalise
 from vpdeploy.layout import IMAGE, SLOT
 from vpdeploy.table import Table
+from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import TOLERANCES, Expectation
 from vpdeploy_export.passes import ExposePass
 from vpdeploy_export.passes.narrow import moves_only
 from vpdeploy_export.precision.locating import Location, locate
 from vpdeploy_export.precision.twins import rounded_twin, wide_twin
-from vpdeploy_export.saving import save_model
 
 _IMAGES: Final = 32
 _BATCH: Final = 2  # every value of the graph is kept at once

@@ -10,9 +10,9 @@ import torch
 
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
 from vpdeploy.graphfacts import Precision
+from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.passes import RoundPass, WidenPass
 from vpdeploy_export.passes.narrow import TITLES, TYPES, narrow_results
-from vpdeploy_export.saving import save_model
 
 CPU_RUNTIME: Final = "onnxruntime-cpu"
 

@@ -28,8 +28,8 @@ from vpdeploy.backends.providers import (
 from vpdeploy.errors import BackendError, BuildError, SpecError
 from vpdeploy.layout import IMAGE, SLOT
 from vpdeploy.manifest import GRAPH_FILE
+from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import TOLERANCES
-from vpdeploy_export.saving import save_model
 from vpdeploy_export.targets.constant import constant_table, slots_of, task_facts
 from vpdeploy_export.targets.runtime import PlainSession, SlotAnswerer
 from vpdeploy_export.targets.target import Conversion, Target, TargetOptions, Written

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from vpdeploy.manifest import GRAPH_FILE
 from vpdeploy.tensorfile import Tensors
+from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import TOLERANCES
 from vpdeploy_export.passes import TableDefaultsPass, ZeroSlotPass
-from vpdeploy_export.saving import save_model
 from vpdeploy_export.targets.labels import write_labels
 from vpdeploy_export.targets.runtime import PlainSession
 from vpdeploy_export.targets.target import Conversion, Target, Written

@@ -14,9 +14,9 @@ from vpdeploy.artifact import Artifact
 from vpdeploy.errors import BundleCorruptError
 from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy.tensorfile import Tensors
+from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import Answerer
 from vpdeploy_export.precision.twins import wide_twin
-from vpdeploy_export.saving import save_model
 
 
 @dataclass(frozen=True, kw_only=True)

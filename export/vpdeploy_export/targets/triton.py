@@ -15,8 +15,8 @@ from vpdeploy.artifact import Artifact
 from vpdeploy.errors import SpecError
 from vpdeploy.layout import CLASS_AXIS, IMAGE, LOGITS, SLOT
 from vpdeploy.manifest import GRAPH_FILE
+from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import TOLERANCES
-from vpdeploy_export.saving import save_model
 from vpdeploy_export.targets.constant import constant_table, slots_of, task_facts
 from vpdeploy_export.targets.labels import write_labels
 from vpdeploy_export.targets.runtime import PlainSession, SlotAnswerer

@@ -30,8 +30,8 @@ def large_graph(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     from timm.models.vision_transformer import VisionTransformer
 
     from vpdeploy_export.graph import SwitchableGraph
-    from vpdeploy_export.saving import save_model
-    from vpdeploy_export.writer import build_switchable
+    from vpdeploy_export.onnx.save import save_model
+    from vpdeploy_export.onnx.trace import build_switchable
     from vpdeploy_train.trunks import trunk_of
 
     vit = VisionTransformer(num_classes=0, weight_init="skip").eval().requires_grad_(False)

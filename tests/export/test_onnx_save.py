@@ -26,9 +26,10 @@ from vpdeploy.graphfacts import GraphFacts
 from vpdeploy.onnxfile import append_metadata
 from vpdeploy.preprocessing import Preprocessing
 from vpdeploy.task import BackboneId, TaskCard
-from vpdeploy_export import export, saving
+from vpdeploy_export import export
 from vpdeploy_export.forms import folded
-from vpdeploy_export.saving import save_model, staging_folder
+from vpdeploy_export.onnx import save
+from vpdeploy_export.onnx.save import save_model, staging_folder
 
 MakePixels = Callable[..., np.ndarray]
 Traced = Callable[..., None]
@@ -46,7 +47,7 @@ def the_data(folder: Path) -> Path:
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """One file holds 10 kB, so that the tiny graphs need a data file."""
-    monkeypatch.setattr(saving, "MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(save, "MAX_FILE_BYTES", 10_000)
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def other_weights(model: onnx.ModelProto) -> None:
 
 def test_weights_up_to_the_limit_are_one_file(folded_flowers: Path, tmp_path: Path):
     model = ir.load(folded_flowers)
-    limit = saving.weight_bytes(model)
+    limit = save.weight_bytes(model)
     assert save_model(model, tmp_path / "x.onnx", max_file_bytes=limit) is None
     assert names(tmp_path) == ["x.onnx"]
     assert data_file_of(tmp_path / "x.onnx") is None
@@ -204,7 +205,7 @@ def test_exporting_again_over_a_pair_leaves_the_new_pair_alone(
     assert new != old
     assert names(folder) == [new.name, "flowers.onnx"]
     Artifact.open(split_flowers)
-    monkeypatch.setattr(saving, "MAX_FILE_BYTES", 10**9)
+    monkeypatch.setattr(save, "MAX_FILE_BYTES", 10**9)
     export_folded(tiny_run_paths["flowers"], split_flowers)
     assert names(folder) == ["flowers.onnx"]
 
@@ -285,7 +286,7 @@ def test_exporting_again_over_a_bundle_replaces_both_graph_files_and_cleans_up(
     expected = [manifest.graph_file, manifest.graph_data.name, "manifest.json", "mine.data", "tasks"]
     assert names(split_zoo) == sorted(expected)
     Bundle.open(split_zoo).verified_graph()
-    monkeypatch.setattr(saving, "MAX_FILE_BYTES", 10**9)
+    monkeypatch.setattr(save, "MAX_FILE_BYTES", 10**9)
     export_bundle([tiny_run_paths["birds"]], split_zoo)
     assert Bundle.open(split_zoo).manifest.graph_data is None
     assert names(split_zoo) == sorted(["manifest.json", "mine.data", "model.onnx", "tasks"])
@@ -374,8 +375,8 @@ LARGE = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from test_saving import LARGE_SIDE, large_card, large_model
-from vpdeploy_export.saving import save_model, staging_folder
+from test_onnx_save import LARGE_SIDE, large_card, large_model
+from vpdeploy_export.onnx.save import save_model, staging_folder
 from vpdeploy.datafile import move_graph
 from vpdeploy.onnxfile import append_metadata
 from vpdeploy import load

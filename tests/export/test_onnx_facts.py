@@ -9,7 +9,7 @@ import pytest
 import tiny_runs
 
 from vpdeploy.bundle import Bundle
-from vpdeploy_export.facts import block_of, evaluate_size, graph_facts
+from vpdeploy_export.onnx.facts import block_of, evaluate_size, graph_facts
 
 SIZES = {"prefix": 16, "classes": 7, "slots": 3}
 

@@ -1,0 +1,1 @@
+"""ONNX files: tracing a graph module, facts of the result, writing it."""
