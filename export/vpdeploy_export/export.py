@@ -18,11 +18,9 @@ from vpdeploy_export.onnx.save import save_model, staging_folder
 from vpdeploy_export.onnx.trace import check_opset
 from vpdeploy_export.packing import pack, with_details
 from vpdeploy_export.parity import ParityReport, require_parity
-from vpdeploy_export.precision.advice import advise_addition, advise_export
-from vpdeploy_export.precision.decision import PrecisionReport
-from vpdeploy_export.precision.gate import run_gate
+from vpdeploy_export.precision.decision import PrecisionReport, probe_graph
+from vpdeploy_export.precision.gate import advise_addition, advise_export, run_gate
 from vpdeploy_export.precision.islands import NO_ISLANDS
-from vpdeploy_export.precision.probing import probe_graph
 
 DEFAULT_OPSET: Final = 20
 

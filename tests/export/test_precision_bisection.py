@@ -15,9 +15,8 @@ import pytest
 from vpdeploy.artifact import Artifact
 from vpdeploy_export.export import ExportReport
 from vpdeploy_export.parity import CHECK_WEIGHTS, Expectation
-from vpdeploy_export.precision.advice import advise_addition, advise_export
-from vpdeploy_export.precision.bisection import Bisection, Deviation, bisect
-from vpdeploy_export.precision.locating import Location, locate
+from vpdeploy_export.precision.bisection import Bisection, Deviation, Location, bisect, locate
+from vpdeploy_export.precision.gate import advise_addition, advise_export
 
 
 def scale_weight(source: Path, target: Path, name: str, factor: float) -> Path:

@@ -22,9 +22,9 @@ from vpdeploy.errors import ParityError
 from vpdeploy.folded import FoldedCard
 from vpdeploy_export import export
 from vpdeploy_export.compilation import compile_prompts
-from vpdeploy_export.precision import probing
+from vpdeploy_export.precision import decision
+from vpdeploy_export.precision.bisection import locate
 from vpdeploy_export.precision.islands import NO_ISLANDS, Islands
-from vpdeploy_export.precision.locating import locate
 from vpdeploy_train.backbone import load_backbone
 from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.methods.method import PromptDimensions
@@ -54,7 +54,7 @@ def run_path(tmp_path_factory: pytest.TempPathFactory, case: str) -> Path:
 
 
 def without_islands(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = probing.probe_graph
+    real = decision.probe_graph
     monkeypatch.setattr(
         export, "probe_graph", lambda *args, **options: replace(real(*args, **options), islands=NO_ISLANDS)
     )

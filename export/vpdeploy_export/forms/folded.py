@@ -22,8 +22,8 @@ from vpdeploy_export.graph import FoldedGraph
 from vpdeploy_export.models import CompiledModel, TrainedModel
 from vpdeploy_export.onnx.trace import build_folded
 from vpdeploy_export.parity import ParityReport
+from vpdeploy_export.precision.decision import PROBE_OPSET, pixel_batches
 from vpdeploy_export.precision.islands import NO_ISLANDS, Islands
-from vpdeploy_export.precision.probing import PROBE_OPSET, pixel_batches
 from vpdeploy_train.trunks import Trunk
 
 

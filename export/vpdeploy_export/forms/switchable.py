@@ -25,8 +25,8 @@ from vpdeploy_export.models import CompiledModel, TrainedModel
 from vpdeploy_export.onnx.trace import build_switchable
 from vpdeploy_export.packing import check_switchable, choose_layout, pack, with_details
 from vpdeploy_export.parity import ParityReport
+from vpdeploy_export.precision.decision import PROBE_OPSET, pixel_batches
 from vpdeploy_export.precision.islands import NO_ISLANDS, Islands
-from vpdeploy_export.precision.probing import PROBE_OPSET, pixel_batches
 from vpdeploy_train.methods import method_of_run
 
 

@@ -3,6 +3,7 @@
 It is kept apart from the training model on purpose: the parity gate compares the two.
 """
 
-from vpdeploy_export.graph.graphs import FoldedGraph, SwitchableGraph
+from vpdeploy_export.graph.folded import FoldedGraph
+from vpdeploy_export.graph.switchable import SwitchableGraph
 
 __all__ = ["FoldedGraph", "SwitchableGraph"]

@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
-from vpdeploy_export.graph.casting import cast
 from vpdeploy_export.graph.class_token import ClassTokenAttention
 from vpdeploy_export.graph.columns import Columns, GeneratorColumns
 from vpdeploy_export.graph.norm_folding import linear, without_affine
-from vpdeploy_export.precision.islands import PARTS, Part
-from vpdeploy_export.precision.place import Place
+from vpdeploy_export.precision.islands import PARTS, Part, cast
+from vpdeploy_export.precision.probe import Place
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vpdeploy_export.graph.casting import cast
-from vpdeploy_export.precision.place import Place
+from vpdeploy_export.precision.islands import cast
+from vpdeploy_export.precision.probe import Place
 
 
 class ClassTokenAttention(nn.Module):

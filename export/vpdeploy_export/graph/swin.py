@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from vpdeploy.graphfacts import ImageInput
 from vpdeploy.preprocessing import Preprocessing
-from vpdeploy_export.graph.casting import cast
 from vpdeploy_export.graph.columns import Columns
 from vpdeploy_export.graph.norm_folding import linear, without_affine
 from vpdeploy_export.graph.patch_embedding import PatchEmbedding
-from vpdeploy_export.precision.islands import PARTS, Part
-from vpdeploy_export.precision.place import Place
+from vpdeploy_export.precision.islands import PARTS, Part, cast
+from vpdeploy_export.precision.probe import Place
 from vpdeploy_train.trunks.swin import SwinTrunk, window_bias
 
 

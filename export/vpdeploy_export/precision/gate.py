@@ -1,4 +1,4 @@
-"""The parity gate of an exported graph, in its own precision."""
+"""The parity gate of an exported graph, in its own precision, and what to do where it is missed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from vpdeploy.backends import open_backend
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.graphfacts import Precision
 from vpdeploy.session import Session
-from vpdeploy_export.parity import TOLERANCES, Expectation, ParityReport, SessionAnswerer, compare
+from vpdeploy_export.parity import CHECK_WEIGHTS, TOLERANCES, Expectation, ParityReport, SessionAnswerer, compare
+from vpdeploy_export.passes.narrow import TITLES
+from vpdeploy_export.precision.bisection import bisect
 from vpdeploy_export.precision.twins import CPU_RUNTIME, open_rounded
 
 _Open = Callable[[Artifact, Path], Backend]
@@ -59,3 +61,29 @@ def run_gate(artifact: Artifact, expectations: Sequence[Expectation]) -> list[Pa
 def _badness(report: ParityReport) -> tuple[bool, float]:
     difference = report.max_abs_difference
     return not report.passed, difference if math.isfinite(difference) else math.inf
+
+
+_NEXT: Final[dict[Precision, str]] = {
+    "fp16": "try --bf16, or leave --fp16 out for float32",
+    "bf16": "try --fp16, or leave --bf16 out for float32",
+}
+
+
+def advise_export(artifact: Artifact, expectations: Sequence[Expectation]) -> str:
+    """Say what became of an export that missed the tolerance, which value left it first, and what to try next."""
+    if artifact.precision not in _NEXT:
+        return CHECK_WEIGHTS
+    found = bisect(artifact, expectations)
+    if found.first is None:
+        return f"{found.describe()}, so the precision is not the cause; {CHECK_WEIGHTS}"
+    return f"{found.describe()}; nothing was written; {_NEXT[artifact.precision]}"
+
+
+def advise_addition(precision: Precision) -> str:
+    """Say what to do with a task that an existing graph does not carry."""
+    if precision not in _NEXT:
+        return CHECK_WEIGHTS
+    return (
+        f"nothing was written; the bundle's {TITLES[precision]} graph was not probed with this task: export the bundle "
+        f"again with all its runs, or {_NEXT[precision]}"
+    )

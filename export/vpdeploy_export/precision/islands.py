@@ -1,10 +1,13 @@
-"""The parts of a narrow graph that are float32."""
+"""The parts of a narrow graph that are float32, and the changes of type at their shores."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
 
 Part = Literal["attention", "mlp", "residual"]
 """A part of a block. ``attention`` is projections, prompts, logits and output projection; ``mlp`` is its products and
@@ -57,6 +60,11 @@ class Islands:
 
 
 NO_ISLANDS = Islands()
+
+
+def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a value in a type; a value that has it goes through without an operation."""
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def _ranges(numbers: list[int]) -> list[tuple[int, int]]:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from vpdeploy_export.precision.islands import Part
-from vpdeploy_export.precision.place import Place
 
 EMBEDDING: Final = "embedding"
 FINAL: Final = "final"
@@ -28,6 +27,10 @@ HIDDEN: Final = "mlp.hidden"
 
 WEIGHTS: Final = "weights"
 """Constants of a part, the prompts among those of the attention; they are the same for every image."""
+
+
+class Place(nn.Identity):
+    """A named value inside a block that is no layer's output: passed on. In the written graph it is nothing."""
 
 
 class ProbedGraph(Protocol):
