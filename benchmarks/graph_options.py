@@ -185,7 +185,7 @@ class Joined(nn.Module):
         self.layer.bias = nn.Parameter(torch.cat([layer.bias for layer in layers]), requires_grad=False)
 
 
-class Part(nn.Module):
+class JoinedPart(nn.Module):
     """One part of a joined product; the exporter merges the equal products of the three parts."""
 
     def __init__(self, joined: Joined, index: int) -> None:
@@ -199,7 +199,7 @@ class Part(nn.Module):
 def join_projections(graph: FoldedGraph) -> None:
     for block in blocks_of(graph)[:-1]:  # the last block has another number of queries
         joined = Joined([block.query, block.key, block.value])
-        block.query, block.key, block.value = (Part(joined, index) for index in range(3))
+        block.query, block.key, block.value = (JoinedPart(joined, index) for index in range(3))
 
 
 def fuse_attention(model: ir.Model) -> ir.Model:

@@ -21,10 +21,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "vpdeploy": ("zoo", "rose"),
     "vpdeploy_train": ("photos", "run", "pruned", "checkpoint"),
+    "vpdeploy_export": ("bundle", "flowers_run", "birds_run"),
 }
 """The packages, and the names that their examples are given: fixtures of this file, or of all tests."""
 
-PAGES = {"docs/python.md": ("zoo", "rose", "photos", "checkpoint")}
+PAGES = {"docs/python.md": ("zoo", "rose", "photos", "checkpoint", "flowers_run", "birds_run")}
 """The pages with examples, and the names that these are given."""
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -86,6 +87,23 @@ def checkpoint() -> Path:
     from parity_files import path_of
 
     return path_of("vpt_deep_toy")
+
+
+@pytest.fixture
+def bundle(zoo_copy: Path) -> Path:
+    """A bundle that an example may change."""
+    return zoo_copy
+
+
+@pytest.fixture
+def flowers_run(tiny_run_paths: dict[str, Path], shared_traces: None) -> Path:
+    """A run whose export need not be traced again."""
+    return tiny_run_paths["flowers"]
+
+
+@pytest.fixture
+def birds_run(tiny_run_paths: dict[str, Path], shared_traces: None) -> Path:
+    return tiny_run_paths["birds"]
 
 
 Give = Callable[[Sequence[str]], dict[str, Any]]

@@ -2,6 +2,12 @@
 
 ``export_model`` writes a folded file or a bundle, ``add_task`` publishes one more task into a bundle, ``verify``
 compares what was written with trained models on any images and runtimes, and ``convert`` writes a bundle for others.
+
+Example:
+    >>> models = vpdeploy_export.TrainedModel.of_runs([flowers_run, birds_run])
+    >>> report = vpdeploy_export.export_model(models, Path("flora"), target=vpdeploy_export.Switchable())
+    >>> [each.task for each in report.parity]
+    ['flowers', 'birds']
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
     from vpdeploy_export.forms import Switchable as Switchable
     from vpdeploy_export.models import TrainedModel as TrainedModel
     from vpdeploy_export.parity import ParityReport as ParityReport
+    from vpdeploy_export.targets.target import TargetOptions as TargetOptions
     from vpdeploy_export.verification import verify as verify
 
 __all__ = [
@@ -25,6 +32,7 @@ __all__ = [
     "Folded",
     "ParityReport",
     "Switchable",
+    "TargetOptions",
     "TrainedModel",
     "add_task",
     "convert",
@@ -37,6 +45,7 @@ _MODULES: Final = {
     "Folded": "forms",
     "ParityReport": "parity",
     "Switchable": "forms",
+    "TargetOptions": "targets.target",
     "TrainedModel": "models",
     "add_task": "export",
     "convert": "conversion",
@@ -46,7 +55,11 @@ _MODULES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for: the package itself loads neither torch nor onnx."""
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    """Import a public name when it is first asked for: the package itself loads neither torch nor onnx."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'vpdeploy_export' has no attribute '{name}'")
+    return getattr(import_module(f"vpdeploy_export.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -64,10 +64,6 @@ def convert(
 ) -> ConversionReport:
     """Write a bundle in a target's form.
 
-    ::
-
-        convert(Path("zoo"), Path("repository"), target="triton", options=TargetOptions(max_batch=16))
-
     Args:
         path: The bundle.
         out: The folder; for ``triton`` the model repository. What an earlier conversion wrote there is replaced.
@@ -75,11 +71,19 @@ def convert(
         options: Of single targets; None takes their defaults.
         images: A folder of images to compare on; None takes synthetic ones.
 
+    Returns:
+        What was written, with the comparison of every task.
+
     Raises:
         SpecError: There is no such target, or an option does not fit.
         BundleError: The bundle cannot be read, or ``out`` holds something else.
         BackendError: The target cannot be made here.
         ParityError: The result does not answer as the bundle does; nothing is written.
+
+    Example:
+        >>> report = vpdeploy_export.convert(bundle, Path("adapters"), target="onnx-adapter")
+        >>> sorted(file.name for file in report.path.glob("*.onnx_adapter"))
+        ['birds.onnx_adapter', 'flowers.onnx_adapter', 'probe.onnx_adapter']
     """
     options = options or TargetOptions()
     chosen = TARGETS.get(target)

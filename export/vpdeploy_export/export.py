@@ -10,7 +10,7 @@ from typing import Any, Final
 from vpdeploy.artifact import Artifact
 from vpdeploy.bundle import Bundle, publish_task
 from vpdeploy.graphfacts import GraphFacts, Precision
-from vpdeploy_export.forms import Form
+from vpdeploy_export.forms import DeployedForm
 from vpdeploy_export.forms.switchable import require_prompts
 from vpdeploy_export.models import CompiledModel, TrainedModel
 from vpdeploy_export.onnx.facts import graph_details
@@ -28,6 +28,12 @@ DEFAULT_OPSET: Final = 20
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
     """What an export wrote.
+
+    Example:
+        >>> models = vpdeploy_export.TrainedModel.of_runs([flowers_run])
+        >>> report = vpdeploy_export.export_model(models, Path("small"), target=vpdeploy_export.Switchable())
+        >>> report.precision, report.opset, list(report.prompt_bytes)
+        ('fp32', 20, ['flowers'])
 
     Attributes:
         path: The file or folder.
@@ -77,38 +83,12 @@ def export_model(
     models: Sequence[TrainedModel],
     out: Path,
     *,
-    target: Form,
+    target: DeployedForm,
     precision: Precision = "fp32",
     opset: int = DEFAULT_OPSET,
     images: Path | None = None,
 ) -> ExportReport:
     """Write trained models as what is deployed: a folded ONNX file, or a bundle.
-
-    ::
-
-        >>> from pathlib import Path
-        >>> from tempfile import TemporaryDirectory
-        >>> from vpdeploy import load
-        >>> from vpdeploy.preprocessing import Preprocessing
-        >>> from vpdeploy.task import TaskCard
-        >>> from vpdeploy_export import Folded, TrainedModel, export_model
-        >>> from vpdeploy_train.backbone import load_backbone
-        >>> from vpdeploy_train.methods.method import NoPrompts
-        >>> from vpdeploy_train.prompted import PromptedViT
-        >>> backbone = load_backbone("vit_mini_patch8_64")
-        >>> card = TaskCard(
-        ...     name="pets",
-        ...     labels=("cat", "dog"),
-        ...     method="linear",
-        ...     backbone=backbone.identity,
-        ...     preprocessing=Preprocessing(image_size=backbone.image_size, mean=backbone.mean, std=backbone.std),
-        ... )
-        >>> model = TrainedModel.of_model(PromptedViT(backbone.vit, NoPrompts(), classes=2), card)
-        >>> with TemporaryDirectory() as folder:
-        ...     report = export_model([model], Path(folder) / "pets.onnx", target=Folded())
-        ...     with load(report.path) as session:
-        ...         session.tasks
-        ('pets',)
 
     Args:
         models: One for a folded file; for a bundle of one backbone, image size and normalisation, and of different
@@ -119,11 +99,42 @@ def export_model(
         opset: One of ``OPSETS``.
         images: A folder of images for the parity gate; None takes each model's own.
 
+    Returns:
+        What was written, with the comparison of every task.
+
     Raises:
         BundleError: A run is damaged, or ``out`` is something else.
         SpecError: The models do not go together, options do not fit, or a backbone's weights cannot be had.
         ExportError: The prompts do not fit the precision, or the graph cannot be written.
         ParityError: The graph does not reproduce a trained model; nothing is written.
+
+    Example:
+        A model of a run:
+
+        >>> model = vpdeploy_export.TrainedModel.of_run(flowers_run)
+        >>> report = vpdeploy_export.export_model([model], Path("flowers.onnx"), target=vpdeploy_export.Folded())
+        >>> report.parity[0].passed
+        True
+
+        A model that is in memory:
+
+        >>> from vpdeploy.preprocessing import Preprocessing
+        >>> from vpdeploy.task import TaskCard
+        >>> from vpdeploy_train.methods.method import NoPrompts
+        >>> from vpdeploy_train.prompted import PromptedViT
+        >>> backbone = vpdeploy_train.load_backbone("vit_mini_patch8_64")
+        >>> card = TaskCard(
+        ...     name="pets",
+        ...     labels=("cat", "dog"),
+        ...     method="linear",
+        ...     backbone=backbone.identity,
+        ...     preprocessing=Preprocessing(image_size=64, mean=backbone.mean, std=backbone.std),
+        ... )
+        >>> pets = vpdeploy_export.TrainedModel.of_model(PromptedViT(backbone.vit, NoPrompts(), classes=2), card)
+        >>> target = vpdeploy_export.Switchable()
+        >>> report = vpdeploy_export.export_model([pets], Path("zoo"), target=target, precision="fp16")
+        >>> vpdeploy.load(report.path).tasks
+        ('pets',)
     """
     # Refuse what does not go together before anything is loaded.
     check_opset(opset)
@@ -173,20 +184,24 @@ def export_model(
 def add_task(path: Path, model: TrainedModel, *, images: Path | None = None) -> Addition:
     """Compile a model for an existing bundle, compare it in the bundle's own graph, and publish it.
 
-    ::
-
-        add_task(Path("zoo"), TrainedModel.of_run(Path("runs/birds")))
-
     Args:
         path: The bundle.
         model: The model; a task of its name gets a new version.
         images: A folder of images for the parity gate; None takes the model's own.
+
+    Returns:
+        The version that is now served, and the comparison.
 
     Raises:
         BundleError: The bundle or the run cannot be used.
         SpecError: The task cannot share a graph, or the backbone's weights cannot be had.
         LayoutMismatchError: The model belongs to another backbone or preprocessing.
         ParityError: The graph does not reproduce the trained model; the bundle is as it was.
+
+    Example:
+        >>> added = vpdeploy_export.add_task(bundle, vpdeploy_export.TrainedModel.of_run(flowers_run))
+        >>> added.version, added.parity.task
+        (2, 'flowers')
     """
     # Refuse before it is compiled: only prompts of this backbone have the layout's tensors.
     bundle = Bundle.open(path)

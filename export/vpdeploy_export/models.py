@@ -24,6 +24,14 @@ class TrainedModel:
 
     A run's model is loaded when it is needed: an export first refuses all that can be refused without it.
 
+    Example:
+        >>> model = vpdeploy_export.TrainedModel.of_run(flowers_run)
+        >>> model.card.name, len(model.card.labels)
+        ('flowers', 4)
+        >>> again = vpdeploy_export.TrainedModel.of_model(model.load(), model.card)
+        >>> again.origin
+        "the model of task 'flowers'"
+
     Attributes:
         card: What is known of the task.
         origin: Where the model comes from, for messages: a run's folder.

@@ -153,6 +153,11 @@ class Expectation:
 class ParityReport:
     """How far answers are from what was expected, on one task's images.
 
+    Example:
+        >>> [report] = vpdeploy_export.verify(bundle, models=[vpdeploy_export.TrainedModel.of_run(flowers_run)]).parity
+        >>> report.passed, report.max_abs_difference <= report.allowed_difference
+        (True, True)
+
     Attributes:
         task: The task.
         images: How many images were compared.
@@ -182,7 +187,11 @@ class ParityReport:
         return self.max_abs_difference <= self.allowed_difference and agreeing >= self.images - self.undecided
 
     def describe(self, reference: str) -> str:
-        """Say how far the answers are from those of ``reference``, with both figures."""
+        """Return in one clause how far the answers are from those of a reference, with both figures.
+
+        Args:
+            reference: What gave the expected answers, in words.
+        """
         found = f"up to {self.max_abs_difference:.3g} logits"
         found = found if math.isfinite(self.max_abs_difference) else "values that are not finite"
         return (

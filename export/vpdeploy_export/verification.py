@@ -95,6 +95,11 @@ def verify(
         SpecError: A runtime or a model does not belong to the artifact, or the images cannot be used.
         LayoutMismatchError: A model has another backbone, preprocessing or other labels than the artifact's task.
         BackendError: A runtime that was asked for does not work here.
+
+    Example:
+        >>> report = vpdeploy_export.verify(bundle, models=[vpdeploy_export.TrainedModel.of_run(flowers_run)])
+        >>> [(each.task, each.passed) for each in report.parity]
+        [('flowers', True)]
     """
     artifact = Artifact.open(path)
     if not artifact.tasks:

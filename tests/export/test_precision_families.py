@@ -17,7 +17,7 @@ from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.onnx.trace import build_folded
 from vpdeploy_export.parity import TOLERANCES
 from vpdeploy_export.passes.narrow import TYPES
-from vpdeploy_export.precision.islands import Islands, Part
+from vpdeploy_export.precision.islands import IslandPart, Islands
 from vpdeploy_export.precision.twins import open_rounded
 from vpdeploy_train.prompted import PromptedViT
 
@@ -71,7 +71,7 @@ def test_any_parts_of_a_graph_can_be_float32(tmp_path: Path, case: str):
     pixels = random_pixels(model.vit)
     expected = expected_logits(model, pixels)
     depth = len(model.trunk.blocks)
-    every: frozenset[Part] = frozenset({"attention", "mlp", "residual"})
+    every: frozenset[IslandPart] = frozenset({"attention", "mlp", "residual"})
     whole = Islands(blocks=dict.fromkeys(range(depth), every), embedding=True, final=True)
     checkered = Islands(
         blocks={index: frozenset({"attention", "residual"} if index % 2 else {"mlp"}) for index in range(depth)}

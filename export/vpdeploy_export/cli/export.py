@@ -51,14 +51,14 @@ def export(
         raise SpecError("--input float is for folded models; a bundle takes uint8 images")
 
     from vpdeploy_export.export import export_model
-    from vpdeploy_export.forms import Folded, Form, Switchable
+    from vpdeploy_export.forms import DeployedForm, Folded, Switchable
     from vpdeploy_export.models import TrainedModel
     from vpdeploy_train.device import use_threads
 
     use_threads(threads)
     precision: Precision = "fp16" if fp16 else "bf16" if bf16 else "fp32"
     # Checked above: both are among the literals that the types name.
-    target: Form = Folded(image_input=image_input) if folded else Switchable(family=layout)  # type: ignore[arg-type]
+    target: DeployedForm = Folded(image_input=image_input) if folded else Switchable(family=layout)  # type: ignore[arg-type]
     models = TrainedModel.of_runs(runs, weights=weights)
     report = export_model(models, out, target=target, precision=precision, opset=opset, images=images)
     if as_json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vpdeploy_export.forms.folded import Folded
-from vpdeploy_export.forms.form import Assembly, Form
+from vpdeploy_export.forms.form import Assembly, DeployedForm
 from vpdeploy_export.forms.switchable import Switchable
 
-__all__ = ["Assembly", "Folded", "Form", "Switchable"]
+__all__ = ["Assembly", "DeployedForm", "Folded", "Switchable"]

@@ -31,6 +31,12 @@ from vpdeploy_train.trunks import Trunk
 class Folded:
     """One task in one ONNX file.
 
+    Example:
+        >>> target = vpdeploy_export.Folded(image_input="float")
+        >>> model = vpdeploy_export.TrainedModel.of_run(flowers_run)
+        >>> vpdeploy_export.export_model([model], Path("normalised.onnx"), target=target).path.name
+        'normalised.onnx'
+
     Attributes:
         image_input: Form of the graph's ``image`` input: ``uint8`` pixels, or ``float`` images that are normalised.
     """
@@ -38,14 +44,28 @@ class Folded:
     image_input: ImageInput = "uint8"
 
     def check(self, models: Sequence[TrainedModel], out: Path) -> None:
-        """See ``Form.check``."""
+        """Refuse what does not go together in this form, before anything is loaded; see ``DeployedForm.check``.
+
+        Args:
+            models: The models.
+            out: Where they are going to be written.
+
+        Raises:
+            SpecError: The models do not go together.
+            BundleError: ``out`` is something else.
+        """
         if len(models) != 1:
             raise SpecError(f"a folded model holds one task, {len(models)} were given; export a bundle for several")
         if out.is_dir():
             raise BundleError(f"{out}: is a folder; give the name of an .onnx file")
 
     def assemble(self, models: Sequence[CompiledModel], precision: Precision) -> FoldedAssembly:
-        """See ``Form.assemble``; prompts are part of this graph, and typed with it."""
+        """Return a compiled model in this form; see ``DeployedForm.assemble``.
+
+        Args:
+            models: The one model.
+            precision: Unused: the prompts are part of this graph, and typed with it.
+        """
         (compiled,) = models
         return FoldedAssembly(compiled=compiled, trunk=deployed_trunk(compiled.model), image_input=self.image_input)
 

@@ -95,7 +95,7 @@ class Assembly(Protocol):
         ...
 
 
-class Form(Protocol):
+class DeployedForm(Protocol):
     """A form of deployment; an object of it carries the options that belong to it alone."""
 
     def check(self, models: Sequence[TrainedModel], out: Path) -> None:

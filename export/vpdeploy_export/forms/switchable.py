@@ -34,6 +34,12 @@ from vpdeploy_train.methods import method_of_run
 class Switchable:
     """Tasks of one backbone in one bundle.
 
+    Example:
+        >>> models = vpdeploy_export.TrainedModel.of_runs([flowers_run, birds_run])
+        >>> report = vpdeploy_export.export_model(models, Path("shared"), target=vpdeploy_export.Switchable())
+        >>> vpdeploy.load(report.path).tasks
+        ('flowers', 'birds')
+
     Attributes:
         family: Kinds of prompts that the graph has place for; None takes what the models need.
     """
@@ -41,14 +47,28 @@ class Switchable:
     family: Family | None = None
 
     def check(self, models: Sequence[TrainedModel], out: Path) -> None:
-        """See ``Form.check``."""
+        """Refuse what does not go together in this form, before anything is loaded; see ``DeployedForm.check``.
+
+        Args:
+            models: The models.
+            out: Where they are going to be written.
+
+        Raises:
+            SpecError: The models do not go together.
+            BundleError: ``out`` is something else.
+        """
         if not models:
             raise SpecError("a bundle holds one task or more, none was given")
         check_replaceable(out)
         _require_one_graph(models)
 
     def assemble(self, models: Sequence[CompiledModel], precision: Precision) -> SwitchableAssembly:
-        """See ``Form.assemble``."""
+        """Return compiled models in one layout; see ``DeployedForm.assemble``.
+
+        Args:
+            models: The models, on one backbone.
+            precision: The type of the table.
+        """
         for each in models:
             check_switchable(each.prompts, each.card)
         trunk, identity = models[0].model.trunk, models[0].card.backbone

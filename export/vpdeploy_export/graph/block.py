@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vpdeploy_export.graph.class_token import ClassTokenAttention
 from vpdeploy_export.graph.columns import Columns, GeneratorColumns
 from vpdeploy_export.graph.norm_folding import linear, without_affine
-from vpdeploy_export.precision.islands import PARTS, Part, cast
+from vpdeploy_export.precision.islands import PARTS, IslandPart, cast
 from vpdeploy_export.precision.probe import Place
 
 
@@ -103,7 +103,7 @@ class RowGraphBlock(nn.Module):
             self.class_token = ClassTokenAttention(self.key, self.value, self.heads)
         self.set_precision(torch.float32, frozenset())
 
-    def set_precision(self, dtype: torch.dtype, wide: frozenset[Part]) -> None:
+    def set_precision(self, dtype: torch.dtype, wide: frozenset[IslandPart]) -> None:
         """Give every part its type; a norm runs in the wider one of what it reads and of what reads it.
 
         Args:

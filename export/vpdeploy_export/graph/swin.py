@@ -19,7 +19,7 @@ from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_export.graph.columns import Columns
 from vpdeploy_export.graph.norm_folding import linear, without_affine
 from vpdeploy_export.graph.patch_embedding import PatchEmbedding
-from vpdeploy_export.precision.islands import PARTS, Part, cast
+from vpdeploy_export.precision.islands import PARTS, IslandPart, cast
 from vpdeploy_export.precision.probe import Place
 from vpdeploy_train.trunks.swin import SwinTrunk, window_bias
 
@@ -89,7 +89,7 @@ class SwinGraphBlock(nn.Module):
         self.logits, self.prefix_logits = Place(), Place()
         self.set_precision(torch.float32, frozenset())
 
-    def set_precision(self, dtype: torch.dtype, wide: frozenset[Part]) -> None:
+    def set_precision(self, dtype: torch.dtype, wide: frozenset[IslandPart]) -> None:
         """Give every part its type; a norm runs in the wider one of what it reads and of what reads it.
 
         Args:

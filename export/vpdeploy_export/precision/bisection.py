@@ -24,7 +24,7 @@ from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import TOLERANCES, Expectation
 from vpdeploy_export.passes import ExposePass
 from vpdeploy_export.passes.narrow import moves_only
-from vpdeploy_export.precision.islands import Part
+from vpdeploy_export.precision.islands import IslandPart
 from vpdeploy_export.precision.probe import part_of
 from vpdeploy_export.precision.twins import rounded_twin, wide_twin
 
@@ -48,7 +48,7 @@ class Location:
     """
 
     block: int | None
-    part: Part | str
+    part: IslandPart | str
     name: str
 
     def describe(self) -> str:
@@ -225,7 +225,7 @@ def locate(node: ir.Node, value: ir.Value) -> Location:
     return Location(block=int(match[1]), part=part_of(module) if module else _part_without_module(node), name=name)
 
 
-def _part_without_module(node: ir.Node) -> Part:
+def _part_without_module(node: ir.Node) -> IslandPart:
     """Tell a residual addition from what attention does between its layers."""
     computed = [each for each in node.inputs if each is not None and each.producer() is not None]
     if node.op_type == "Add" and len(computed) == len(node.inputs) and not leads_to_softmax(node):

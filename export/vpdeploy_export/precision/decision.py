@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vpdeploy.graphfacts import Precision
 from vpdeploy_export.parity import Expectation
-from vpdeploy_export.precision.islands import Islands, Part
+from vpdeploy_export.precision.islands import IslandPart, Islands
 from vpdeploy_export.precision.probe import EMBEDDING, FINAL, WEIGHTS, Maxima, ProbedGraph, part_of, watching
 
 _BATCH = 16
@@ -72,10 +72,10 @@ def choose_islands(maxima: Maxima, precision: Precision, *, depth: int) -> Islan
     largest = LARGEST.get(precision)
     if largest is None:
         return Islands()
-    blocks: dict[int, frozenset[Part]] = {}
+    blocks: dict[int, frozenset[IslandPart]] = {}
     wide_tokens = False
     for index in range(depth):
-        parts: set[Part] = {part_of(place) for place in _overflowing(maxima.of(index), largest)}
+        parts: set[IslandPart] = {part_of(place) for place in _overflowing(maxima.of(index), largest)}
         wide_tokens |= "residual" in parts
         if wide_tokens:
             parts.add("residual")

@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-Part = Literal["attention", "mlp", "residual"]
+IslandPart = Literal["attention", "mlp", "residual"]
 """A part of a block. ``attention`` is projections, prompts, logits and output projection; ``mlp`` is its products and
 activation; ``residual`` is the tokens between them."""
 
-PARTS: tuple[Part, ...] = get_args(Part)
+PARTS: tuple[IslandPart, ...] = get_args(IslandPart)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Islands:
         final: Whether the final norm and pooling are float32.
     """
 
-    blocks: Mapping[int, frozenset[Part]] = field(default_factory=dict)
+    blocks: Mapping[int, frozenset[IslandPart]] = field(default_factory=dict)
     embedding: bool = False
     final: bool = False
 
@@ -38,7 +38,7 @@ class Islands:
         """Whether some block attends in float32: a table of narrow prompts would not reach it."""
         return any("attention" in parts for parts in self.blocks.values())
 
-    def of(self, block: int) -> frozenset[Part]:
+    def of(self, block: int) -> frozenset[IslandPart]:
         """Return the float32 parts of one block."""
         return self.blocks.get(block, frozenset())
 

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from vpdeploy_export.precision.islands import Part
+from vpdeploy_export.precision.islands import IslandPart
 
 EMBEDDING: Final = "embedding"
 FINAL: Final = "final"
@@ -90,7 +90,7 @@ def block_key(block: int) -> str:
     return f"blocks.{block}"
 
 
-def part_of(place: str) -> Part:
+def part_of(place: str) -> IslandPart:
     """Return the part of a block that a place belongs to."""
     if place == TOKENS or place.startswith("merging"):
         return "residual"

@@ -25,7 +25,7 @@ _START_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class ServedAnswer:
     """What the server said about one image.
 
     Attributes:
@@ -71,7 +71,7 @@ def serving(bundle: Path) -> Iterator[str]:
         _readable(process.stdout).close()
 
 
-def ask_together(address: str, questions: Sequence[tuple[str, bytes]]) -> list[Answer]:
+def ask_together(address: str, questions: Sequence[tuple[str, bytes]]) -> list[ServedAnswer]:
     """Send images of different tasks at the same moment, so that the server mixes them in a batch.
 
     Args:
@@ -83,7 +83,7 @@ def ask_together(address: str, questions: Sequence[tuple[str, bytes]]) -> list[A
     """
     gate = threading.Barrier(len(questions))
 
-    def ask(question: tuple[str, bytes]) -> Answer:
+    def ask(question: tuple[str, bytes]) -> ServedAnswer:
         task, image = question
         url = f"{address}/v1/tasks/{task}:predict?top=1"
         request = urllib.request.Request(url, data=image, headers={"Content-Type": "image/png"})
@@ -95,7 +95,7 @@ def ask_together(address: str, questions: Sequence[tuple[str, bytes]]) -> list[A
         except urllib.error.URLError as error:
             raise BackendError(f"{url}: {error}") from error
         elapsed = (time.perf_counter() - started) * 1000
-        return Answer(task=task, label=body["predictions"][0]["label"], latency_ms=elapsed)
+        return ServedAnswer(task=task, label=body["predictions"][0]["label"], latency_ms=elapsed)
 
     with ThreadPoolExecutor(len(questions)) as pool:
         return list(pool.map(ask, questions))

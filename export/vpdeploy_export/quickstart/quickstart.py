@@ -24,7 +24,7 @@ from vpdeploy.text import align, column_widths
 from vpdeploy_export.export import export_model
 from vpdeploy_export.forms import Folded, Switchable
 from vpdeploy_export.models import TrainedModel
-from vpdeploy_export.quickstart.client import Answer, ask_together, serving
+from vpdeploy_export.quickstart.client import ServedAnswer, ask_together, serving
 from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.cost import macs_as_prefix, macs_as_tokens
@@ -132,7 +132,7 @@ class QuickstartResult:
     """
 
     rows: tuple[TaskResult, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[ServedAnswer, ...]
     right: int
     seconds: float
     bundle: Path

@@ -23,6 +23,11 @@ from vpdeploy_export.precision.twins import wide_twin
 class TargetOptions:
     """Options of single targets; None is the target's default.
 
+    Example:
+        >>> options = vpdeploy_export.TargetOptions(name="classifier", max_batch=8)
+        >>> vpdeploy_export.convert(bundle, Path("repository"), target="triton", options=options).path.name
+        'classifier'
+
     Attributes:
         name: Of the model, where a target names it.
         max_batch: Images in one run at most.
