@@ -22,7 +22,7 @@ from benchmarks.tokens import TokenPromptedViT
 from benchmarks.turns import measure_in_turns
 from vpdeploy.bench.mixes import DISTINCT
 from vpdeploy.bench.subject import Cell, Subject
-from vpdeploy.layout import Family
+from vpdeploy.format.layout import Family
 from vpdeploy.machine import cpu_name
 from vpdeploy_export import Folded, Switchable, export_model
 from vpdeploy_train.methods import METHODS

@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks.table import write_zoo
-from vpdeploy.artifact import Artifact
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.target import parse_targets
+from vpdeploy.format.artifact import Artifact
 from vpdeploy.machine import cpu_name
 
 

@@ -10,11 +10,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from benchmarks.tokens import TokenPromptedViT, build_token_prompted
-from vpdeploy.artifact import Artifact
 from vpdeploy.bench.deployed import DeployedSubject
 from vpdeploy.bench.foreign import ForeignSubject
-from vpdeploy.preprocessing import Preprocessing
-from vpdeploy.task import BackboneId, TaskCard
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.preprocessing import Preprocessing
+from vpdeploy.format.task import BackboneId, TaskCard
 from vpdeploy_export import TrainedModel
 from vpdeploy_export.onnx.save import save_model
 from vpdeploy_train.methods.e2vpt import E2VPT

@@ -21,10 +21,10 @@ import torch
 
 from benchmarks.models import CLASSES, prompted_model, random_vit, trained
 from vpdeploy import load
-from vpdeploy.bundle import Bundle
-from vpdeploy.graphfacts import Precision
+from vpdeploy.format.bundle import Bundle
+from vpdeploy.format.graphfacts import Precision
+from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.machine import cpu_name
-from vpdeploy.promptset import CompiledPromptSet
 from vpdeploy_export import Switchable, export_model
 
 

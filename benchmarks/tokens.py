@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vpdeploy.layout import BATCH_AXIS, IMAGE
+from vpdeploy.format.layout import BATCH_AXIS, IMAGE
 from vpdeploy_export.onnx.trace import trace_module
 
 

@@ -11,7 +11,7 @@ import tiny_runs
 import torch
 from torch import Tensor, nn
 
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.methods.method import PromptDimensions

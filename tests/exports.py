@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vpdeploy.graphfacts import ImageInput
-from vpdeploy.layout import Family
+from vpdeploy.format.graphfacts import ImageInput
+from vpdeploy.format.layout import Family
 from vpdeploy_export import ExportReport, Folded, Switchable, TrainedModel, export_model
 from vpdeploy_export.export import add_task
 from vpdeploy_export.parity import ParityReport

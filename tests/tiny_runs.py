@@ -13,11 +13,11 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from vpdeploy.graphfacts import Precision
-from vpdeploy.layout import Family
-from vpdeploy.preprocessing import Preprocessing
-from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.task import TaskCard
+from vpdeploy.format.graphfacts import Precision
+from vpdeploy.format.layout import Family
+from vpdeploy.format.preprocessing import Preprocessing
+from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.format.task import TaskCard
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.packing import choose_layout, pack
 from vpdeploy_train.backbone import Backbone, load_backbone

@@ -31,10 +31,10 @@ from vpdeploy.errors import (
 )
 
 if TYPE_CHECKING:
-    from vpdeploy.batcher import Batcher as Batcher
-    from vpdeploy.batcher import BatchSettings as BatchSettings
     from vpdeploy.loading import load as load
-    from vpdeploy.session import Session as Session
+    from vpdeploy.serving.batcher import Batcher as Batcher
+    from vpdeploy.serving.batcher import BatchSettings as BatchSettings
+    from vpdeploy.session.session import Session as Session
 
 __all__ = [
     "BackendError",
@@ -60,9 +60,9 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "load": "vpdeploy.loading",
-    "Session": "vpdeploy.session",
-    "Batcher": "vpdeploy.batcher",
-    "BatchSettings": "vpdeploy.batcher",
+    "Session": "vpdeploy.session.session",
+    "Batcher": "vpdeploy.serving.batcher",
+    "BatchSettings": "vpdeploy.serving.batcher",
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vpdeploy.errors import InputError, MissingExtraError
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import AUTO
-from vpdeploy.session import Session
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.session.session import Session
 
 
 def load(path: Path | str, *, runtime: str = AUTO, threads: int | None = None) -> Session:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.layout import Layout
-from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.tensorfile import Tensors
+from vpdeploy.format.layout import Layout
+from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.format.tensorfile import Tensors
 
 Sizes = dict[str, int]
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.bundle import Bundle, is_bundle
-from vpdeploy.document import Document, to_json
 from vpdeploy.errors import BundleError, ParityError, SpecError
 from vpdeploy.files import replacing_folder, sha256_of_file
-from vpdeploy.session import Session
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import Bundle, is_bundle
+from vpdeploy.format.document import Document, to_json
+from vpdeploy.session.session import Session
 from vpdeploy_export.images import GateImages, images_without_run
 from vpdeploy_export.parity import Expectation, ParityReport, compare
 from vpdeploy_export.precision.twins import CPU_RUNTIME, open_wide

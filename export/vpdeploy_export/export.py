@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.bundle import Bundle, publish_task
-from vpdeploy.graphfacts import GraphFacts, Precision
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import Bundle, publish_task
+from vpdeploy.format.graphfacts import GraphFacts, Precision
 from vpdeploy_export.forms import DeployedForm
 from vpdeploy_export.forms.switchable import require_prompts
 from vpdeploy_export.models import CompiledModel, TrainedModel
@@ -118,8 +118,8 @@ def export_model(
 
         A model that is in memory:
 
-        >>> from vpdeploy.preprocessing import Preprocessing
-        >>> from vpdeploy.task import TaskCard
+        >>> from vpdeploy.format.preprocessing import Preprocessing
+        >>> from vpdeploy.format.task import TaskCard
         >>> from vpdeploy_train.methods.method import NoPrompts
         >>> from vpdeploy_train.prompted import PromptedViT
         >>> backbone = vpdeploy_train.load_backbone("vit_mini_patch8_64")

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vpdeploy.errors import InputError, SpecError, VpdeployError
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import load_pixels
-from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_train.data import ImageDataset, resolve_data
 from vpdeploy_train.data.tree import is_image
 from vpdeploy_train.run import Run

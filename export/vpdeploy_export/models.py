@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.task import TaskCard, check_task_name
+from vpdeploy.format.task import TaskCard, check_task_name
 from vpdeploy_export.compilation import CompiledPrompts, compile_prompts
 from vpdeploy_export.images import GateImages, gate_images, images_without_run
 from vpdeploy_export.parity import Expectation

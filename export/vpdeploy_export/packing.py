@@ -11,10 +11,10 @@ import numpy.typing as npt
 from torch import nn
 
 from vpdeploy.errors import ExportError, LayoutMismatchError, SpecError
-from vpdeploy.graphfacts import Precision
-from vpdeploy.layout import MASKED, Family, GeneratorSpec, Layout
-from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.task import BackboneId, TaskCard
+from vpdeploy.format.graphfacts import Precision
+from vpdeploy.format.layout import MASKED, Family, GeneratorSpec, Layout
+from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.format.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import CompiledBlock, CompiledGenerator, CompiledPrompts
 from vpdeploy_train.trunks import Trunk
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 import torch
 
 from vpdeploy.errors import ParityError
-from vpdeploy.graphfacts import Precision
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.graphfacts import Precision
+from vpdeploy.format.preprocessing import Preprocessing
+from vpdeploy.format.task import TaskCard
 from vpdeploy.progress import ProgressBar
-from vpdeploy.session import Session
-from vpdeploy.task import TaskCard
+from vpdeploy.session.session import Session
 from vpdeploy_export.images import GateImages
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels
 

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 import torch
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import AUTO, open_backend
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.errors import BackendError, LayoutMismatchError, ParityError, SpecError
-from vpdeploy.session import Session
-from vpdeploy.task import TaskCard
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.task import TaskCard
+from vpdeploy.session.session import Session
 from vpdeploy_export.images import folder_images, synthetic_images
 from vpdeploy_export.models import TrainedModel
 from vpdeploy_export.parity import TOLERANCES, Expectation, ParityReport, SessionAnswerer, compare

@@ -15,7 +15,6 @@ from core import toy
 from typer.testing import CliRunner, Result
 
 from vpdeploy import __version__
-from vpdeploy.bundle import Bundle, publish_task
 from vpdeploy.cli import exits
 from vpdeploy.cli.main import build_app, main
 from vpdeploy.errors import (
@@ -25,6 +24,7 @@ from vpdeploy.errors import (
     SpecError,
     VpdeployError,
 )
+from vpdeploy.format.bundle import Bundle, publish_task
 
 Invoke = Callable[..., Result]
 Captured = tuple[int, str, str]

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vpdeploy.errors import InputError
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import decode_image, fit_image, load_pixels
-from vpdeploy.preprocessing import Preprocessing
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
 

@@ -65,7 +65,7 @@ def test_the_packages_import_each_other_in_one_direction_only():
     "program",
     [
         "import vpdeploy",
-        "import vpdeploy.session, vpdeploy.bundle, vpdeploy.image",
+        "import vpdeploy.session.session, vpdeploy.format.bundle, vpdeploy.image",
         "import vpdeploy.inspection.report, vpdeploy.bench.benchmark, vpdeploy.bench.foreign",
         "from vpdeploy.cli.main import build_app; build_app()",
         "import vpdeploy_train.cli.train, vpdeploy_export.cli.export, vpdeploy_export.cli.task_add",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from core import toy
 
-from vpdeploy.layout import MASKED
+from vpdeploy.format.layout import MASKED
 from vpdeploy.table import Table, common_sizes
 
 

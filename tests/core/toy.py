@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from vpdeploy.bundle import Bundle, publish_task, withdraw_task, write_bundle
-from vpdeploy.graphfacts import GraphFacts
-from vpdeploy.layout import Layout
-from vpdeploy.manifest import BundleFacts, Manifest
-from vpdeploy.preprocessing import Preprocessing
-from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.task import BackboneId, TaskCard
+from vpdeploy.format.bundle import Bundle, publish_task, withdraw_task, write_bundle
+from vpdeploy.format.graphfacts import GraphFacts
+from vpdeploy.format.layout import Layout
+from vpdeploy.format.manifest import BundleFacts, Manifest
+from vpdeploy.format.preprocessing import Preprocessing
+from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.format.task import BackboneId, TaskCard
 
 DEPTH, HEADS, HEAD_WIDTH = 2, 2, 3
 WIDTH = HEADS * HEAD_WIDTH

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vpdeploy.errors import ExportError, SpecError
-from vpdeploy.graphfacts import ImageInput
+from vpdeploy.format.graphfacts import ImageInput
+from vpdeploy.format.task import BackboneId, TaskCard
 from vpdeploy.table import Table
-from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts, deployed_trunk
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 from vpdeploy_export.graph.backbone import graph_parts

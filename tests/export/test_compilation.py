@@ -9,8 +9,8 @@ import tiny_runs
 import torch
 
 from vpdeploy.errors import ExportError
-from vpdeploy.layout import MASKED
-from vpdeploy.task import BackboneId, TaskCard
+from vpdeploy.format.layout import MASKED
+from vpdeploy.format.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import CompiledBlock, compile_prompts
 from vpdeploy_train.methods.e2vpt import E2VPT
 from vpdeploy_train.methods.kept import Kept

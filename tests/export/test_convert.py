@@ -18,12 +18,12 @@ from core import toy
 from exports import export_bundle
 from PIL import Image
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.bundle import Bundle, withdraw_task
 from vpdeploy.cli.main import main
-from vpdeploy.datafile import data_file_of
 from vpdeploy.errors import BundleCorruptError, BundleError, BundleVersionError, SpecError
-from vpdeploy.session import Session
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import Bundle, withdraw_task
+from vpdeploy.format.datafile import data_file_of
+from vpdeploy.session.session import Session
 from vpdeploy_export import conversion
 from vpdeploy_export.conversion import convert as convert_bundle
 from vpdeploy_export.images import GateImages

@@ -16,8 +16,8 @@ import tiny_runs
 from exports import export_bundle
 
 from vpdeploy import load
-from vpdeploy.bundle import Bundle
-from vpdeploy.graphfacts import Precision
+from vpdeploy.format.bundle import Bundle
+from vpdeploy.format.graphfacts import Precision
 from vpdeploy_export.conversion import convert as convert_bundle
 from vpdeploy_export.export import ExportReport
 from vpdeploy_export.targets.target import TargetOptions

@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from vpdeploy import load
-from vpdeploy.bundle import Bundle, withdraw_task
+from vpdeploy.format.bundle import Bundle, withdraw_task
 from vpdeploy_export.conversion import convert as convert_bundle
 from vpdeploy_export.export import ExportReport
 from vpdeploy_export.targets.target import TargetOptions

@@ -17,16 +17,16 @@ import tiny_runs
 from core import toy
 from exports import add_to_bundle, export_bundle, export_folded
 
-from vpdeploy import bundle as bundle_module
 from vpdeploy import load
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import providers
-from vpdeploy.bundle import Bundle, write_bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import BundleCorruptError, BundleError, LayoutMismatchError, SpecError
-from vpdeploy.layout import Layout
-from vpdeploy.session import Session
-from vpdeploy.task import Stage
+from vpdeploy.format import bundle as bundle_module
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import Bundle, write_bundle
+from vpdeploy.format.layout import Layout
+from vpdeploy.format.task import Stage
+from vpdeploy.session.session import Session
 from vpdeploy_export import export
 from vpdeploy_export.export import ExportReport
 from vpdeploy_export.forms import folded, switchable
@@ -369,7 +369,7 @@ def test_a_killed_process_leaves_the_old_bundle_and_no_visible_rest(
 import os, signal, sys
 from pathlib import Path
 import exports, onnx_ir, tiny_runs
-from vpdeploy import bundle
+from vpdeploy.format import bundle
 from vpdeploy_export.forms import switchable
 
 graph = Path(sys.argv[1]) / "model.onnx"

@@ -10,10 +10,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from vpdeploy.graphfacts import ImageInput
-from vpdeploy.layout import Layout
+from vpdeploy.format.graphfacts import ImageInput
+from vpdeploy.format.layout import Layout
+from vpdeploy.format.task import BackboneId, TaskCard
 from vpdeploy.table import Table
-from vpdeploy.task import BackboneId, TaskCard
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 from vpdeploy_train.methods.kept import Kept

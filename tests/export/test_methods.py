@@ -14,11 +14,11 @@ from core import toy
 from exports import add_to_bundle, export_bundle, export_folded
 
 from vpdeploy import load
-from vpdeploy.bundle import Bundle
 from vpdeploy.errors import LayoutMismatchError, SpecError
-from vpdeploy.graphfacts import Precision
-from vpdeploy.layout import Family
-from vpdeploy.session import Session
+from vpdeploy.format.bundle import Bundle
+from vpdeploy.format.graphfacts import Precision
+from vpdeploy.format.layout import Family
+from vpdeploy.session.session import Session
 from vpdeploy_train.methods import METHODS
 from vpdeploy_train.methods.kept import Kept, PrunableMethod
 from vpdeploy_train.prompted import PromptedViT, normalise_pixels

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 import tiny_runs
 
-from vpdeploy.bundle import Bundle
+from vpdeploy.format.bundle import Bundle
 from vpdeploy_export.onnx.facts import block_of, evaluate_size, graph_facts
 
 SIZES = {"prefix": 16, "classes": 7, "slots": 3}

@@ -16,16 +16,16 @@ import pytest
 from exports import export_bundle, export_folded
 
 from vpdeploy import load
-from vpdeploy.artifact import Artifact
-from vpdeploy.bundle import Bundle, publish_task
-from vpdeploy.datafile import data_file_of, graph_size_bytes, move_graph
 from vpdeploy.errors import BundleCorruptError, BundleError
 from vpdeploy.files import sha256_of_file
-from vpdeploy.folded import FoldedCard
-from vpdeploy.graphfacts import GraphFacts
-from vpdeploy.onnxfile import append_metadata
-from vpdeploy.preprocessing import Preprocessing
-from vpdeploy.task import BackboneId, TaskCard
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import Bundle, publish_task
+from vpdeploy.format.datafile import data_file_of, graph_size_bytes, move_graph
+from vpdeploy.format.folded import FoldedCard
+from vpdeploy.format.graphfacts import GraphFacts
+from vpdeploy.format.onnxfile import append_metadata
+from vpdeploy.format.preprocessing import Preprocessing
+from vpdeploy.format.task import BackboneId, TaskCard
 from vpdeploy_export import export
 from vpdeploy_export.forms import folded
 from vpdeploy_export.onnx import save
@@ -311,7 +311,7 @@ def test_a_bundle_killed_before_its_manifest_keeps_the_old_pair(
     old = Bundle.open(split_zoo).manifest
     traced(other_weights)
     with monkeypatch.context() as patched:
-        patched.setattr("vpdeploy.bundle._replace_manifest", die)
+        patched.setattr("vpdeploy.format.bundle._replace_manifest", die)
         with pytest.raises(Killed):
             export_bundle([tiny_run_paths["birds"]], split_zoo)
     assert Bundle.open(split_zoo).manifest == old
@@ -377,8 +377,8 @@ from pathlib import Path
 import numpy as np
 from test_onnx_save import LARGE_SIDE, large_card, large_model
 from vpdeploy_export.onnx.save import save_model, staging_folder
-from vpdeploy.datafile import move_graph
-from vpdeploy.onnxfile import append_metadata
+from vpdeploy.format.datafile import move_graph
+from vpdeploy.format.onnxfile import append_metadata
 from vpdeploy import load
 
 path, sides, layers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

@@ -13,8 +13,8 @@ import pytest
 import tiny_runs
 from onnx import TensorProto
 
-from vpdeploy.bundle import Bundle
 from vpdeploy.errors import SpecError
+from vpdeploy.format.bundle import Bundle
 from vpdeploy_export.export import ExportReport
 from vpdeploy_export.onnx import trace as tracing
 

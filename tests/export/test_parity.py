@@ -16,9 +16,9 @@ from core import toy
 from exports import add_to_bundle, export_bundle, export_folded
 
 from vpdeploy import load
-from vpdeploy.bundle import Bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import InputError, ParityError, SpecError
+from vpdeploy.format.bundle import Bundle
 from vpdeploy_export import parity
 from vpdeploy_export.forms import switchable
 from vpdeploy_export.images import GATE_IMAGES, gate_images

@@ -12,7 +12,7 @@ import onnx.numpy_helper
 import onnx_ir as ir
 import pytest
 
-from vpdeploy.artifact import Artifact
+from vpdeploy.format.artifact import Artifact
 from vpdeploy_export.export import ExportReport
 from vpdeploy_export.parity import CHECK_WEIGHTS, Expectation
 from vpdeploy_export.precision.bisection import Bisection, Deviation, Location, bisect, locate

@@ -16,10 +16,10 @@ import tiny_runs
 import torch
 from exports import add_to_bundle, export_bundle, export_folded
 
-from vpdeploy.bundle import Bundle
 from vpdeploy.cli.main import main
 from vpdeploy.errors import ParityError
-from vpdeploy.folded import FoldedCard
+from vpdeploy.format.bundle import Bundle
+from vpdeploy.format.folded import FoldedCard
 from vpdeploy_export import export
 from vpdeploy_export.compilation import compile_prompts
 from vpdeploy_export.precision import decision

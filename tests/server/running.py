@@ -15,7 +15,7 @@ from vpdeploy.server.app import create_app
 from vpdeploy.server.run import Server, address_of, bind_socket
 from vpdeploy.server.service import Service
 from vpdeploy.server.settings import ServerSettings
-from vpdeploy.session import Session
+from vpdeploy.session.session import Session
 
 TIMEOUT_S = 30
 

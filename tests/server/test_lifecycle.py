@@ -21,11 +21,11 @@ from server.running import TIMEOUT_S, serving, serving_gated, until
 from server.toy_bundle import encoded, prompt_set, write_toy_bundle, write_toy_folded
 
 from vpdeploy import load
-from vpdeploy.batcher import BatchSettings
-from vpdeploy.bundle import publish_task, withdraw_task
 from vpdeploy.errors import SpecError
+from vpdeploy.format.bundle import publish_task, withdraw_task
 from vpdeploy.server.run import bind_socket
 from vpdeploy.server.settings import ServerSettings
+from vpdeploy.serving.batcher import BatchSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 

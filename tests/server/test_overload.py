@@ -14,9 +14,9 @@ from server.toy_bundle import encoded, solid
 from tritonclient.utils import InferenceServerException
 
 from vpdeploy import load
-from vpdeploy.batcher import BatchSettings
 from vpdeploy.errors import BackendError
 from vpdeploy.server.settings import ServerSettings
+from vpdeploy.serving.batcher import BatchSettings
 
 PREDICT = "/v1/tasks/rgb:predict"
 

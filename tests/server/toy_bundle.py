@@ -11,14 +11,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from vpdeploy.bundle import Bundle, write_bundle
-from vpdeploy.folded import FoldedCard
-from vpdeploy.graphfacts import GraphFacts
-from vpdeploy.layout import BATCH_AXIS, CLASS_AXIS, IMAGE, LOGITS, SLOT, SLOT_AXIS, Layout
-from vpdeploy.manifest import BundleFacts
-from vpdeploy.preprocessing import Preprocessing
-from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.task import BackboneId, TaskCard
+from vpdeploy.format.bundle import Bundle, write_bundle
+from vpdeploy.format.folded import FoldedCard
+from vpdeploy.format.graphfacts import GraphFacts
+from vpdeploy.format.layout import BATCH_AXIS, CLASS_AXIS, IMAGE, LOGITS, SLOT, SLOT_AXIS, Layout
+from vpdeploy.format.manifest import BundleFacts
+from vpdeploy.format.preprocessing import Preprocessing
+from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.format.task import BackboneId, TaskCard
 
 SIDE = 16
 SCALE = 10.0

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from vpdeploy.errors import SpecError
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import fit_image
-from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_train.data import AUGMENTATIONS, build_augmentation
 from vpdeploy_train.data.augmentation import seeded_randomness
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from vpdeploy.errors import InputError
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import load_pixels
-from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_train.data import CacheBudget, Example, ImageDataset, build_augmentation, preload_images
 from vpdeploy_train.data.example import Record
 

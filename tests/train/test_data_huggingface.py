@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vpdeploy.errors import InputError, MissingExtraError, SpecError
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_train.data import ImageDataset, preload_images, resolve_data
 
 PREPROCESSING = Preprocessing(image_size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

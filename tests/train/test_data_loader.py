@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from vpdeploy.errors import SpecError
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_train.data import CacheBudget, EpochLoader, Example, ImageDataset, build_augmentation
 
 PREPROCESSING = Preprocessing(image_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

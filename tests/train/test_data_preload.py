@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vpdeploy.errors import InputError
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_train.data import CacheBudget, Example, ImageDataset, preload_images
 
 SIDE = 32

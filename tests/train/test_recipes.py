@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vpdeploy.errors import SpecError
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.data.augmentation import scaled_side
 from vpdeploy_train.data.example import DataSource

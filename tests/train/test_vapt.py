@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from train.toys import CLASSES, DEPTH, PATCH, SIDE, WIDTH, make_vit, random_pixels
 
 from vpdeploy.errors import SpecError
-from vpdeploy.task import Stage
+from vpdeploy.format.task import Stage
 from vpdeploy_train.methods import METHODS
 from vpdeploy_train.methods.kept import Kept, Masks
 from vpdeploy_train.methods.method import NoPrompts, PromptDimensions

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import vpdeploy_train.embedded  # noqa: F401  (registers the embedded architecture with timm)
 from vpdeploy.errors import SpecError
-from vpdeploy.task import BackboneId
+from vpdeploy.format.task import BackboneId
 from vpdeploy_train.architectures import create_plain, is_plain_name
 from vpdeploy_train.trunks import Trunk, trunk_of
 from vpdeploy_train.weights import adopt_state, load_weights

@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_train.data import EpochLoader, ImageDataset
 from vpdeploy_train.prompted import normalise_pixels
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpdeploy.errors import SpecError
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.progress import ProgressBar
 from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.data import (

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from vpdeploy.document import Document
+from vpdeploy.format.document import Document
 from vpdeploy_train.footprint import paper_parameters, prompt_bytes, tuned_percent
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.pruning.report import PruningReport

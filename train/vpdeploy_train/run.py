@@ -19,10 +19,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vpdeploy.document import Document, to_json
 from vpdeploy.errors import BundleCorruptError, BundleError, SpecError
 from vpdeploy.files import write_atomically
-from vpdeploy.task import RUN_FORMAT, TaskCard
+from vpdeploy.format.document import Document, to_json
+from vpdeploy.format.task import RUN_FORMAT, TaskCard
 from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.methods import restore_method
 from vpdeploy_train.methods.method import PromptDimensions, PromptMethod

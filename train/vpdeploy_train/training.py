@@ -9,10 +9,10 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from vpdeploy.document import to_json
 from vpdeploy.errors import SpecError
 from vpdeploy.files import write_atomically
-from vpdeploy.task import TaskCard
+from vpdeploy.format.document import to_json
+from vpdeploy.format.task import TaskCard
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.device import choose_device, deterministic

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from vpdeploy.errors import BackendError, EngineIncompatibleError, SpecError
 
 if TYPE_CHECKING:  # the command line lists the runtimes without loading NumPy
-    from vpdeploy.artifact import Artifact
     from vpdeploy.backends.protocol import Backend
+    from vpdeploy.format.artifact import Artifact
 
 __all__ = ["AUTO", "RUNTIMES", "Runtime", "open_backend"]
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.backends.batch import check_batch
+from vpdeploy.backends.checks import check_batch
 from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.backends.native.cuda import copy_to_device, has_bindings
 from vpdeploy.backends.providers import (
@@ -24,7 +23,8 @@ from vpdeploy.backends.providers import (
     plugin_of,
 )
 from vpdeploy.errors import BackendError
-from vpdeploy.layout import IMAGE, LOGITS, SLOT
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.layout import IMAGE, LOGITS, SLOT
 from vpdeploy.table import Table
 
 __all__ = ["CPU_PROVIDER", "CUDA_PROVIDER", "OrtBackend", "open_ort"]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.errors import BackendError, MissingExtraError, VpdeployError
+from vpdeploy.format.artifact import Artifact
 from vpdeploy.machine import gpu_obstacle
 
 CPU_PROVIDER = "CPUExecutionProvider"

@@ -7,7 +7,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import AUTO
 from vpdeploy.bench.deployed import DeployedSubject
 from vpdeploy.bench.foreign import ForeignSubject
@@ -15,13 +14,14 @@ from vpdeploy.bench.mixes import ONE
 from vpdeploy.bench.report import BenchmarkReport
 from vpdeploy.bench.rounds import Contest, Settings, measure
 from vpdeploy.bench.subject import Cell, Subject
-from vpdeploy.bundle import is_bundle
 from vpdeploy.engines.store import find_engine
 from vpdeploy.errors import BundleError, EngineIncompatibleError, SpecError
-from vpdeploy.folded import METADATA_KEY
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import is_bundle
+from vpdeploy.format.folded import METADATA_KEY
+from vpdeploy.format.onnxfile import read_metadata
 from vpdeploy.inspection.engines import artifact_of_engine, engine_misfit, read_engine_card
 from vpdeploy.machine import find_gpu
-from vpdeploy.onnxfile import read_metadata
 
 DEFAULT_BATCH_SIZES = (1, 8, 32)
 DEFAULT_MIX = "uniform"

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import open_backend
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.bench.mixes import ONE, check_mix, draw_tasks
 from vpdeploy.bench.subject import BatchRun, Cell, SubjectFacts
 from vpdeploy.errors import SpecError
-from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.session import Session
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.session.session import Session
 
 DRAWS = 16
 """Batches of task numbers that are drawn beforehand and used by turns."""

@@ -19,10 +19,10 @@ from vpdeploy.backends.providers import (
     ort_errors,
 )
 from vpdeploy.bench.subject import BatchRun, Cell, SubjectFacts
-from vpdeploy.bundle import is_bundle
 from vpdeploy.errors import BackendError, SpecError
+from vpdeploy.format.bundle import is_bundle
+from vpdeploy.format.onnxfile import read_graph, weights_bytes
 from vpdeploy.machine import gpu_obstacle
-from vpdeploy.onnxfile import read_graph, weights_bytes
 
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,

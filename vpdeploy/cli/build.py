@@ -11,8 +11,8 @@ import typer
 from vpdeploy.engines.toolkit import TOOLKITS
 
 if TYPE_CHECKING:
-    from vpdeploy.artifact import Artifact
     from vpdeploy.engines.building import BuildRequest, BuildResult
+    from vpdeploy.format.artifact import Artifact
 
 _SIZES = "as MIN:OPT:MAX or one number"
 
@@ -51,13 +51,13 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Build an engine of PATH, for this machine's GPU or ahead of time for others."""
-    from vpdeploy.artifact import Artifact
     from vpdeploy.cli.exits import INTERRUPTED
     from vpdeploy.engines.building import BuildRequest
     from vpdeploy.engines.plan import EngineOptions
     from vpdeploy.engines.profile import Profile
     from vpdeploy.engines.target import parse_targets
     from vpdeploy.engines.toolkit import choose_runtime
+    from vpdeploy.format.artifact import Artifact
     from vpdeploy.machine import find_gpu
 
     asked = {

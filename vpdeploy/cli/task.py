@@ -15,7 +15,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def list_tasks(bundle: BundlePath, as_json: AsJson = False) -> None:
     """List the tasks of a bundle: served version, kept versions, classes, prompts, bytes."""
-    from vpdeploy.bundle import Bundle
+    from vpdeploy.format.bundle import Bundle
 
     opened = Bundle.open(bundle)
     rows = []
@@ -46,7 +46,7 @@ def list_tasks(bundle: BundlePath, as_json: AsJson = False) -> None:
 
 def remove(bundle: BundlePath, task: TaskName) -> None:
     """Remove a task and all its versions from a bundle."""
-    from vpdeploy.bundle import withdraw_task
+    from vpdeploy.format.bundle import withdraw_task
 
     withdraw_task(bundle, task)
     typer.echo(f"removed {task} from {bundle}")
@@ -54,7 +54,7 @@ def remove(bundle: BundlePath, task: TaskName) -> None:
 
 def rollback(bundle: BundlePath, task: TaskName) -> None:
     """Serve a task's previous version again."""
-    from vpdeploy.bundle import roll_back_task
+    from vpdeploy.format.bundle import roll_back_task
 
     version = roll_back_task(bundle, task)
     typer.echo(f"{task} in {bundle} is at version {version} again")

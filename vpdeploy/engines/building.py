@@ -7,7 +7,6 @@ import re
 import time
 from dataclasses import dataclass, field
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.engines.network import checked_interface, configure, parse_graph
 from vpdeploy.engines.plan import HARDWARE_LEVELS, EngineCard, EngineOptions, EnginePlan
 from vpdeploy.engines.profile import Profile, present_sizes
@@ -18,7 +17,8 @@ from vpdeploy.engines.timing_cache import load_timing_cache, save_timing_cache, 
 from vpdeploy.engines.toolkit import TOOLKITS, Toolkit, host_platform, load_toolkit
 from vpdeploy.errors import BuildError, SpecError
 from vpdeploy.files import sha256_of_file
-from vpdeploy.interface import Interface
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.interface import Interface
 from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
 
 

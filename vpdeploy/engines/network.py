@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.engines.plan import EngineOptions, EnginePlan
 from vpdeploy.engines.profile import Profile
 from vpdeploy.engines.target import sm_number
 from vpdeploy.engines.toolkit import Toolkit, dtype_name
 from vpdeploy.errors import BuildError
-from vpdeploy.interface import Binding, Interface
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.interface import Binding, Interface
 
 _UNKNOWN = re.compile(r"Plugin not found|UNSUPPORTED_NODE|No importer registered|unsupported", re.IGNORECASE)
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vpdeploy.document import Document
 from vpdeploy.engines.profile import Profile
 from vpdeploy.engines.toolkit import TOOLKITS, version_numbers
 from vpdeploy.errors import BundleCorruptError
-from vpdeploy.graphfacts import Precision, take_precision
-from vpdeploy.interface import Binding
+from vpdeploy.format.document import Document
+from vpdeploy.format.graphfacts import Precision, take_precision
+from vpdeploy.format.interface import Binding
 
 FORMAT = "vpdeploy.engine"
 

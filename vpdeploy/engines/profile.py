@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.document import Document
 from vpdeploy.errors import BundleCorruptError, SpecError
-from vpdeploy.interface import Binding
-from vpdeploy.layout import (
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.document import Document
+from vpdeploy.format.interface import Binding
+from vpdeploy.format.layout import (
     BATCH_AXIS,
     CLASS_AXIS,
     GENERATED_AXIS,
@@ -91,7 +91,7 @@ class Profile:
         Profile().add("batch", AxisRange(1, 8, 32)).completed(artifact, present_sizes(artifact))
 
     Attributes:
-        ranges: The range of each axis, by the axis names of ``vpdeploy.layout``.
+        ranges: The range of each axis, by the axis names of ``vpdeploy.format.layout``.
     """
 
     ranges: Mapping[str, AxisRange] = field(default_factory=dict)

@@ -14,8 +14,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.document import Document, to_json
 from vpdeploy.engines.plan import EngineCard
 from vpdeploy.engines.target import sm_number
 from vpdeploy.engines.toolkit import TOOLKITS, host_platform, is_installed, load_toolkit, version_numbers
@@ -28,6 +26,8 @@ from vpdeploy.errors import (
     VpdeployError,
 )
 from vpdeploy.files import locked, replacing_file, sha256_of_file
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.document import Document, to_json
 from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
 
 ENGINE_SUFFIX = ".engine"

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.bundle import is_bundle
-from vpdeploy.document import Document
 from vpdeploy.engines.plan import EngineCard
 from vpdeploy.engines.store import CARD_SUFFIX, fits, list_engines
 from vpdeploy.engines.toolkit import TOOLKITS, is_installed, load_toolkit
 from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, MissingExtraError, VpdeployError
 from vpdeploy.files import sha256_of_file
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import is_bundle
+from vpdeploy.format.document import Document
 from vpdeploy.machine import find_gpu, gpu_obstacle
 
 

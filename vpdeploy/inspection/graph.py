@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.datafile import DataFile
-from vpdeploy.graphfacts import Precision
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.datafile import DataFile
+from vpdeploy.format.graphfacts import Precision
 
 NOT_RECORDED = "not recorded"
 

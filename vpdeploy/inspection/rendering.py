@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from vpdeploy.format.task import TaskCard
 from vpdeploy.inspection.engines import EngineReport
 from vpdeploy.inspection.graph import GraphReport
 from vpdeploy.inspection.report import (
@@ -19,7 +20,6 @@ from vpdeploy.inspection.report import (
     shown_details,
 )
 from vpdeploy.machine import Machine
-from vpdeploy.task import TaskCard
 from vpdeploy.text import bytes_text, count_text
 
 _MOST_ITEMS = 12

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import RUNTIMES
-from vpdeploy.bundle import is_bundle
-from vpdeploy.document import Document
 from vpdeploy.engines.plan import EngineCard
 from vpdeploy.errors import BundleError, VpdeployError
-from vpdeploy.graphfacts import ImageInput
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import is_bundle
+from vpdeploy.format.document import Document
+from vpdeploy.format.graphfacts import ImageInput
+from vpdeploy.format.layout import Layout
+from vpdeploy.format.preprocessing import Preprocessing
+from vpdeploy.format.promptset import FORMAT as PROMPT_SET_FORMAT
+from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.format.task import RUN_FORMAT, BackboneId, TaskCard
 from vpdeploy.inspection.engines import EngineReport, describe_engine, describe_engines, read_engine_card
 from vpdeploy.inspection.graph import GraphReport
-from vpdeploy.layout import Layout
 from vpdeploy.machine import Machine, describe_machine
-from vpdeploy.preprocessing import Preprocessing
-from vpdeploy.promptset import FORMAT as PROMPT_SET_FORMAT
-from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.task import RUN_FORMAT, BackboneId, TaskCard
 
 WORKS = "works"
 

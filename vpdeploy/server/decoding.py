@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from vpdeploy.errors import QueueFullError
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import load_pixels
-from vpdeploy.preprocessing import Preprocessing
-from vpdeploy.waiting import Pixels
+from vpdeploy.serving.queue import Pixels
 
 
 class Decoder:

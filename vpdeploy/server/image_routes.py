@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message
 
 from vpdeploy.errors import InputError
-from vpdeploy.prediction import rank_classes
 from vpdeploy.server.bodies import BodyReader
 from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
 from vpdeploy.server.service import Classified, ServedTask, Service
+from vpdeploy.session.prediction import rank_classes
 
 DEFAULT_TOP = 5
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from vpdeploy.batch import BatchReport
+from vpdeploy.serving.batch import BatchReport
 
 UNKNOWN_TASK = "(unknown)"
 """The label of requests for tasks that are not loaded: names that clients make up must not become time series."""

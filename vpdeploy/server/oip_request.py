@@ -11,10 +11,10 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from vpdeploy.errors import InputError
-from vpdeploy.layout import IMAGE, LOGITS
+from vpdeploy.format.layout import IMAGE, LOGITS
 from vpdeploy.server.oip_binary import split_body, unpack_elements
 from vpdeploy.server.statuses import TooLargeError
-from vpdeploy.waiting import Pixels
+from vpdeploy.serving.queue import Pixels
 
 _T = TypeVar("_T")
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.layout import IMAGE, LOGITS
+from vpdeploy.format.layout import IMAGE, LOGITS
 from vpdeploy.server.oip_binary import pack_elements
 from vpdeploy.server.oip_request import LABEL, PROBABILITIES, InferRequest
 from vpdeploy.server.service import Classified, ServedTask
-from vpdeploy.waiting import Logits
+from vpdeploy.serving.queue import Logits
 
 PLATFORM = "vpdeploy"
 

@@ -12,16 +12,16 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from vpdeploy.batch import BatchSession
-from vpdeploy.batcher import Batcher
 from vpdeploy.errors import BackendError, DeadlineExceededError, InputError
-from vpdeploy.prediction import softmax
+from vpdeploy.format.task import TaskCard
 from vpdeploy.server.decoding import Decoder
 from vpdeploy.server.metrics import Metrics
 from vpdeploy.server.settings import ServerSettings
-from vpdeploy.session import SessionDescription, SyncReport
-from vpdeploy.task import TaskCard
-from vpdeploy.waiting import Answer, Logits, Pixels
+from vpdeploy.serving.batch import BatchSession
+from vpdeploy.serving.batcher import Batcher
+from vpdeploy.serving.queue import Answer, Logits, Pixels
+from vpdeploy.session.prediction import softmax
+from vpdeploy.session.session import SessionDescription, SyncReport
 
 _T = TypeVar("_T")
 

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vpdeploy.batcher import BatchSettings
 from vpdeploy.errors import SpecError
 from vpdeploy.image import MAX_PIXELS
+from vpdeploy.serving.batcher import BatchSettings
 
 _MIB = 1 << 20
 

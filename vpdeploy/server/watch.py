@@ -7,9 +7,9 @@ import logging
 from pathlib import Path
 
 from vpdeploy.errors import VpdeployError
-from vpdeploy.manifest import MANIFEST_FILE
+from vpdeploy.format.manifest import MANIFEST_FILE
 from vpdeploy.server.service import ServedSession
-from vpdeploy.session import SyncReport
+from vpdeploy.session.session import SyncReport
 
 _log = logging.getLogger(__name__)
 

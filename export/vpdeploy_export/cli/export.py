@@ -10,8 +10,8 @@ import typer
 
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
-from vpdeploy.graphfacts import Precision
-from vpdeploy.layout import Family
+from vpdeploy.format.graphfacts import Precision
+from vpdeploy.format.layout import Family
 
 
 def export(

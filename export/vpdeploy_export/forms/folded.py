@@ -10,12 +10,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.datafile import DataFile, graph_size_bytes, move_graph
 from vpdeploy.errors import BundleError, SpecError
-from vpdeploy.folded import FoldedCard
-from vpdeploy.graphfacts import GraphFacts, ImageInput, Precision
-from vpdeploy.onnxfile import append_metadata
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.datafile import DataFile, graph_size_bytes, move_graph
+from vpdeploy.format.folded import FoldedCard
+from vpdeploy.format.graphfacts import GraphFacts, ImageInput, Precision
+from vpdeploy.format.onnxfile import append_metadata
 from vpdeploy_export.compilation import deployed_trunk
 from vpdeploy_export.forms.form import TORCH_DTYPES
 from vpdeploy_export.graph import FoldedGraph

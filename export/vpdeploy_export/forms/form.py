@@ -10,9 +10,9 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.datafile import DataFile
-from vpdeploy.graphfacts import GraphFacts, ImageInput, Precision
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.datafile import DataFile
+from vpdeploy.format.graphfacts import GraphFacts, ImageInput, Precision
 from vpdeploy_export.models import CompiledModel, TrainedModel
 from vpdeploy_export.parity import ParityReport
 from vpdeploy_export.precision.islands import Islands

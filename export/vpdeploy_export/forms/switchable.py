@@ -10,14 +10,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.bundle import check_replaceable, write_bundle
-from vpdeploy.datafile import DataFile, graph_size_bytes
 from vpdeploy.errors import SpecError
-from vpdeploy.graphfacts import GraphFacts, ImageInput, Precision
-from vpdeploy.layout import SLOT_AXIS, Family, Layout
-from vpdeploy.manifest import GRAPH_FILE, BundleFacts
-from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import check_replaceable, write_bundle
+from vpdeploy.format.datafile import DataFile, graph_size_bytes
+from vpdeploy.format.graphfacts import GraphFacts, ImageInput, Precision
+from vpdeploy.format.layout import SLOT_AXIS, Family, Layout
+from vpdeploy.format.manifest import GRAPH_FILE, BundleFacts
+from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.table import Table, common_sizes
 from vpdeploy_export.forms.form import TORCH_DTYPES
 from vpdeploy_export.graph import SwitchableGraph

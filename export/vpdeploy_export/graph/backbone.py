@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vpdeploy.errors import ExportError
-from vpdeploy.graphfacts import ImageInput
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.graphfacts import ImageInput
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_export.graph.eva import eva_parts
 from vpdeploy_export.graph.plain import plain_parts
 from vpdeploy_export.graph.swin import swin_parts

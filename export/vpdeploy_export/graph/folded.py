@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from vpdeploy.graphfacts import ImageInput
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.graphfacts import ImageInput
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_export.compilation import CompiledBlock, CompiledPrompts
 from vpdeploy_export.graph.backbone import BackboneGraph
 from vpdeploy_export.graph.columns import Columns, GeneratorColumns

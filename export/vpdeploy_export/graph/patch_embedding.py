@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpdeploy.graphfacts import ImageInput
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.graphfacts import ImageInput
+from vpdeploy.format.preprocessing import Preprocessing
 
 
 class PatchEmbedding(nn.Module):

@@ -11,8 +11,8 @@ import copy
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from vpdeploy.graphfacts import ImageInput
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.graphfacts import ImageInput
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_export.graph.block import BlockParts, RowGraphBlock
 from vpdeploy_export.graph.patch_embedding import PatchEmbedding
 from vpdeploy_export.graph.pooling import Pooling

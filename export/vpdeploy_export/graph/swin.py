@@ -14,8 +14,8 @@ import torch
 from timm.models.swin_transformer import window_partition
 from torch import Tensor, nn
 
-from vpdeploy.graphfacts import ImageInput
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.graphfacts import ImageInput
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_export.graph.columns import Columns
 from vpdeploy_export.graph.norm_folding import linear, without_affine
 from vpdeploy_export.graph.patch_embedding import PatchEmbedding

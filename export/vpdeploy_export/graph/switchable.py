@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vpdeploy.layout import Layout
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.layout import Layout
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_export.graph.backbone import BackboneGraph
 from vpdeploy_export.graph.columns import NO_COLUMNS, Columns, GeneratorColumns
 from vpdeploy_export.precision.islands import NO_ISLANDS, Islands, cast

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vpdeploy.layout import BATCH_AXIS
+from vpdeploy.format.layout import BATCH_AXIS
 from vpdeploy_export.precision.decision import PrecisionReport
 
 _ROLES = {

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
-from vpdeploy.datafile import METADATA_KEY, DataFile
 from vpdeploy.files import sha256_of_file
+from vpdeploy.format.datafile import METADATA_KEY, DataFile
 
 MAX_FILE_BYTES = 2_000_000_000
 """Weights that one file takes at most: protobuf ends at 2^31 - 1 bytes, the graph itself included."""
@@ -20,7 +20,7 @@ _ALIGNMENT = 4096  # of large tensors in a data file, so that runtimes can map t
 
 
 def save_model(model: ir.Model, path: Path, *, max_file_bytes: int | None = None) -> DataFile | None:
-    """Write a model; it is as it was afterwards. ``vpdeploy.onnxfile.append_metadata`` adds what is known later.
+    """Write a model; it is as it was afterwards. ``vpdeploy.format.onnxfile.append_metadata`` adds what is known later.
 
     The tensors of a data file are written one after the other, so that memory holds no second copy of the model.
 

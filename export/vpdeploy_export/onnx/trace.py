@@ -19,7 +19,7 @@ from onnx_ir.passes.common import (
 
 from vpdeploy import __version__
 from vpdeploy.errors import ExportError, SpecError
-from vpdeploy.layout import (
+from vpdeploy.format.layout import (
     BATCH_AXIS,
     CLASS_AXIS,
     GENERATED_AXIS,
@@ -31,7 +31,7 @@ from vpdeploy.layout import (
     SLOT_AXIS,
     Layout,
 )
-from vpdeploy.preprocessing import Preprocessing
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.table import Table
 from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 from vpdeploy_export.passes import NameByModulePass

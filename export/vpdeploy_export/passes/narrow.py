@@ -7,7 +7,7 @@ from typing import Final
 import onnx_ir as ir
 
 from vpdeploy.errors import ExportError
-from vpdeploy.graphfacts import Precision
+from vpdeploy.format.graphfacts import Precision
 
 TYPES: Final[dict[Precision, ir.DataType]] = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 NARROW: Final = frozenset(TYPES.values())

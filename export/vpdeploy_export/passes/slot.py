@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
-from vpdeploy.layout import IMAGE, SLOT
+from vpdeploy.format.layout import IMAGE, SLOT
 
 _LENGTH: Final = "batch_length"
 _ZEROS: Final = "first_slot"

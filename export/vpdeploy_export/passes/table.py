@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from vpdeploy.layout import BATCH_AXIS, LOGITS
-from vpdeploy.tensorfile import Tensors
+from vpdeploy.format.layout import BATCH_AXIS, LOGITS
+from vpdeploy.format.tensorfile import Tensors
 
 FREE_INITIALIZERS_IR_VERSION: Final = 4
 """From this IR version on, an initializer need not be an input; one that is, is a default that a run may override."""

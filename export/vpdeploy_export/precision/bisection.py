@@ -15,10 +15,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends.providers import open_session
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.layout import IMAGE, SLOT
 from vpdeploy.image import normalise
-from vpdeploy.layout import IMAGE, SLOT
 from vpdeploy.table import Table
 from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import TOLERANCES, Expectation

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpdeploy.graphfacts import Precision
+from vpdeploy.format.graphfacts import Precision
 from vpdeploy_export.parity import Expectation
 from vpdeploy_export.precision.islands import IslandPart, Islands
 from vpdeploy_export.precision.probe import EMBEDDING, FINAL, WEIGHTS, Maxima, ProbedGraph, part_of, watching

@@ -10,11 +10,11 @@ from typing import Final
 
 import torch
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import open_backend
 from vpdeploy.backends.protocol import Backend
-from vpdeploy.graphfacts import Precision
-from vpdeploy.session import Session
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.graphfacts import Precision
+from vpdeploy.session.session import Session
 from vpdeploy_export.parity import CHECK_WEIGHTS, TOLERANCES, Expectation, ParityReport, SessionAnswerer, compare
 from vpdeploy_export.passes.narrow import TITLES
 from vpdeploy_export.precision.bisection import bisect

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import torch
 
 from vpdeploy.backends.ort import CPU_PROVIDER, OrtBackend
-from vpdeploy.graphfacts import Precision
+from vpdeploy.format.graphfacts import Precision
 from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.passes import RoundPass, WidenPass
 from vpdeploy_export.passes.narrow import TITLES, TYPES, narrow_results

@@ -18,8 +18,8 @@ from vpdeploy.bench.mixes import ONE
 from vpdeploy.bench.rounds import Budget, Contest, measure, summarise_latency
 from vpdeploy.bench.subject import Cell
 from vpdeploy.errors import SpecError
-from vpdeploy.manifest import GRAPH_FILE
-from vpdeploy.session import Session
+from vpdeploy.format.manifest import GRAPH_FILE
+from vpdeploy.session.session import Session
 from vpdeploy.text import align, column_widths
 from vpdeploy_export.export import export_model
 from vpdeploy_export.forms import Folded, Switchable

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vpdeploy.layout import CLASS_AXIS
+from vpdeploy.format.layout import CLASS_AXIS
 from vpdeploy.table import Table
 from vpdeploy_export.passes import TableConstantsPass
 from vpdeploy_export.targets.target import Conversion

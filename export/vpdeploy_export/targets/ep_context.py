@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import onnx_ir as ir
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends.providers import (
     PROVIDERS,
     RTX_PROVIDER,
@@ -26,8 +25,9 @@ from vpdeploy.backends.providers import (
     plugin_of,
 )
 from vpdeploy.errors import BackendError, BuildError, SpecError
-from vpdeploy.layout import IMAGE, SLOT
-from vpdeploy.manifest import GRAPH_FILE
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.layout import IMAGE, SLOT
+from vpdeploy.format.manifest import GRAPH_FILE
 from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import TOLERANCES
 from vpdeploy_export.targets.constant import constant_table, slots_of, task_facts

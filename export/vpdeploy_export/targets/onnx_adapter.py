@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.manifest import GRAPH_FILE
-from vpdeploy.tensorfile import Tensors
+from vpdeploy.format.manifest import GRAPH_FILE
+from vpdeploy.format.tensorfile import Tensors
 from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import TOLERANCES
 from vpdeploy_export.passes import TableDefaultsPass, ZeroSlotPass

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from vpdeploy.backends.providers import CPU_PROVIDER, open_session, ort_errors
-from vpdeploy.layout import IMAGE, LOGITS, SLOT
+from vpdeploy.format.layout import IMAGE, LOGITS, SLOT
 
 
 class PlainSession:

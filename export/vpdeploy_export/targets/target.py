@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.errors import BundleCorruptError
-from vpdeploy.promptset import CompiledPromptSet
-from vpdeploy.tensorfile import Tensors
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.format.tensorfile import Tensors
 from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import Answerer
 from vpdeploy_export.precision.twins import wide_twin

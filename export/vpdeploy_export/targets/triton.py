@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 from typing import Final
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.errors import SpecError
-from vpdeploy.layout import CLASS_AXIS, IMAGE, LOGITS, SLOT
-from vpdeploy.manifest import GRAPH_FILE
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.layout import CLASS_AXIS, IMAGE, LOGITS, SLOT
+from vpdeploy.format.manifest import GRAPH_FILE
 from vpdeploy_export.onnx.save import save_model
 from vpdeploy_export.parity import TOLERANCES
 from vpdeploy_export.targets.constant import constant_table, slots_of, task_facts

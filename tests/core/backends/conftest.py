@@ -9,9 +9,9 @@ from core.backends.cases import CASES, ON_HOST
 from core.backends.native_host import open_host
 from core.backends.tables import Reference
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import RUNTIMES, open_backend
 from vpdeploy.backends.protocol import Backend
+from vpdeploy.format.artifact import Artifact
 from vpdeploy.machine import find_gpu
 
 

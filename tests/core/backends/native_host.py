@@ -9,7 +9,6 @@ from pathlib import Path
 from core.backends.fake_tensorrt import Knobs, fake_module
 from core.backends.host_device import HostDevice
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends.native.backend import NativeBackend
 from vpdeploy.backends.native.engine import NativeEngine
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
@@ -18,7 +17,8 @@ from vpdeploy.engines.profile import AxisRange, Profile, present_sizes
 from vpdeploy.engines.store import FoundEngine
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.files import sha256_of_file
-from vpdeploy.layout import BATCH_AXIS
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.layout import BATCH_AXIS
 from vpdeploy.machine import Gpu
 
 GPU = Gpu(name="Host GPU", sm="sm_89", memory_bytes=1 << 30, cuda_version="13.0")

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import onnxruntime
 from core import toy
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.layout import IMAGE, SLOT
-from vpdeploy.promptset import CompiledPromptSet
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.layout import IMAGE, SLOT
+from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.table import Table
 
 Pixels = npt.NDArray[np.uint8]

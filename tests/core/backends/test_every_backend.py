@@ -12,10 +12,10 @@ import pytest
 from core.backends.cases import GPU_RUNTIMES
 from core.backends.tables import MakePixels, Reference, prompt_set, slots, table
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import RUNTIMES
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.errors import BackendError, InputError
+from vpdeploy.format.artifact import Artifact
 from vpdeploy.machine import gpu_obstacle
 
 

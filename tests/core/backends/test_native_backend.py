@@ -11,8 +11,8 @@ from core.backends.host_device import HostDevice
 from core.backends.native_host import open_host
 from core.backends.tables import CLOSE, MakePixels, Reference, slots, table
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.errors import BackendError
+from vpdeploy.format.artifact import Artifact
 
 # --- several contexts ---
 

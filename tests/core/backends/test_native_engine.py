@@ -8,10 +8,10 @@ from core.backends.fake_tensorrt import Diagnostics, Knobs, Validity
 from core.backends.native_host import open_host
 from core.backends.tables import MakePixels
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.engines.plan import EngineOptions
 from vpdeploy.errors import EngineIncompatibleError
-from vpdeploy.layout import Layout
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.layout import Layout
 
 
 def test_an_engine_that_the_runtime_calls_invalid_is_refused_with_its_reasons(artifact: Artifact, tmp_path: Path):

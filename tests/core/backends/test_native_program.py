@@ -7,8 +7,8 @@ import pytest
 from core.backends.native_host import open_host
 from core.backends.tables import CLOSE, MakePixels, Reference, prompt_set, slots, table
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.engines.profile import AxisRange
+from vpdeploy.format.artifact import Artifact
 
 # --- CUDA graphs ---
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from core.backends.native_host import open_host
 
-from vpdeploy.artifact import Artifact
+from vpdeploy.format.artifact import Artifact
 
 
 def test_what_was_compiled_is_kept_beside_the_engine_for_the_next_start(artifact: Artifact, tmp_path: Path):

@@ -10,8 +10,8 @@ from core.backends.native_host import Native, open_host
 from core.backends.tables import MakePixels
 
 from vpdeploy import load
-from vpdeploy.artifact import Artifact
-from vpdeploy.session import Session
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.session.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from core.backends.tables import prompt_set, table
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import ort, providers
 from vpdeploy.engines.profile import Profile, present_sizes
 from vpdeploy.errors import BackendError
-from vpdeploy.graphfacts import Precision
-from vpdeploy.layout import IMAGE, LOGITS
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.graphfacts import Precision
+from vpdeploy.format.layout import IMAGE, LOGITS
 
 
 def fake_ort(*available: str, **more: Any) -> SimpleNamespace:

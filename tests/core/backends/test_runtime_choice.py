@@ -13,12 +13,12 @@ from core.backends.host_device import HostDevice
 from core.backends.native_host import write_engine
 
 from vpdeploy import backends, load
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends import AUTO, RUNTIMES, Runtime, open_backend
 from vpdeploy.backends.native import backend as native
 from vpdeploy.engines.store import FoundEngine
 from vpdeploy.engines.toolkit import TOOLKITS, Toolkit
 from vpdeploy.errors import BackendError, BundleCorruptError, EngineIncompatibleError, SpecError
+from vpdeploy.format.artifact import Artifact
 from vpdeploy.machine import Gpu
 
 L4 = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 << 30, cuda_version="13.0")

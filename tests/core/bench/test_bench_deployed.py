@@ -8,12 +8,12 @@ import numpy.typing as npt
 import pytest
 from core import toy
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.bench import deployed
 from vpdeploy.bench.deployed import DeployedSubject, fill_up
 from vpdeploy.bench.subject import Cell
 from vpdeploy.errors import SpecError
+from vpdeploy.format.artifact import Artifact
 from vpdeploy.table import Table
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from core import toy
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.engines.plan import EngineCard, EngineOptions, EnginePlan
 from vpdeploy.engines.profile import AxisRange, Profile
 from vpdeploy.engines.store import FoundEngine, write_engine
 from vpdeploy.engines.toolkit import Toolkit, is_installed, load_toolkit
-from vpdeploy.interface import Binding
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.interface import Binding
 from vpdeploy.machine import Gpu
 
 L4 = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 * 10**9, cuda_version="13.0")

@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from core.engines.conftest import L4, plan_of
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.bundle import Bundle
 from vpdeploy.engines import building, progress
 from vpdeploy.engines.building import BuildRequest, build_engine, explain_failure
 from vpdeploy.engines.plan import EngineOptions
@@ -21,7 +19,9 @@ from vpdeploy.engines.profile import AxisRange, Profile
 from vpdeploy.engines.store import list_engines, verify_engine
 from vpdeploy.engines.toolkit import Toolkit
 from vpdeploy.errors import BuildError, SpecError
-from vpdeploy.graphfacts import Precision
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import Bundle
+from vpdeploy.format.graphfacts import Precision
 
 TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120")
 TASKS = {"prefix": ("e2vpt", "vpt-deep"), "adaptive": ("vapt",), "superset": ("e2vpt", "vapt", "linear")}

@@ -14,12 +14,12 @@ from core.engines.conftest import L4
 from core.engines.stand_in import API, CLASSES, REMOVED_IN_11, stand_in_module
 
 import vpdeploy.engines
-from vpdeploy.artifact import Artifact
 from vpdeploy.engines import building, toolkit
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.plan import EngineOptions
 from vpdeploy.engines.toolkit import Toolkit, host_platform, load_toolkit
 from vpdeploy.errors import BuildError, SpecError
+from vpdeploy.format.artifact import Artifact
 
 SOURCES = sorted(Path(vpdeploy.engines.__path__[0]).glob("*.py"))
 RTX_ONLY = {"ComputeCapability"}

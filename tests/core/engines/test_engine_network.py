@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.engines.network import checked_interface
 from vpdeploy.errors import BuildError
+from vpdeploy.format.artifact import Artifact
 
 TOY = {
     "image": ("UINT8", ("batch", 8, 8, 3)),

@@ -7,11 +7,11 @@ import re
 import pytest
 from core.engines.conftest import card_of, plan_of
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.document import Document, to_json
 from vpdeploy.engines.plan import EngineCard, EngineOptions
 from vpdeploy.engines.profile import AxisRange, Profile
 from vpdeploy.errors import BundleCorruptError, BundleVersionError
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.document import Document, to_json
 
 
 def test_the_key_begins_with_what_a_person_looks_for(toy_artifact: Artifact):

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from core import toy
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.engines.profile import AxisRange, Profile, present_sizes
 from vpdeploy.errors import SpecError
-from vpdeploy.interface import Binding
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.interface import Binding
 
 
 def artifact_of(path: Path, *prompt_sets) -> Artifact:
@@ -84,7 +84,7 @@ def test_a_folded_model_has_a_batch_and_no_table(folded_flowers: Path):
 
 
 def test_an_empty_bundle_gets_a_profile_all_the_same(tmp_path: Path):
-    from vpdeploy.bundle import withdraw_task
+    from vpdeploy.format.bundle import withdraw_task
 
     artifact = artifact_of(tmp_path)
     for task in ("flowers", "birds"):

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from core.engines.conftest import A10, L4, VERSION, card_of
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.engines import store
 from vpdeploy.engines.plan import EngineCard, EngineOptions
 from vpdeploy.engines.store import (
@@ -29,6 +28,7 @@ from vpdeploy.engines.store import (
 )
 from vpdeploy.engines.toolkit import host_platform
 from vpdeploy.errors import BuildError, BundleCorruptError, EngineIncompatibleError
+from vpdeploy.format.artifact import Artifact
 from vpdeploy.machine import Gpu
 
 Place = Callable[..., FoundEngine]
@@ -205,7 +205,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from vpdeploy import files
-from vpdeploy.document import Document
+from vpdeploy.format.document import Document
 from vpdeploy.engines.plan import EngineCard
 from vpdeploy.engines.store import write_engine
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.bundle import write_bundle
 from vpdeploy.engines.building import BuildRequest, build_engine
 from vpdeploy.engines.store import verify_engine
 from vpdeploy.engines.toolkit import Toolkit
-from vpdeploy.graphfacts import GraphFacts
-from vpdeploy.layout import GeneratorSpec, Layout
-from vpdeploy.manifest import BundleFacts
-from vpdeploy.preprocessing import Preprocessing
-from vpdeploy.task import BackboneId
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import write_bundle
+from vpdeploy.format.graphfacts import GraphFacts
+from vpdeploy.format.layout import GeneratorSpec, Layout
+from vpdeploy.format.manifest import BundleFacts
+from vpdeploy.format.preprocessing import Preprocessing
+from vpdeploy.format.task import BackboneId
 
 BACKBONE = BackboneId(name="vit-b", sha256="ab" * 32, depth=12, width=768, heads=12, patch_size=16)
 PREPROCESSING = Preprocessing(image_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

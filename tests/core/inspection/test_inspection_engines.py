@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 from core import toy
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.bench.benchmark import Choice, open_subject
 from vpdeploy.engines.plan import EngineCard
 from vpdeploy.engines.profile import AxisRange, Profile
 from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, SpecError
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.interface import Binding
 from vpdeploy.inspection import engines
 from vpdeploy.inspection.engines import artifact_of_engine, describe_engines, read_engine_card
 from vpdeploy.inspection.report import inspect_path
-from vpdeploy.interface import Binding
 from vpdeploy.machine import Gpu
 
 L4 = Gpu(name="NVIDIA L4", sm="sm_89", memory_bytes=24 << 30, cuda_version="13.0")

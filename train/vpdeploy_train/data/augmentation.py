@@ -16,8 +16,8 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from vpdeploy.errors import SpecError
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import fit_image
-from vpdeploy.preprocessing import Preprocessing
 
 Transform = Callable[[Image.Image], Image.Image]
 

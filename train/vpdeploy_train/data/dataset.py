@@ -13,8 +13,8 @@ from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
 from vpdeploy.errors import InputError
+from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import decode_image, fit_image
-from vpdeploy.preprocessing import Preprocessing
 from vpdeploy_train.data.augmentation import Augmentation, scaled_side, seeded_randomness
 from vpdeploy_train.data.example import Example, Record
 from vpdeploy_train.data.memory import CacheBudget

@@ -11,7 +11,7 @@ import torch
 
 from vpdeploy.errors import SpecError
 from vpdeploy.files import creating_folder, sha256_of_file
-from vpdeploy.task import TaskCard, check_task_name
+from vpdeploy.format.task import TaskCard, check_task_name
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.footprint import paper_parameters
 from vpdeploy_train.importing import require_format

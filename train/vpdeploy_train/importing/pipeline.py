@@ -9,7 +9,7 @@ from typing import Final, get_args
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from vpdeploy.errors import SpecError
-from vpdeploy.preprocessing import Interpolation, Preprocessing, ResizeMode
+from vpdeploy.format.preprocessing import Interpolation, Preprocessing, ResizeMode
 
 CROP_RATIO: Final = 0.875
 """The public code scales to 256 pixels for crops of 224, and to 512 for 448."""

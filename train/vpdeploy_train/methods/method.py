@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from vpdeploy.task import Stage
+from vpdeploy.format.task import Stage
 from vpdeploy_train.methods.options import PROMPT_RATES, MethodOptions, Part, Rates
 
 if TYPE_CHECKING:

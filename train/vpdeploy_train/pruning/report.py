@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from vpdeploy.document import Document
 from vpdeploy.errors import BundleCorruptError
+from vpdeploy.format.document import Document
 from vpdeploy_train.footprint import count_macs, prompt_bytes, tuned_percent
 from vpdeploy_train.methods.kept import Kept
 from vpdeploy_train.pruning.scores import Scores, prunable_method

@@ -8,7 +8,7 @@ from typing import Any
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
-from vpdeploy.task import Stage
+from vpdeploy.format.task import Stage
 from vpdeploy_train.trunks.trunk import Trunk
 
 

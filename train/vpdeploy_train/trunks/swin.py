@@ -22,7 +22,7 @@ from timm.models.swin_transformer import (
 )
 from torch import Tensor, nn
 
-from vpdeploy.task import Stage
+from vpdeploy.format.task import Stage
 from vpdeploy_train.trunks.trunk import Prefix, Trunk
 
 

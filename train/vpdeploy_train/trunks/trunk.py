@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from vpdeploy.task import Stage
+from vpdeploy.format.task import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,7 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-from vpdeploy.artifact import Artifact
-from vpdeploy.backends.batch import check_batch
+from vpdeploy.backends.checks import check_batch
 from vpdeploy.backends.description import DeviceMemory, LoadedEngine, RuntimeDescription
 from vpdeploy.backends.native.cuda import CudaDevice, has_bindings
 from vpdeploy.backends.native.device import Device
@@ -22,7 +21,8 @@ from vpdeploy.engines.profile import present_sizes
 from vpdeploy.engines.store import build_command, engine_obstacle, find_engine, verify_engine
 from vpdeploy.engines.toolkit import TOOLKITS, load_toolkit
 from vpdeploy.errors import BackendError, MissingExtraError
-from vpdeploy.layout import SLOT, SLOT_AXIS
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.layout import SLOT, SLOT_AXIS
 from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
 from vpdeploy.table import Table
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from vpdeploy.artifact import Artifact
 from vpdeploy.backends.native.device import Device
 from vpdeploy.backends.native.runtime_cache import RuntimeCache
 from vpdeploy.engines.profile import AxisRange
 from vpdeploy.engines.store import FoundEngine, build_command
 from vpdeploy.engines.toolkit import Toolkit, dtype_name
 from vpdeploy.errors import BackendError, EngineIncompatibleError
-from vpdeploy.interface import Binding
-from vpdeploy.layout import IMAGE, LOGITS
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.interface import Binding
+from vpdeploy.format.layout import IMAGE, LOGITS
 
 
 class NativeEngine:

@@ -14,7 +14,7 @@ from vpdeploy.backends.native.engine import NativeEngine
 from vpdeploy.backends.native.memory import DeviceTable, Staging
 from vpdeploy.backends.native.program import Program, bucket_for
 from vpdeploy.errors import BackendError
-from vpdeploy.layout import CLASS_AXIS, IMAGE, SLOT
+from vpdeploy.format.layout import CLASS_AXIS, IMAGE, SLOT
 
 
 class Lane:

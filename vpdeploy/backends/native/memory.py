@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vpdeploy.backends.native.device import Device, aligned
-from vpdeploy.layout import IMAGE, LOGITS, SLOT
+from vpdeploy.format.layout import IMAGE, LOGITS, SLOT
 from vpdeploy.table import Table
 
 

@@ -1,0 +1,1 @@
+"""What lies on disk: documents, tensor files, graphs, bundles; ``Artifact`` reads what an export wrote."""

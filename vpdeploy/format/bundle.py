@@ -1,0 +1,300 @@
+"""A bundle on disk: one shared graph and the compiled prompt sets of many tasks.
+
+::
+
+    zoo/  manifest.json                  the commit point: a change is real once this file is replaced
+          model.onnx                     the switchable graph
+          model.DIGEST.data              its weights, where one file cannot hold them
+          tasks/NAME/VERSION/            task.json + prompts.safetensors, never changed once published
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from vpdeploy.errors import (
+    BundleCorruptError,
+    BundleError,
+    SpecError,
+)
+from vpdeploy.files import creating_folder, locked, replacing_file, sha256_of_file, write_atomically
+from vpdeploy.format.datafile import DataFile, move_data
+from vpdeploy.format.document import Document, to_json
+from vpdeploy.format.manifest import GRAPH_FILE, MANIFEST_FILE, BundleFacts, Manifest, TaskEntry
+from vpdeploy.format.promptset import CARD_FILE, TENSOR_FILE, CompiledPromptSet
+from vpdeploy.format.task import check_task_name
+
+LOCK_FILE = ".lock"
+
+
+class Bundle:
+    """A bundle folder as its manifest describes it at one moment.
+
+    Args:
+        path: The folder.
+        manifest: The folder's manifest, already read.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Read a bundle's manifest; the graph and the prompt sets are checked when they are read.
+
+        Raises:
+            BundleError: The folder is no bundle.
+            BundleCorruptError: The manifest is damaged.
+            BundleVersionError: It was written in a format version that is not read here.
+        """
+        manifest_path = path / MANIFEST_FILE
+        if not manifest_path.is_file():
+            raise BundleError(f"{path}: not a bundle, {MANIFEST_FILE} is missing; write one with vpdeploy export")
+        return cls(path, Manifest.from_document(Document.read(manifest_path)))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order in which they were added."""
+        return tuple(self.manifest.tasks)
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """The served version of each task."""
+        return {name: entry.version for name, entry in self.manifest.tasks.items()}
+
+    def verified_graph(self) -> Path:
+        """Return the path of the graph after comparing its bytes, and those of its data file, with the manifest.
+
+        Raises:
+            BundleCorruptError: A file is missing or was changed.
+        """
+        path = self.path / self.manifest.graph_file
+        if not path.is_file():
+            raise BundleCorruptError(f"{path}: file is missing; restore it or export again")
+        if sha256_of_file(path) != self.manifest.graph_sha256:
+            raise BundleCorruptError(f"{path}: contents do not match the manifest's sha256; export again")
+        if self.manifest.graph_data is not None:
+            self.manifest.graph_data.verify(self.path)
+        return path
+
+    def read_task(self, task: str) -> CompiledPromptSet:
+        """Read the served version of one task and check it against the manifest.
+
+        Raises:
+            TaskNotFoundError: The bundle holds no such task.
+            BundleCorruptError: A file is missing, truncated or was changed.
+            BundleVersionError: It was written in a format version that is not read here.
+            LayoutMismatchError: The prompt set's layout is not the bundle's.
+        """
+        entry = self.manifest.entry(task)
+        folder = self._version_folder(task, entry.version)
+        files = {name: self._verified_bytes(folder / name, entry) for name in (CARD_FILE, TENSOR_FILE)}
+        prompt_set = CompiledPromptSet.decode(files, folder=folder)
+        if prompt_set.card.name != task:
+            raise BundleCorruptError(f"{folder / CARD_FILE}: describes task '{prompt_set.card.name}', not '{task}'")
+        self.manifest.check_fit(prompt_set)
+        return prompt_set
+
+    def _version_folder(self, task: str, version: int) -> Path:
+        return self.path / "tasks" / task / str(version)
+
+    def _verified_bytes(self, path: Path, entry: TaskEntry) -> bytes:
+        """Read a file whose sha256 the manifest knows."""
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleCorruptError(f"{path}: cannot be read: {error.strerror}; export again") from error
+        if hashlib.sha256(data).hexdigest() != entry.files[entry.version].get(path.name):
+            raise BundleCorruptError(f"{path}: contents do not match the manifest's sha256; export again")
+        return data
+
+
+def is_bundle(path: Path) -> bool:
+    """Tell whether a path looks like a bundle, without reading it."""
+    return (path / MANIFEST_FILE).is_file()
+
+
+def write_bundle(
+    path: Path,
+    facts: BundleFacts,
+    prompt_sets: list[CompiledPromptSet],
+    graph: Path,
+    *,
+    data: DataFile | None = None,
+) -> Bundle:
+    """Write a bundle folder, or replace the contents of an existing bundle; a crash leaves the old state.
+
+    Args:
+        path: The folder.
+        facts: What the tasks share; the manifest is made of them and of the files.
+        prompt_sets: The tasks' compiled prompt sets.
+        graph: The ONNX file; it is moved into the folder.
+        data: The file beside the graph that holds its weights; it is moved too. None where the graph holds them.
+
+    Raises:
+        BundleError: ``path`` exists and is something else, or cannot be written.
+        LayoutMismatchError: A prompt set does not fit.
+    """
+    check_replaceable(path)
+    for prompt_set in prompt_sets:
+        facts.check_fit(prompt_set)
+    manifest = Manifest.of(facts, graph_sha256=sha256_of_file(graph), graph_data=data)
+    if is_bundle(path):
+        with _locked(path) as old:
+            _replace_contents(old, manifest, prompt_sets, graph)
+    else:
+        with _storage_errors(path), creating_folder(path) as folder:
+            if data is not None:
+                shutil.move(graph.parent / data.name, folder / data.name)
+            shutil.move(graph, folder / GRAPH_FILE)
+            for prompt_set in prompt_sets:
+                manifest = _with_version(folder, manifest, prompt_set)
+            _replace_manifest(folder, manifest)
+    return Bundle.open(path)
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that a bundle may be written at ``path``.
+
+    Raises:
+        BundleError: There is a file, or a non-empty folder that is no bundle.
+    """
+    if path.is_file() or (path.is_dir() and not is_bundle(path) and any(path.iterdir())):
+        raise BundleError(f"{path}: exists and is not a bundle; give another --out or remove it")
+
+
+def publish_task(path: Path, prompt_set: CompiledPromptSet) -> int:
+    """Add a task to a bundle, or publish a new version of it.
+
+    The new version's folder is complete on disk before the manifest names it, so a crash leaves the old state.
+
+    Returns:
+        The version that is now served.
+
+    Raises:
+        LayoutMismatchError: The prompt set does not fit the bundle.
+        BundleError: The bundle cannot be read or written.
+    """
+    name = check_task_name(prompt_set.card.name)
+    with _locked(path) as bundle:
+        bundle.manifest.check_fit(prompt_set)
+        manifest = _with_version(path, bundle.manifest, prompt_set)
+        _replace_manifest(path, manifest)
+        return manifest.tasks[name].version
+
+
+def withdraw_task(path: Path, task: str) -> None:
+    """Remove a task and all its versions from a bundle.
+
+    Raises:
+        TaskNotFoundError: The bundle holds no such task.
+        BundleError: The bundle cannot be read or written.
+    """
+    with _locked(path) as bundle:
+        bundle.manifest.entry(task)
+        _replace_manifest(path, bundle.manifest.without_task(task))
+        shutil.rmtree(path / "tasks" / task, ignore_errors=True)
+
+
+def roll_back_task(path: Path, task: str) -> int:
+    """Serve a task's previous version again.
+
+    Returns:
+        The version that is now served.
+
+    Raises:
+        TaskNotFoundError: The bundle holds no such task.
+        SpecError: There is no earlier version.
+        BundleError: The earlier version is damaged; nothing is changed.
+    """
+    with _locked(path) as bundle:
+        entry = bundle.manifest.entry(task)
+        if (previous := entry.previous_version) is None:
+            raise SpecError(f"task '{task}' has no version before {entry.version}; nothing to roll back to")
+        manifest = bundle.manifest.with_task(task, replace(entry, version=previous))
+        Bundle(path, manifest).read_task(task)
+        _replace_manifest(path, manifest)
+        return previous
+
+
+def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[CompiledPromptSet], graph: Path) -> None:
+    """Bring a live bundle to new contents: new files first, then the manifest, then the old files go."""
+    if manifest.graph_sha256 == old.manifest.graph_sha256:
+        manifest = replace(manifest, graph_file=old.manifest.graph_file)
+    elif (old.path / GRAPH_FILE).exists():
+        manifest = replace(manifest, graph_file=f"model.{manifest.graph_sha256[:12]}.onnx")
+    if manifest.graph_data is not None:
+        move_data(manifest.graph_data, graph.parent, old.path)
+    with replacing_file(old.path / manifest.graph_file) as temporary:
+        shutil.move(graph, temporary)
+    for prompt_set in prompt_sets:
+        manifest = _with_version(old.path, manifest, prompt_set)
+    _replace_manifest(old.path, manifest)
+    if manifest.graph_file != old.manifest.graph_file:
+        (old.path / old.manifest.graph_file).unlink(missing_ok=True)
+    _remove_unnamed_data(old.path, manifest)
+    for task, entry in old.manifest.tasks.items():
+        if task not in manifest.tasks:
+            shutil.rmtree(old.path / "tasks" / task, ignore_errors=True)
+            continue
+        for version in entry.files.keys() - manifest.tasks[task].files.keys():
+            shutil.rmtree(old.path / "tasks" / task / str(version), ignore_errors=True)
+
+
+def _remove_unnamed_data(path: Path, manifest: Manifest) -> None:
+    """Remove the data files of replaced graphs, and those that a killed export left."""
+    for file in path.glob(f"{Path(GRAPH_FILE).stem}.*.data"):
+        if manifest.graph_data is None or file.name != manifest.graph_data.name:
+            file.unlink(missing_ok=True)
+
+
+def _with_version(path: Path, manifest: Manifest, prompt_set: CompiledPromptSet) -> Manifest:
+    """Write a new version's folder and return the manifest that serves it."""
+    name = check_task_name(prompt_set.card.name)
+    known = manifest.tasks.get(name)
+    version = _next_free_version(path, name, known)
+    encoded = prompt_set.encode()
+    with creating_folder(path / "tasks" / name / str(version)) as folder:
+        for file_name, data in encoded.items():
+            (folder / file_name).write_bytes(data)
+    digests = {file_name: hashlib.sha256(data).hexdigest() for file_name, data in encoded.items()}
+    files = {**(known.files if known else {}), version: digests}
+    return manifest.with_task(name, TaskEntry(version=version, files=files))
+
+
+def _next_free_version(path: Path, task: str, entry: TaskEntry | None) -> int:
+    """Return a version number that neither the manifest nor a folder left by a crash uses."""
+    folder = path / "tasks" / task
+    used: list[int] = [0, *(entry.files if entry else ())]
+    if folder.is_dir():
+        used += [int(child.name) for child in folder.iterdir() if child.name.isdigit()]
+    return max(used) + 1
+
+
+def _replace_manifest(path: Path, manifest: Manifest) -> None:
+    write_atomically(path / MANIFEST_FILE, to_json(manifest.to_fields()).encode())
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[Bundle]:
+    """Open a bundle for one writer at a time."""
+    Bundle.open(path)
+    with _storage_errors(path), locked(path / LOCK_FILE):
+        yield Bundle.open(path)
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors into one line about the bundle."""
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        raise BundleError(f"{path}: cannot be written, {reason}; it is as it was before") from error

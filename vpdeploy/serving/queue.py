@@ -1,0 +1,165 @@
+"""Images that wait for a batch: what a client holds of one, and the queue in which tasks take turns."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.errors import VpdeployError
+from vpdeploy.format.task import TaskCard
+
+Pixels = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
+
+
+class TaskLease(Protocol):
+    """The right to use a task's slot until ``release``."""
+
+    slot: int
+    card: TaskCard
+    version: int | None
+
+    def release(self) -> None:
+        """End the lease."""
+        ...
+
+
+class SharedLease:
+    """One lease for all images that a request sends to a task, so that one version answers them all.
+
+    Args:
+        lease: The lease on the task; it is released when the last user leaves.
+        users: How many images use it.
+    """
+
+    def __init__(self, lease: TaskLease, users: int) -> None:
+        self.lease = lease
+        self._users = users
+        self._lock = threading.Lock()
+
+    def leave(self) -> None:
+        """Give up one image's use."""
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self.lease.release()
+
+
+class Answer(Future[Logits]):
+    """The future logits of one image: float32 [C], C = the task's classes, owned by the caller.
+
+    Cancelling it frees its place in the queue; once its batch runs it can no longer be cancelled.
+
+    Args:
+        image: uint8 [H, W, 3].
+        shared: The request's lease on the task.
+        queued_at: The clock's reading when the image was queued, in s.
+        expires_at: The reading after which the image must not run, in s; None where it may always run.
+        withdraw: Called with the answer when it is cancelled.
+
+    Attributes:
+        card: The task as it was when the image was submitted.
+        version: The task's published version; None where there is none.
+        slot: The task's slot in the table.
+        queued_at: The clock's reading when the image was queued, in s.
+        is_expired: Whether the deadline had passed when the batch formed.
+    """
+
+    def __init__(
+        self,
+        image: Pixels,
+        shared: SharedLease,
+        *,
+        queued_at: float,
+        expires_at: float | None,
+        withdraw: Callable[[Answer], None],
+    ) -> None:
+        super().__init__()
+        self.card = shared.lease.card
+        self.version = shared.lease.version
+        self.slot = shared.lease.slot
+        self.queued_at = queued_at
+        self.is_expired = False
+        self._expires_at = expires_at
+        self._image: Pixels | None = image
+        self._shared = shared
+        self._withdraw = withdraw
+
+    @property
+    def image(self) -> Pixels:
+        """The image, uint8 [H, W, 3], until the answer is given."""
+        if self._image is None:
+            raise RuntimeError("the answer was given already")
+        return self._image
+
+    def mark_expired(self, now: float) -> bool:
+        """Tell, from now on, whether the deadline has passed at the clock reading ``now``."""
+        self.is_expired = self._expires_at is not None and self._expires_at <= now
+        return self.is_expired
+
+    def cancel(self) -> bool:
+        """Cancel unless the image's batch is already running; tell whether it is cancelled."""
+        cancelled = super().cancel()
+        if cancelled:
+            self._withdraw(self)
+        return cancelled
+
+    def leave(self) -> None:
+        """Let go of the image and the lease. Whoever takes the answer out of the queue calls this, once."""
+        self._image = None
+        self._shared.leave()
+
+    def refuse(self, error: VpdeployError) -> None:
+        """Let go of an image that never ran, and answer it with an error."""
+        self.leave()
+        if self.set_running_or_notify_cancel():
+            self.set_exception(error)
+
+
+class FairQueue:
+    """One queue for each task. Tasks take turns, so that the backlog of one does not hold up the others.
+
+    A queue is not thread-safe: the batcher calls it under its lock.
+    """
+
+    def __init__(self) -> None:
+        self._turns: OrderedDict[str, OrderedDict[Answer, None]] = OrderedDict()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, answer: Answer) -> None:
+        """Queue an image behind the others of its task."""
+        self._turns.setdefault(answer.card.name, OrderedDict())[answer] = None
+        self._length += 1
+
+    def pop(self) -> Answer:
+        """Take the oldest image of the task whose turn it is."""
+        task, answers = next(iter(self._turns.items()))
+        answer, _ = answers.popitem(last=False)
+        if answers:
+            self._turns.move_to_end(task)
+        else:
+            del self._turns[task]
+        self._length -= 1
+        return answer
+
+    def remove(self, answer: Answer) -> bool:
+        """Take one image out of the queue, and tell whether it was there."""
+        task = answer.card.name
+        answers = self._turns.get(task)
+        if answers is None or answer not in answers:
+            return False
+        del answers[answer]
+        if not answers:
+            del self._turns[task]
+        self._length -= 1
+        return True

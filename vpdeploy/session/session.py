@@ -1,0 +1,392 @@
+"""A session: images and task names in, logits or labels out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vpdeploy.backends import AUTO, open_backend
+from vpdeploy.backends.checks import check_images, check_slots
+from vpdeploy.backends.description import RuntimeDescription
+from vpdeploy.backends.protocol import Backend
+from vpdeploy.errors import BundleError, SpecError
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.bundle import Bundle
+from vpdeploy.format.graphfacts import Precision
+from vpdeploy.format.manifest import TaskEntry
+from vpdeploy.format.preprocessing import Preprocessing
+from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.format.task import TaskCard
+from vpdeploy.image import normalise, to_pixels
+from vpdeploy.session.prediction import Prediction, rank_classes
+from vpdeploy.session.slots import Lease, TaskDirectory
+from vpdeploy.table import Table, common_sizes
+
+if TYPE_CHECKING:
+    from vpdeploy.image import Picture
+
+MAX_PREDICT_BATCH = 32
+
+_LARGEST_SLOT = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """What ``Session.sync`` changed: names of tasks."""
+
+    added: tuple[str, ...] = ()
+    updated: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.updated or self.removed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionDescription:
+    """What a session runs, on what, and how much memory its prompt sets take.
+
+    Attributes:
+        runtime: The runtime, and why it was chosen.
+        precision: Type of the graph's weights and matrix products.
+        image_size: Side of the images that the graph takes, in pixels.
+        slots: Slots of the table; 1 of a folded model.
+        slot_bytes: What one more task takes, in bytes; 0 of a folded model.
+        table_bytes: What all slots take, in bytes; 0 of a folded model.
+    """
+
+    runtime: RuntimeDescription
+    precision: Precision
+    image_size: int
+    slots: int
+    slot_bytes: int
+    table_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the JSON form, those of the runtime first."""
+        return {
+            **self.runtime.to_json(),
+            "precision": self.precision,
+            "image_size": self.image_size,
+            "slots": self.slots,
+            "slot_bytes": self.slot_bytes,
+            "table_bytes": self.table_bytes,
+        }
+
+
+class Session:
+    """Loaded tasks that share one graph on one device.
+
+    ``vpdeploy.load`` opens one; close it, or use it as a context manager. Every method may be called from any thread.
+
+    Args:
+        artifact: What is served: its prompt sets are read into a table.
+        backend: The artifact's graph, loaded; the session closes it.
+
+    Raises:
+        BundleError: A prompt set is damaged.
+        LayoutMismatchError: A prompt set does not fit the graph.
+        BackendError: The device cannot hold the table.
+
+    Example:
+        >>> with vpdeploy.load(zoo) as session:
+        ...     [answer] = session.predict(rose, task="flowers", top=3)
+        >>> answer.task, len(answer.ranking)
+        ('flowers', 3)
+    """
+
+    def __init__(self, artifact: Artifact, backend: Backend) -> None:
+        self._artifact = artifact
+        self._backend = backend
+        self._bundle = artifact.bundle
+        self._changing = threading.Lock()  # one change of the table at a time; runs go on beside it
+        self._table: Table | None = None
+        # What sync has loaded. A version alone does not tell: a task that was removed and published anew restarts at 1.
+        self._synced: dict[str, TaskEntry] = {} if self._bundle is None else dict(self._bundle.manifest.tasks)
+
+        # The first tasks take the slots in their order, as in the table; a folded model has one slot and no table.
+        prompt_sets = artifact.read_prompt_sets()
+        cards = [each.card for each in prompt_sets] if artifact.is_switchable else list(artifact.cards.values())
+        self._directory = TaskDirectory(len(cards))
+        if prompt_sets:
+            self._bind(Table.of(prompt_sets))
+        for card in cards:
+            self._directory.admit(card, self._directory.reserve(), artifact.versions.get(card.name))
+
+    @classmethod
+    def of(cls, artifact: Artifact, *, runtime: str = AUTO, threads: int | None = None) -> Session:
+        """Load an artifact's graph and its tasks.
+
+        Args:
+            artifact: A bundle or a folded model.
+            runtime: ``auto``, or a runtime's name (see ``vpdeploy.backends.RUNTIMES``).
+            threads: CPU threads inside one run; None leaves it to the runtime.
+
+        Returns:
+            A session, owned by the caller.
+
+        Raises:
+            BundleError: A prompt set is damaged.
+            LayoutMismatchError: A prompt set does not fit the graph.
+            BackendError: The runtime asked for does not work here, or cannot load the graph.
+            SpecError: There is no runtime of that name.
+        """
+        backend = open_backend(artifact, runtime=runtime, threads=threads)
+        try:
+            return cls(artifact, backend)
+        except BaseException:
+            backend.close()
+            raise
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are brought to the backbone's input; one for all tasks."""
+        return self._artifact.preprocessing
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the loaded tasks."""
+        return self._directory.tasks
+
+    def lease(self, task: str) -> Lease:
+        """Take the right to use a task's slot.
+
+        Args:
+            task: The task's name.
+
+        Returns:
+            A lease; use it as a context manager, or call its ``release``.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+        """
+        return self._directory.lease(task)
+
+    def card(self, task: str) -> TaskCard:
+        """Return what is known of a task.
+
+        Args:
+            task: The task's name.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+        """
+        with self.lease(task) as lease:
+            return lease.card
+
+    def predict(
+        self, images: Picture | Sequence[Picture], task: str | None = None, *, top: int = 5
+    ) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: One picture or several: paths, encoded bytes, Pillow images, or uint8 arrays [H, W, 3] of any size.
+            task: The task to ask; may be left out where only one is loaded.
+            top: How many classes to name at most.
+
+        Returns:
+            One answer for each image, in order.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+            SpecError: No task was named and several are loaded.
+            InputError: A picture cannot be read; the message names it.
+            MissingExtraError: Pillow is needed and not installed.
+        """
+        pictures: Sequence[Picture]
+        if isinstance(images, (list, tuple)):
+            pictures = images
+        elif isinstance(images, np.ndarray) and images.ndim == 4:
+            pictures = list(images)
+        else:
+            pictures = [images]  # type: ignore[list-item]
+        with self.lease(self._sole_task(task)) as lease:
+            answers: list[Prediction] = []
+            for start in range(0, len(pictures), MAX_PREDICT_BATCH):
+                pixels = np.stack(
+                    [to_pixels(each, self.preprocessing) for each in pictures[start : start + MAX_PREDICT_BATCH]]
+                )
+                slots = np.full(len(pixels), lease.slot, dtype=np.int32)
+                labels = lease.card.labels
+                answers += [
+                    rank_classes(lease.card.name, labels, row[: len(labels)], top=top)
+                    for row in self.run(pixels, slots)
+                ]
+            return answers
+
+    def run(self, images: npt.NDArray[np.uint8], slots: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """Run one batch whose rows may belong to different tasks. Hold a lease on every slot meanwhile.
+
+        Args:
+            images: uint8 [B, H, W, 3], RGB, H = W = ``preprocessing.image_size``.
+            slots: int32 [B], from ``Lease.slot``.
+
+        Returns:
+            Logits, float32 [B, C]; C is the largest class count of the table, and classes beyond a task's own are
+            about -30000.
+
+        Raises:
+            InputError: Shapes or dtypes do not fit, or a slot is out of range.
+            BackendError: The runtime failed.
+        """
+        table = self._table
+        if len(images) == 0:
+            classes = table.sizes["classes"] if table is not None else len(self.card(self.tasks[0]).labels)
+            return np.zeros((0, classes), dtype=np.float32)
+
+        # The backend checks what it is given. What it never sees as it came is checked here.
+        pixels: npt.NDArray[np.generic] = images
+        if self._artifact.image_input != "uint8":
+            size = self.preprocessing.image_size
+            check_images(images, shape=(size, size, 3), dtype=np.dtype(np.uint8))
+            pixels = normalise(images, self.preprocessing)
+        if slots.dtype != np.int32 and slots.dtype.kind in "iu":
+            # Clipped: a wide integer must not wrap into the table.
+            slots = np.clip(slots.astype(np.int64), -1, _LARGEST_SLOT).astype(np.int32)
+        if table is None:
+            check_slots(slots, count=len(images), slot_count=1)
+
+        return self._backend.run(np.ascontiguousarray(pixels), None if table is None else np.ascontiguousarray(slots))
+
+    def add_task(self, prompt_set: CompiledPromptSet, *, version: int | None = None) -> None:
+        """Load a task, or replace one of that name, while others are being served.
+
+        Nothing is rebuilt: a slot is written. Requests under way keep the version they started with.
+
+        Args:
+            prompt_set: The task's compiled prompt set; its card names the task.
+            version: The version under which a bundle published it; None where there is none.
+
+        Raises:
+            SpecError: This is a folded model, which holds one task.
+            LayoutMismatchError: The prompt set does not fit the graph.
+            BackendError: The device cannot hold it; what is loaded is undisturbed.
+        """
+        self._artifact.check_fit(prompt_set)
+        sizes = prompt_set.sizes()
+        with self._changing:
+            # Find a table with room: the bound one, or a larger copy that nothing runs on yet.
+            old = self._table
+            full = self._directory.is_full  # asked once: a lease that ends meanwhile would change the answer
+            table = self._table_for(prompt_set, sizes, full=full)
+
+            # Take a slot that no request refers to. A full directory means that the table grows: its first new slot.
+            reserved = None if full else self._directory.reserve()
+            slot = reserved if reserved is not None else (old.slots if old else 0)
+
+            # Write the slot and bring it to the device; if that fails, what is loaded is as it was.
+            try:
+                table.write(slot, prompt_set)
+                if table is old:
+                    self._backend.refresh_slot(slot)
+                else:
+                    self._bind(table)
+            except BaseException:
+                if reserved is not None:
+                    self._directory.give_back(reserved)
+                raise
+
+            # Serve the task from now on; the slot of an older version is freed when its last lease ends.
+            if reserved is None:
+                self._directory.extend(range(slot + 1, table.slots))
+            self._directory.admit(prompt_set.card, slot, version)
+
+    def remove_task(self, task: str) -> None:
+        """Serve a task no longer; requests under way are answered.
+
+        Args:
+            task: The task's name.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+        """
+        self._directory.dismiss(task)
+
+    def sync(self) -> SyncReport:
+        """Bring the loaded tasks in line with the bundle's manifest on disk.
+
+        Returns:
+            Names of the tasks that were added, updated and removed; none of a folded model, which never changes.
+
+        Raises:
+            BundleError: The bundle is damaged, or its graph was replaced; what is loaded is undisturbed by the part
+                that failed.
+        """
+        if self._bundle is None:
+            return SyncReport()
+        fresh = Bundle.open(self._bundle.path)
+        if fresh.manifest.graph_sha256 != self._bundle.manifest.graph_sha256:
+            raise BundleError(f"{fresh.path}: the graph was replaced; restart to serve it")
+        loaded = self._directory.versions()
+        entries = fresh.manifest.tasks
+        changed = [
+            name
+            for name, entry in entries.items()
+            if loaded.get(name) != entry.version or self._synced.get(name, entry).served != entry.served
+        ]
+        prompt_sets = {name: fresh.read_task(name) for name in changed}
+        for name, prompt_set in prompt_sets.items():
+            self.add_task(prompt_set, version=entries[name].version)
+            self._synced[name] = entries[name]
+        removed = tuple(name for name in loaded if name not in entries)
+        for name in removed:
+            self.remove_task(name)
+        return SyncReport(
+            added=tuple(name for name in changed if name not in loaded),
+            updated=tuple(name for name in changed if name in loaded),
+            removed=removed,
+        )
+
+    def describe(self) -> SessionDescription:
+        """Return the runtime and why it was chosen, the precision, and the table's size in slots and bytes."""
+        table = self._table
+        return SessionDescription(
+            runtime=self._backend.describe(),
+            precision=self._artifact.precision,
+            image_size=self.preprocessing.image_size,
+            slots=table.slots if table else 1,
+            slot_bytes=table.slot_bytes if table else 0,
+            table_bytes=table.size_bytes if table else 0,
+        )
+
+    def close(self) -> None:
+        """Release the graph and the table."""
+        self._backend.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _bind(self, table: Table) -> None:
+        self._backend.bind_table(table)
+        self._table = table
+
+    def _table_for(self, prompt_set: CompiledPromptSet, sizes: dict[str, int], *, full: bool) -> Table:
+        """Return the table, or a larger copy when no slot is free or the prompt set is longer than the slots."""
+        old = self._table
+        if old is None:
+            return Table.of([prompt_set])
+        if not full and old.accepts(sizes):
+            return old
+        # A thirty-second at a time: adding many tasks stays cheap, and little memory lies idle.
+        slots = old.slots + max(1, old.slots // 32) if full else old.slots
+        return old.resized(common_sizes([old.sizes, sizes]), slots)
+
+    def _sole_task(self, task: str | None) -> str:
+        if task is not None:
+            return task
+        tasks = self.tasks
+        if len(tasks) != 1:
+            state = f"several tasks are loaded, name one of: {', '.join(tasks)}" if tasks else "no task is loaded"
+            raise SpecError(state)
+        return tasks[0]

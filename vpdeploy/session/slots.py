@@ -1,0 +1,149 @@
+"""Which task lives in which slot, and who is still using it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from vpdeploy.errors import TableFullError, TaskNotFoundError
+from vpdeploy.format.task import TaskCard
+
+
+@dataclass(kw_only=True)
+class _Resident:
+    """A prompt set in a slot. A retired one serves no new requests and leaves when its last lease ends."""
+
+    card: TaskCard
+    slot: int
+    version: int | None
+    leases: int = 0
+    retired: bool = field(default=False)
+
+
+class Lease:
+    """The right to use a task's slot: it is not given to another task before ``release``.
+
+    Attributes:
+        slot: Index into the table.
+        card: The task as it was when the lease was taken.
+        version: The published version in the bundle; None where there is none.
+    """
+
+    def __init__(self, directory: TaskDirectory, resident: _Resident) -> None:
+        self._directory: TaskDirectory | None = directory
+        self._resident = resident
+        self.slot = resident.slot
+        self.card = resident.card
+        self.version = resident.version
+
+    def release(self) -> None:
+        """End the lease; a second call does nothing."""
+        directory, self._directory = self._directory, None
+        if directory is not None:
+            directory._end_lease(self._resident)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class TaskDirectory:
+    """Names, slots and leases of the loaded tasks. Every method may be called from any thread.
+
+    Args:
+        slots: How many slots the table has at first; all of them are free.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._lock = threading.Lock()
+        self._residents: dict[str, _Resident] = {}
+        self._free = set(range(slots))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that can be asked for, in the order in which they were added."""
+        with self._lock:
+            return tuple(self._residents)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot is taken."""
+        with self._lock:
+            return not self._free
+
+    def versions(self) -> dict[str, int | None]:
+        """Return the served version of each task."""
+        with self._lock:
+            return {name: resident.version for name, resident in self._residents.items()}
+
+    def lease(self, task: str) -> Lease:
+        """Take the right to use a task's slot.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+        """
+        with self._lock:
+            resident = self._residents.get(task)
+            if resident is None:
+                known = ", ".join(list(self._residents)[:20]) or "none"
+                raise TaskNotFoundError(f"no task '{task}'; loaded: {known}")
+            resident.leases += 1
+            return Lease(self, resident)
+
+    def reserve(self) -> int:
+        """Take a free slot; ``admit`` or ``give_back`` must follow.
+
+        Raises:
+            TableFullError: Every slot is taken.
+        """
+        with self._lock:
+            if not self._free:
+                raise TableFullError("every slot of the table is taken")
+            slot = min(self._free)
+            self._free.remove(slot)
+            return slot
+
+    def give_back(self, slot: int) -> None:
+        """Return a reserved slot that was not used after all."""
+        with self._lock:
+            self._free.add(slot)
+
+    def extend(self, slots: range) -> None:
+        """Add the slots by which the table has grown."""
+        with self._lock:
+            self._free.update(slots)
+
+    def admit(self, card: TaskCard, slot: int, version: int | None) -> None:
+        """Serve a task from a reserved slot, instead of an older version of it if there is one."""
+        with self._lock:
+            old = self._residents.get(card.name)
+            self._residents[card.name] = _Resident(card=card, slot=slot, version=version)
+            if old is not None:
+                self._retire(old)
+
+    def dismiss(self, task: str) -> None:
+        """Serve a task no longer; its slot is freed when the last lease on it ends.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+        """
+        with self._lock:
+            if task not in self._residents:
+                raise TaskNotFoundError(f"no task '{task}'; nothing to remove")
+            self._retire(self._residents.pop(task))
+
+    def _retire(self, resident: _Resident) -> None:
+        resident.retired = True
+        if resident.leases == 0:
+            self._free.add(resident.slot)
+
+    def _end_lease(self, resident: _Resident) -> None:
+        with self._lock:
+            resident.leases -= 1
+            if resident.retired and resident.leases == 0:
+                self._free.add(resident.slot)
