@@ -31,10 +31,10 @@ from vpdeploy.errors import (
 )
 
 if TYPE_CHECKING:
-    from vpdeploy.loading import load as load
     from vpdeploy.serving.batcher import Batcher as Batcher
     from vpdeploy.serving.batcher import BatchSettings as BatchSettings
     from vpdeploy.session.session import Session as Session
+    from vpdeploy.session.session import load as load
 
 __all__ = [
     "BackendError",
@@ -59,7 +59,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _LAZY = {
-    "load": "vpdeploy.loading",
+    "load": "vpdeploy.session.session",
     "Session": "vpdeploy.session.session",
     "Batcher": "vpdeploy.serving.batcher",
     "BatchSettings": "vpdeploy.serving.batcher",

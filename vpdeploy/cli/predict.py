@@ -23,7 +23,7 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the most probable classes of each image."""
-    from vpdeploy.loading import load
+    from vpdeploy.session.session import load
 
     with load(model, runtime=runtime, threads=threads) as session:
         answers = session.predict(images, task, top=top)

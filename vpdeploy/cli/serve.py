@@ -45,12 +45,12 @@ def serve(
 ) -> None:
     """Serve every task of PATH over HTTP: Open Inference Protocol v2, plain image uploads, and metrics."""
     from vpdeploy.format.bundle import is_bundle
-    from vpdeploy.loading import load
     from vpdeploy.server.app import create_app
     from vpdeploy.server.logs import configure_logs
     from vpdeploy.server.run import address_of, bind_socket, run_server
     from vpdeploy.server.settings import ServerSettings
     from vpdeploy.serving.batcher import BatchSettings
+    from vpdeploy.session.session import load
 
     configure_logs(log_format.value)
     settings = ServerSettings(

@@ -33,10 +33,9 @@ from vpdeploy.format.graphfacts import GraphFacts
 from vpdeploy.format.layout import MASKED, Layout
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import CompiledPromptSet
-from vpdeploy.loading import load
 from vpdeploy.machine import gpu_obstacle
 from vpdeploy.session.prediction import softmax
-from vpdeploy.session.session import MAX_PREDICT_BATCH, Session
+from vpdeploy.session.session import MAX_PREDICT_BATCH, Session, load
 from vpdeploy.session.slots import TaskDirectory
 from vpdeploy.table import Table
 
