@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.accuracy.configurations import CONFIGURATIONS
 from benchmarks.accuracy.report import seed_means
-from benchmarks.accuracy.table import Row
+from benchmarks.accuracy.table import ResultRow
 from vpdeploy.files import replacing_file
 
 
-def plot_accuracy(rows: Sequence[Row], path: Path) -> None:
+def plot_accuracy(rows: Sequence[ResultRow], path: Path) -> None:
     """Draw every configuration that has all tasks: mean over tasks, bars of one standard deviation over seeds."""
     tasks = list(dict.fromkeys(row.task for row in rows))
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.accuracy.presets import add_preset, apply_preset
 from benchmarks.accuracy.sampling import Split, draw_splits
 from benchmarks.accuracy.sources import Places
-from benchmarks.accuracy.suite import PIP, TASKS, Task
+from benchmarks.accuracy.suite import PIP, TASKS, SuiteTask
 from vpdeploy.files import write_atomically
 
 VAL_SHARE = 0.2
@@ -81,7 +81,7 @@ def report_missing(names: list[str], places: Places, weights: Path | None) -> bo
     return not missing
 
 
-def write_task(name: str, task: Task, places: Places, sizes: dict[str, int], data: Path) -> None:
+def write_task(name: str, task: SuiteTask, places: Places, sizes: dict[str, int], data: Path) -> None:
     """Write a task's images, and last of all the summary that says it is complete."""
     folder = data / name
     shutil.rmtree(folder, ignore_errors=True)

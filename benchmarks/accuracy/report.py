@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.accuracy.configurations import CONFIGURATIONS
-from benchmarks.accuracy.table import RESULT_FILE, Row, read_rows
+from benchmarks.accuracy.table import RESULT_FILE, ResultRow, read_rows
 
 BASELINE = "vpt-deep"
 
@@ -39,7 +39,7 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def render(rows: Sequence[Row], setup: dict[str, object]) -> str:
+def render(rows: Sequence[ResultRow], setup: dict[str, object]) -> str:
     """Return the table in Markdown: accuracies in percent, mean ± standard deviation over seeds."""
     check_data(rows)
     tasks = list(dict.fromkeys(row.task for row in rows))
@@ -67,7 +67,7 @@ def render(rows: Sequence[Row], setup: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
-def check_data(rows: Iterable[Row]) -> None:
+def check_data(rows: Iterable[ResultRow]) -> None:
     """Refuse rows of one task that saw different images.
 
     Raises:
@@ -79,12 +79,12 @@ def check_data(rows: Iterable[Row]) -> None:
             raise ValueError(f"task {row.task}: rows of images {digests[row.task]} and {row.data} cannot be compared")
 
 
-def split_sizes(rows: Iterable[Row], task: str) -> str:
+def split_sizes(rows: Iterable[ResultRow], task: str) -> str:
     row = next(row for row in rows if row.task == task)
     return f"{row.train_images} + {row.val_images} / {row.test_images}"
 
 
-def seed_means(rows: Iterable[Row], tasks: Sequence[str]) -> dict[int, float]:
+def seed_means(rows: Iterable[ResultRow], tasks: Sequence[str]) -> dict[int, float]:
     """Return the mean over tasks for every seed that has all of them."""
     by_seed: dict[int, dict[str, float]] = {}
     for row in rows:
@@ -92,7 +92,7 @@ def seed_means(rows: Iterable[Row], tasks: Sequence[str]) -> dict[int, float]:
     return {seed: statistics.mean(found.values()) for seed, found in sorted(by_seed.items()) if set(found) == {*tasks}}
 
 
-def difference(rows: Sequence[Row], name: str, tasks: Sequence[str]) -> str:
+def difference(rows: Sequence[ResultRow], name: str, tasks: Sequence[str]) -> str:
     """Return the mean's distance to the baseline in points, paired by seed."""
     own, baseline = (seed_means([row for row in rows if row.configuration == each], tasks) for each in (name, BASELINE))
     shared = [seed for seed in own if seed in baseline]

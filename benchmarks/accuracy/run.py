@@ -19,7 +19,7 @@ from benchmarks.accuracy.prepare import summary_path
 from benchmarks.accuracy.presets import add_preset, apply_preset
 from benchmarks.accuracy.suite import TASKS
 from benchmarks.accuracy.table import RESULT_FILE, ResultTable
-from benchmarks.accuracy.trainer import Recipe, Trainer
+from benchmarks.accuracy.trainer import Setup, Trainer
 from vpdeploy.errors import VpdeployError
 from vpdeploy_train.backbone import load_backbone
 from vpdeploy_train.methods import METHODS
@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> int:
 def run_all(options: argparse.Namespace, names: list[str]) -> None:
     """Fill the table seed by seed, so that an early stop leaves whole rounds of all configurations."""
     backbone = load_backbone(options.backbone, weights=options.weights, image_size=options.image_size)
-    recipe = Recipe(
+    recipe = Setup(
         backbone=options.backbone,
         weights=None if options.weights is None else str(options.weights.resolve()),
         image_size=options.image_size,

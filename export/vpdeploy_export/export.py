@@ -13,7 +13,7 @@ from vpdeploy.format.graphfacts import GraphFacts, Precision
 from vpdeploy_export.forms import DeployedForm
 from vpdeploy_export.forms.switchable import require_prompts
 from vpdeploy_export.models import CompiledModel, TrainedModel
-from vpdeploy_export.onnx.facts import graph_details
+from vpdeploy_export.onnx.facts import graph_facts
 from vpdeploy_export.onnx.save import save_model, staging_folder
 from vpdeploy_export.onnx.trace import check_opset
 from vpdeploy_export.packing import pack, with_details
@@ -155,11 +155,12 @@ def export_model(
     # Build the graph and trace it into ONNX.
     assembly = target.assemble(compiled, "fp32" if islands.widen_prompts else precision)
     onnx_model = assembly.trace(precision=precision, opset=opset, islands=islands)
+    probed = {} if probe is None else {"precision": probe.to_fields()}
     facts = GraphFacts(
         precision=precision,
         opset=opset,
         image_input=assembly.image_input,
-        details=graph_details(onnx_model, assembly.sizes, probe),
+        details={"graph": graph_facts(onnx_model, assembly.sizes), **probed},
     )
 
     # Write it aside, compare it with the trained models, and publish it with the comparison on its card.

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from benchmarks.accuracy.report import render, seed_means, spread
-from benchmarks.accuracy.table import ResultTable, Row
+from benchmarks.accuracy.table import ResultRow, ResultTable
 
 SETUP = {"backbone": "vit", "image_size": 32, "epochs": 1, "batch_size": 8, "precision": "fp32", "trials": 1}
 
 
-def row(**changes: Any) -> Row:
+def row(**changes: Any) -> ResultRow:
     values = {
         "task": "fashion",
         "configuration": "vpt-deep",
@@ -31,7 +31,7 @@ def row(**changes: Any) -> Row:
         "seconds": 1.5,
         "data": "0123456789ab",
     }
-    return Row(**(values | changes))
+    return ResultRow(**(values | changes))
 
 
 def test_rows_survive_the_process_that_wrote_them(tmp_path: Path):

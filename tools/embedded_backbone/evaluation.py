@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from tools.embedded_backbone.encoding import IMAGENET_MEAN, IMAGENET_STD, encode
 from tools.embedded_backbone.packages import Bytes, Folders, Labels
-from tools.embedded_backbone.probes import PROBE_TRAIN, Task, build_tasks
+from tools.embedded_backbone.probes import PROBE_TRAIN, ProbeTask, build_tasks
 from tools.embedded_backbone.teacher import load_teacher
 from vpdeploy_train.embedded import vit_mini_patch8_64
 
@@ -45,7 +45,7 @@ def evaluate(folders: Folders, student: VisionTransformer, seed: int) -> dict[st
     return table
 
 
-def keep_teacher_tokens(folders: Folders, task: Task, seed: int) -> Floats:
+def keep_teacher_tokens(folders: Folders, task: ProbeTask, seed: int) -> Floats:
     """Return the teacher's class tokens (n, 384) for a task, computed once."""
     path = folders.work / f"probe-{task.name}-seed{seed}.npy"
     if not path.exists():

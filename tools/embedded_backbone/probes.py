@@ -28,7 +28,7 @@ PROBE_TRAIN: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ProbeTask:
     """One probe: images at both sizes, (n, size, size, 3) uint8; the first 1,000 train, the rest test."""
 
     name: str
@@ -37,7 +37,7 @@ class Task:
     labels: Labels
 
 
-def build_tasks(folders: Folders, seed: int) -> Iterator[Task]:
+def build_tasks(folders: Folders, seed: int) -> Iterator[ProbeTask]:
     """Build the probes: unseen domain, held-out rows of seen domains, and drawings."""
     digits = load_digits()
     rows = order_probe(len(digits.target), seed)
@@ -58,10 +58,10 @@ def build_tasks(folders: Folders, seed: int) -> Iterator[Task]:
         yield collect(name, [picture for picture, _ in drawn], np.array([label for _, label in drawn]))
 
 
-def collect(name: str, pictures: list[Picture], labels: Labels) -> Task:
+def collect(name: str, pictures: list[Picture], labels: Labels) -> ProbeTask:
     """Resize pictures, train rows first, to both sizes."""
     sized = [picture.resize((LARGE, LARGE), Image.Resampling.BICUBIC) for picture in pictures]
-    return Task(
+    return ProbeTask(
         name=name,
         large=np.stack([np.asarray(picture) for picture in sized]),
         small=np.stack([shrink(picture) for picture in pictures]),

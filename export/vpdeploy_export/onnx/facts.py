@@ -11,7 +11,6 @@ from typing import Any
 import onnx_ir as ir
 
 from vpdeploy.format.layout import BATCH_AXIS
-from vpdeploy_export.precision.decision import PrecisionReport
 
 _ROLES = {
     "MatMul": "matmul",
@@ -20,18 +19,6 @@ _ROLES = {
     "LayerNormalization": "norm",
     "Softmax": "softmax",
 }
-
-
-def graph_details(model: ir.Model, sizes: Mapping[str, int], probe: PrecisionReport | None) -> dict[str, Any]:
-    """Return what an artifact says of its graph: the section ``graph``, and ``precision`` where it was probed.
-
-    Args:
-        model: The graph.
-        sizes: As in ``graph_facts``.
-        probe: What decided the types; None for a float32 graph.
-    """
-    probed = {} if probe is None else {"precision": probe.to_fields()}
-    return {"graph": graph_facts(model, sizes), **probed}
 
 
 def graph_facts(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, Any]:

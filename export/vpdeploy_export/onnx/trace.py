@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import onnx_ir as ir
 import torch
@@ -33,8 +33,10 @@ from vpdeploy.format.layout import (
 )
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.table import Table
-from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 from vpdeploy_export.passes import NameByModulePass
+
+if TYPE_CHECKING:  # the graphs stand on precision, which writes graphs: here their types alone are needed
+    from vpdeploy_export.graph import FoldedGraph, SwitchableGraph
 
 OPSETS: Final = (20, 23)
 """20 has ``Gelu`` and one ``LayerNormalization``; 23 adds ``Attention``."""

@@ -23,7 +23,7 @@ _SPLIT_KEYS = {"train": 0, "val": 1, "test": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ShapeTask:
     """A question about a drawn image.
 
     Attributes:
@@ -69,9 +69,9 @@ def draw_orientation(canvas: Canvas, index: int) -> None:
     canvas.draw(canvas.arrow_outline(), (x, y), radius, angle)
 
 
-TASKS: Final[Mapping[str, Task]] = {
-    "shapes:count": Task(key=1, labels=tuple(str(count) for count in range(1, 7)), draw=draw_count),
-    "shapes:location": Task(
+TASKS: Final[Mapping[str, ShapeTask]] = {
+    "shapes:count": ShapeTask(key=1, labels=tuple(str(count) for count in range(1, 7)), draw=draw_count),
+    "shapes:location": ShapeTask(
         key=2,
         labels=(
             *("top-left", "top", "top-right"),
@@ -80,7 +80,7 @@ TASKS: Final[Mapping[str, Task]] = {
         ),
         draw=draw_location,
     ),
-    "shapes:orientation": Task(
+    "shapes:orientation": ShapeTask(
         key=3,
         labels=("north", "north-east", "east", "south-east", "south", "south-west", "west", "north-west"),
         draw=draw_orientation,
@@ -114,7 +114,7 @@ def _draw_task(spec: str) -> Collection:
     )
 
 
-def _draw_item(task: Task, split_key: int, number: int) -> Item:
+def _draw_item(task: ShapeTask, split_key: int, number: int) -> Item:
     """Draw one image of a task."""
     index = number % len(task.labels)
     canvas = Canvas(np.random.default_rng((_SEED, task.key, split_key, number)))
