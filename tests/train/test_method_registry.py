@@ -10,17 +10,27 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from train.toys import dimensions_of, make_vit
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train import methods
 from vpdeploy_train.cli import sweep, train
 from vpdeploy_train.config import SharedSettings, read_toml
-from vpdeploy_train.methods import METHOD_GROUP, METHODS, MethodRegistry, method_of_run
+from vpdeploy_train.methods import METHOD_GROUP, METHODS, MethodRegistry, method_of_run, require_storable
+from vpdeploy_train.methods.e2vpt import VPTDeep
+from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.option import options_of
-from vpdeploy_train.settings import VERB_WORDS, TrainSettings, every_option, usable_method
+from vpdeploy_train.settings import VERB_WORDS, TrainSettings, every_option, usable_method, usable_methods
 
-BUILT_IN = {"vpt-deep": "vpdeploy_train.methods.e2vpt:VPTDeep", "vapt": "vpdeploy_train.methods.vapt:VAPT"}
+BUILT_IN = {
+    "e2vpt": "vpdeploy_train.methods.e2vpt:E2VPT",
+    "vpt-deep": "vpdeploy_train.methods.e2vpt:VPTDeep",
+    "vapt": "vpdeploy_train.methods.vapt:VAPT",
+}
 GOOD = """
     from dataclasses import dataclass
+    from typing import Literal
     from vpdeploy_train.methods.e2vpt import VPTDeep
     from vpdeploy_train.methods.options import DeepOptions
     from vpdeploy_train.option import option
@@ -93,13 +103,13 @@ def test_a_misspelt_method_is_refused_before_torch_is_loaded(tmp_path, arguments
 
 def test_a_method_of_another_package_is_found_by_its_entry_point(registry):
     found = registry(("tilt", "tilted", GOOD))
-    assert list(found) == ["vpt-deep", "vapt", "tilted"]
+    assert list(found) == ["e2vpt", "vpt-deep", "vapt", "tilted"]
     assert found["tilted"].__name__ == "Tilted"
     loaded = found.load(reserved={"lr"})
     assert not loaded.refusals
     assert {name: [*methods] for name, methods in loaded.options().items() if name in ("tilt", "prompt_tokens")} == {
         "tilt": ["tilted"],
-        "prompt_tokens": ["vpt-deep", "vapt", "tilted"],
+        "prompt_tokens": ["e2vpt", "vpt-deep", "vapt", "tilted"],
     }
 
 
@@ -112,13 +122,37 @@ def test_a_method_of_another_package_is_found_by_its_entry_point(registry):
         ("pass", "cannot be loaded: AttributeError: module 'tilt_code' has no attribute 'Tilted'"),
         (GOOD.replace('option(0.5, "how far")', "0.5"), "cannot be loaded: TypeError: Tilted.Options: declare 'tilt'"),
         (GOOD.replace("tilt: float", "tilt: list"), "cannot be loaded: TypeError: setting 'tilt' is a <class 'list'>"),
+        (GOOD.replace('"how far"', "None"), "cannot be loaded: TypeError: setting 'tilt' says None for --help"),
+        (
+            GOOD.replace('"how far"', '"far", limits=(0, 1)'),
+            "cannot be loaded: TypeError: setting 'tilt' has the limits",
+        ),
+        (
+            GOOD.replace("0.5", "__import__('dataclasses').MISSING"),
+            "cannot be loaded: TypeError: Tilted.Options: 'tilt'",
+        ),
+        (GOOD.replace("0.5", '"half"'), "cannot be loaded: SpecError: --tilt: expected float, found 'half'"),
+        (
+            GOOD.replace("tilt: float", "tilt: Literal['far']"),
+            "cannot be loaded: SpecError: --tilt: expected str, found",
+        ),
+        (GOOD.replace("@dataclass", "# @dataclass"), "cannot be loaded: TypeError: Tilted.Options is no dataclass"),
+        (GOOD + "\n        rates = 0.1\n", "cannot be loaded: TypeError: Tilted.rates is 0.1; expected Rates"),
+        (GOOD + "\n        form = 'prefx'\n", "cannot be loaded: TypeError: Tilted.form is 'prefx'; expected one of"),
+        (GOOD + "\n        parts = {'token'}\n", "cannot be loaded: TypeError: Tilted.parts: expected some of tokens,"),
+        ("import sys; sys.exit(3)", "cannot be loaded: SystemExit: 3"),
+        (GOOD.replace("tilt: float", "no_kv_shared: bool").replace("0.5", "False"), "means something else by --no-kv"),
+        (GOOD.replace("tilt: float", "no_prune: bool").replace("0.5", "False"), "means something else by --no-prune"),
         (GOOD.replace("tilt: float", "lr: float"), "means something else by --lr than"),
-        (GOOD.replace("tilt: float", "prompt_tokens: int"), "means something else by --prompt-tokens than"),
+        (
+            GOOD.replace("tilt: float = option(0.5", "prompt_tokens: int = option(5"),
+            "means something else by --prompt-t",
+        ),
     ],
 )
 def test_a_broken_package_is_named_in_one_line_and_harms_no_other_method(registry, code, reason):
-    loaded = registry(("tilt", "tilted", code)).load(reserved={"lr"})
-    assert [*loaded.kinds] == ["vpt-deep", "vapt"]
+    loaded = registry(("tilt", "tilted", code)).load(reserved={"lr", "no_prune"})
+    assert [*loaded.kinds] == [*BUILT_IN]
     line = loaded.refusals["tilted"]
     assert line.startswith(f"method 'tilted' of package 'tilt' {reason}")
     assert "\n" not in line
@@ -128,7 +162,7 @@ def test_a_name_of_this_package_stays_with_it(registry):
     found = registry(("tilt", "vapt", GOOD))
     assert found["vapt"].__name__ == "VAPT"
     loaded = found.load(reserved=())
-    assert [*loaded.kinds] == ["vpt-deep", "vapt"]
+    assert [*loaded.kinds] == [*BUILT_IN]
     assert loaded.refusals == {
         "vapt": "package 'tilt' brings a method 'vapt', which vpdeploy has itself: not used",
     }
@@ -138,7 +172,52 @@ def test_a_name_that_two_packages_bring_is_neithers(registry):
     found = registry(("tilt", "tilted", GOOD), ("slant", "tilted", GOOD))
     with pytest.raises(SpecError, match=r"^method 'tilted' is brought by packages 'slant' and 'tilt'; uninstall all"):
         found.named("tilted")
-    assert [*found.load(reserved=()).kinds] == ["vpt-deep", "vapt"]
+    assert [*found.load(reserved=()).kinds] == [*BUILT_IN]
+
+
+def test_what_an_uninstallation_left_behind_harms_nothing(registry, tmp_path):
+    found = registry(("tilt", "tilted", GOOD), ("slant", "tilted", GOOD))
+    (tmp_path / "slant" / "slant-1.0.dist-info" / "METADATA").unlink()
+    loaded = found.load(reserved=())
+    assert [*loaded.kinds] == [*BUILT_IN]
+    assert "'tilt' and 'unknown'" in loaded.refusals["tilted"]
+
+
+def test_what_switches_off_a_common_setting_is_reserved(registry, monkeypatch):
+    code = GOOD.replace("tilt: float", "no_prune: bool").replace("0.5", "False")
+    monkeypatch.setattr("vpdeploy_train.settings.METHODS", registry(("tilt", "tilted", code)))
+    assert "--no-prune" in usable_methods.__wrapped__().refusals["tilted"]
+
+
+@pytest.mark.parametrize(
+    ("member", "returned", "reason"),
+    [
+        ("structure", lambda self: {"rank": torch.tensor(3)}, "its structure is not JSON: "),
+        ("structure", lambda self: {"scale": float("nan")}, "its structure is not JSON: "),
+        ("structure", lambda self: [1], "its structure is no dictionary"),
+        ("structure", lambda self: {}, "it cannot restore what it has just stored: "),
+        ("summary", lambda self: {"tokens": 3}, "its summary does not count the 'parameters'"),
+        ("restore", classmethod(lambda cls, *_: NoPrompts()), "what it restores differs in the tensor 'kv.0'"),
+        ("restore", classmethod(lambda cls, *_: torch.empty(-1)), "it cannot restore what it has just stored: "),
+        ("restore", classmethod(lambda cls, *_: None.shape), "it cannot restore what it has just stored: "),
+    ],
+)
+def test_a_method_whose_run_could_not_be_stored_is_refused_before_it_is_trained(monkeypatch, member, returned, reason):
+    unstorable = type("Unstorable", (VPTDeep,), {member: returned})
+    monkeypatch.setattr(methods, "method_of_run", lambda name: unstorable)
+    dimensions = dimensions_of(make_vit())
+    method = unstorable.create(dimensions, unstorable.Options(), torch.Generator())
+    with pytest.raises(SpecError, match=f"^method 'unstorable': {re.escape(reason)}"):
+        require_storable("unstorable", method, dimensions)
+
+
+def test_every_method_of_this_package_can_be_stored_and_read():
+    dimensions = dimensions_of(make_vit())
+    before = torch.get_rng_state()
+    for name in METHODS:
+        method = METHODS[name].create(dimensions, METHODS[name].Options(), torch.Generator())
+        require_storable(name, method, dimensions)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_run_of_a_method_that_is_not_installed_says_what_to_install():

@@ -104,6 +104,11 @@ class Option:
         """Its spelling on the command line."""
         return "--" + self.name.replace("_", "-")
 
+    @property
+    def negated_name(self) -> str | None:
+        """What ``flag`` is called where it switches off, as a name; None for what is not switched."""
+        return f"no_{self.name}" if self.kind is bool else None
+
     def agrees_with(self, other: Option) -> bool:
         """Tell whether two methods mean the same by this setting; default and sweep values are each method's own."""
         return self.meaning == other.meaning
@@ -155,7 +160,7 @@ def options_of(declared: type) -> Mapping[str, Option]:
     """Return the settings that a dataclass declares, by name, in the order of its fields.
 
     Raises:
-        TypeError: A field's type is none that a setting can have.
+        TypeError: A field's type is none that a setting can have, or its help or limits are no such.
     """
     if declared not in _READ:
         hints = get_type_hints(declared)
@@ -204,6 +209,12 @@ def _read(name: str, hint: Any, default: Any, metadata: Mapping[str, Any]) -> Op
     kind = str if choices and all(isinstance(choice, str) for choice in choices) else kinds[0]
     if len(kinds) != 1 or kind not in _KINDS:
         raise TypeError(f"setting '{name}' is a {hint}; expected int, float, bool, str or a Literal of texts")
+    if not isinstance(metadata["help"], str):
+        raise TypeError(f"setting '{name}' says {metadata['help']!r} for --help; expected a text")
+    if not isinstance(metadata["limits"], Limits | None):
+        raise TypeError(
+            f"setting '{name}' has the limits {metadata['limits']!r}; expected Limits, such as between(0, 1)"
+        )
     return Option(
         name=name,
         kind=kind,

@@ -333,7 +333,9 @@ def default_of(name: str) -> Any:
 @functools.cache
 def usable_methods() -> LoadedMethods:
     """Load every installed method whose options fit beside those of all others."""
-    return METHODS.load(reserved=options_of(TrainSettings).keys() | VERB_WORDS)
+    common = options_of(TrainSettings)
+    negated = {each.negated_name for each in common.values() if each.negated_name is not None}
+    return METHODS.load(reserved=common.keys() | negated | VERB_WORDS)
 
 
 def usable_method(name: str) -> type[PromptMethod]:

@@ -17,6 +17,8 @@ from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.device import choose_device, deterministic
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
+from vpdeploy_train.methods import require_storable
+from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.phases import PhasesResult, run_phases
 from vpdeploy_train.plots import plot_curves
 from vpdeploy_train.progress import ConsoleProgress, Progress
@@ -89,6 +91,7 @@ def train_run(
     with deterministic(device):
         bench = Workbench.of(settings, inputs, out=out, device=device, make_progress=make_progress, watch=watch)
         method = bench.new_method(settings.seed)
+        require_storable(settings.method, method, PromptDimensions.of(inputs.backbone.trunk))
         if settings.prunes:
             shares_to_try(settings, method)
         if not resume:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Final
 
 from vpdeploy.errors import BundleCorruptError, SpecError
@@ -18,6 +19,7 @@ __all__ = [
     "MethodOptions",
     "MethodRegistry",
     "method_of_run",
+    "require_storable",
     "restore_method",
 ]
 
@@ -65,5 +67,48 @@ def restore_method(name: str, dimensions: PromptDimensions, structure: dict[str,
     kind = method_of_run(name)
     try:
         return kind.restore(dimensions, structure)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise BundleCorruptError(f"the structure of the prompts makes no sense: {error}") from error
+
+
+def require_storable(name: str, method: PromptMethod, dimensions: PromptDimensions) -> None:
+    """Check, before anything is trained, that a run of a method could be stored and read again.
+
+    Args:
+        name: The method's name.
+        method: Fresh prompts.
+        dimensions: Sizes taken from the backbone.
+
+    Raises:
+        SpecError: They could not; the message says what the method lacks.
+    """
+    import torch  # names of methods are known without it
+
+    def refuse(reason: str) -> SpecError:
+        return SpecError(
+            f"method '{name}': {reason}, so a run of it could not be stored or read; update the package that brings it"
+        )
+
+    # What is stored besides tensors, and what is told of it.
+    stored = {}
+    for what, fields in (("structure", method.structure()), ("summary", method.summary())):
+        try:
+            stored[what] = json.loads(json.dumps(fields, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise refuse(f"its {what} is not JSON: {error}") from error
+        if not isinstance(stored[what], dict):
+            raise refuse(f"its {what} is no dictionary")
+    parameters = stored["summary"].get("parameters")
+    if not isinstance(parameters, int) or isinstance(parameters, bool):
+        raise refuse("its summary does not count the 'parameters'")
+
+    # What is read again has tensors of the same names and shapes; initial values are drawn for it in vain.
+    try:
+        with torch.random.fork_rng(devices=[]):
+            again = restore_method(name, dimensions, stored["structure"])
+    except BundleCorruptError as error:
+        raise refuse(f"it cannot restore what it has just stored: {error}") from error
+    shapes, found = ({key: value.shape for key, value in each.state_dict().items()} for each in (method, again))
+    if shapes != found:
+        differing = min(key for key in {*shapes, *found} if shapes.get(key) != found.get(key))
+        raise refuse(f"what it restores differs in the tensor '{differing}'")

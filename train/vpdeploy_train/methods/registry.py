@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import MISSING, dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.methods.options import MethodOptions
+from vpdeploy_train.methods.options import MethodOptions, Part, Rates
 from vpdeploy_train.option import Option, options_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class MethodRegistry(Mapping[str, "type[PromptMethod]"]):
             raise SpecError(self._clashes[name])
         try:
             return _checked(point.load())
-        except Exception as error:  # whatever a foreign module does while it is imported
+        except (Exception, SystemExit) as error:  # whatever a foreign module does while it is imported
             raise SpecError(
                 f"method '{name}' of package '{_package(point)}' cannot be loaded: "
                 f"{type(error).__name__}: {' '.join(str(error).split())}; {_ADVICE}"
@@ -125,7 +125,7 @@ class MethodRegistry(Mapping[str, "type[PromptMethod]"]):
                 )
                 continue
             kinds[name] = kind
-            known |= {each: options[each] for each in options if each not in known}
+            known = {**options, **known}
         return LoadedMethods(kinds=kinds, refusals=refusals)
 
     @functools.cached_property
@@ -158,27 +158,57 @@ class MethodRegistry(Mapping[str, "type[PromptMethod]"]):
 
 
 def _clashes(option: Option, known: Mapping[str, Option], reserved: Collection[str]) -> bool:
-    return option.name in reserved or (option.name in known and not option.agrees_with(known[option.name]))
+    """Tell whether an option, or what switches it off, is spelled as something that means something else."""
+    if option.name in reserved or (option.name in known and not option.agrees_with(known[option.name])):
+        return True
+    switches_off = {each.negated_name for each in known.values()} - {None}
+    return option.name in switches_off or option.negated_name in {*known, *reserved}
 
 
 def _package(point: EntryPoint) -> str:
     """Return the name of the distribution that an entry point belongs to."""
-    return "unknown" if point.dist is None else point.dist.name
+    try:
+        name = None if point.dist is None else point.dist.name
+    except Exception:  # an uninstallation left the entry points behind; Pythons differ in what they say of that
+        name = None
+    return name or "unknown"
 
 
 def _checked(loaded: Any) -> type[PromptMethod]:
     """Return what an entry point names if it is a method.
 
     Raises:
-        TypeError: It is not, or its options are not declared as options are.
+        TypeError: It is not, or what it says of itself is of another type, or its options are not declared as options
+            are.
+        SpecError: An option's default is none that the option may have.
     """
-    from vpdeploy_train.methods.method import PromptMethod
+    from vpdeploy_train.methods.method import Form, PromptMethod
 
     if not (isinstance(loaded, type) and issubclass(loaded, PromptMethod)):
         raise TypeError(f"{loaded!r} is no subclass of PromptMethod")
-    if not (is_dataclass(loaded.Options) and issubclass(loaded.Options, MethodOptions)):
+    # Without a decorator of its own, a class that inherits MethodOptions is a dataclass that lacks its own fields.
+    options: Any = loaded.Options
+    if not (
+        isinstance(options, type) and issubclass(options, MethodOptions) and "__dataclass_fields__" in vars(options)
+    ):
         raise TypeError(f"{loaded.__name__}.Options is no dataclass that inherits MethodOptions")
     undeclared = loaded.Options.__dataclass_fields__.keys() - options_of(loaded.Options).keys()
     if undeclared:
         raise TypeError(f"{loaded.__name__}.Options: declare '{min(undeclared)}' with vpdeploy_train.option.option")
+
+    # Every option has a default, for a run may choose none of them.
+    for each in options_of(options).values():
+        if each.default is MISSING:
+            raise TypeError(f"{loaded.__name__}.Options: '{each.name}' has no default")
+        if not each.optional:
+            each.typed(each.default)
+    options()
+
+    # What is asked of the class itself, by training and by export.
+    if not isinstance(loaded.rates, Rates):
+        raise TypeError(f"{loaded.__name__}.rates is {loaded.rates!r}; expected Rates")
+    if loaded.form not in get_args(Form):
+        raise TypeError(f"{loaded.__name__}.form is {loaded.form!r}; expected one of {', '.join(get_args(Form))}")
+    if not {*loaded.parts} <= {*get_args(Part)}:
+        raise TypeError(f"{loaded.__name__}.parts: expected some of {', '.join(get_args(Part))}")
     return loaded
