@@ -60,9 +60,10 @@ def test_the_verbs_threads_are_torchs(
     assert chosen == [3]  # without the option, torch chooses
 
 
+@pytest.mark.parametrize("threads", ["0", str(2**40)])
 @pytest.mark.parametrize("verb", VERBS)
-def test_no_threads_at_all_are_a_usage_error(verb: str, chosen: list[int]) -> None:
-    result = CliRunner().invoke(build_app(), [*VERBS[verb], "--threads", "0"])
+def test_no_threads_and_more_than_a_machine_has_are_a_usage_error(verb: str, threads: str, chosen: list[int]) -> None:
+    result = CliRunner().invoke(build_app(), [*VERBS[verb], "--threads", threads])
     assert result.exit_code == 2
     assert "--threads" in result.output
     assert chosen == []

@@ -87,6 +87,16 @@ def test_every_prompt_gets_a_gradient(case):
         assert float(parameter.grad.abs().max()) > 0, name
 
 
+@pytest.mark.parametrize("case", ["Swin-T", "EVA-02", "DINOv3"])
+def test_the_metric_loss_of_da_vpt_reaches_the_prompts_of_every_block(case):
+    model = architectures.make(case)
+    options = METHODS["da-vpt"].Options(prompt_tokens=3)
+    method = METHODS["da-vpt"].create(PromptDimensions.of(trunk_of(model)), options, torch.Generator().manual_seed(0))
+    PromptedViT(model, method, 3).train()(architectures.random_images(model))
+    method.training_loss(torch.arange(2) % 3).backward()
+    assert all(float(parameter.grad.abs().max()) > 0 for parameter in method.visual)
+
+
 def test_a_hierarchy_gives_each_block_its_own_width_and_heads():
     trunk = trunk_of(architectures.make("Swin-T"))
     assert [(stage.depth, stage.width, stage.heads) for stage in trunk.stages] == [

@@ -132,7 +132,7 @@ def test_what_is_said_after_an_interruption_is_true(tmp_path, monkeypatch, begun
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vpdeploy_train.training.train_run", stop)
-    result = invoke(f"--out={tmp_path / 'run'}", "--data=digits")
+    result = invoke(f"--out={tmp_path / 'run'}", "--data=digits", "--name=numbers")
     assert result.exit_code == 130
     assert advice in result.stderr
-    assert ("--resume" in result.stderr) == begun
+    assert ("--name numbers --resume" in result.stderr) == begun

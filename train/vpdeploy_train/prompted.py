@@ -65,9 +65,11 @@ class PromptedViT(nn.Module):
         # All blocks but the last, each with its own prefix.
         last = len(self.trunk.blocks) - 1
         for index in range(last):
+            tokens = self.trunk.enter(index, tokens)
             tokens = self.trunk.run(index, tokens, self.prefix(index, tokens))
 
         # The last block, of which only what the feature reads is computed; published pooling reads prompt rows too.
+        tokens = self.trunk.enter(last, tokens)
         rows = self.method.prompts(last, self.trunk, tokens) if self.pools_prompts else None
         prefix = self.prefix(last, tokens, projects=rows is None)
         if rows is not None:

@@ -7,7 +7,9 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-Threads: TypeAlias = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the runtime's choice.")]
+Threads: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="CPU threads; default: the runtime's choice.")
+]
 """``--threads`` of every verb that computes."""
 
 

@@ -36,7 +36,8 @@ def train(
         result = train_run(settings, out, resume=resume, name=name)
     except KeyboardInterrupt:
         if (out / "args.toml").is_file():
-            advice = f"continue with: vpdeploy train --out {out} --resume"
+            given = "" if name is None else f"--name {name} "
+            advice = f"continue with: vpdeploy train --out {out} {given}--resume"
         else:
             advice = "the training had not begun, so there is nothing to resume: run the same command again"
         typer.echo(f"\nstopped; {advice}", err=True)

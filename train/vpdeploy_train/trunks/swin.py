@@ -29,7 +29,7 @@ from vpdeploy_train.trunks.trunk import Prefix, Trunk
 class SwinTrunk(Trunk):
     """A Swin transformer: tokens are [B, height, width, D], and each stage has its own width and heads.
 
-    A stage's patch merging runs with its first block. The feature is the mean over the image's own tokens.
+    A stage's patch merging runs before its first block. The feature is the mean over the image's own tokens.
     """
 
     model_type: ClassVar[type[nn.Module]] = SwinTransformer
@@ -85,13 +85,16 @@ class SwinTrunk(Trunk):
                 return None
         return None
 
-    def run(self, index: int, tokens: Tensor, prefix: Prefix | None, *, first_row_only: bool = False) -> Tensor:
-        """Run block ``index``, and before it the patch merging of a stage that it opens."""
-        # Patch merging, where the block opens a stage: four tokens become one of twice the width.
+    def enter(self, index: int, tokens: Tensor) -> Tensor:
+        """Merge patches where block ``index`` opens a stage: four tokens become one of twice the width."""
         merging = self.merging(index)
-        if merging is not None:
-            tokens = merging(tokens)
+        if merging is None:
+            return tokens
+        merged: Tensor = merging(tokens)
+        return merged
 
+    def run(self, index: int, tokens: Tensor, prefix: Prefix | None, *, first_row_only: bool = False) -> Tensor:
+        """Run block ``index`` on a map of tokens, [B, height, width, D]."""
         # Attention in windows, MLP, and a residual around each, [B, height, width, D].
         block: Any = self.blocks[index]
         tokens = tokens + _attend_windows(block, block.norm1(tokens), prefix)

@@ -92,19 +92,28 @@ class Trunk(ABC):
     def embed(self, pixels: Tensor) -> Tensor:
         """Turn normalised images [B, 3, H, W] into the first block's tokens."""
 
+    def enter(self, index: int, tokens: Tensor) -> Tensor:
+        """Return the tokens that block ``index`` reads, in its own width, of those that the block before it returned.
+
+        Args:
+            index: The block, 0 to L - 1.
+            tokens: What ``embed`` or the block before it returned.
+        """
+        return tokens
+
     @abstractmethod
     def run(self, index: int, tokens: Tensor, prefix: Prefix | None, *, first_row_only: bool = False) -> Tensor:
         """Run block ``index`` on tokens that also attend to a prefix.
 
         Args:
             index: The block, 0 to L - 1.
-            tokens: The block's input, [B, N, D], or in the form that ``embed`` gives.
+            tokens: The block's input as ``enter`` returns it, [B, N, D], or in the form that ``embed`` gives.
             prefix: Keys and values to attend to besides the tokens' own, or None.
             first_row_only: Whether queries, output projection and MLP are computed for row 0 alone; keys and values
                 still come from all rows. That is exact for the last block of a model that reads its class token only.
 
         Returns:
-            The next block's tokens; [B, 1, D] if ``first_row_only``.
+            What ``enter`` takes for the next block; [B, 1, D] if ``first_row_only``.
         """
 
     @abstractmethod
