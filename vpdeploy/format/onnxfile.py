@@ -42,6 +42,8 @@ _TYPES = {
 }
 """TensorProto.DataType."""
 
+_MOST_ELEMENTS = 2**63 - 1
+
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
 Span = tuple[int, int]
@@ -277,11 +279,15 @@ def _read_tensor(data: mmap.mmap, span: Span) -> tuple[str, str, int, str]:
         elif number == _TENSOR_EXTERNAL:
             texts = {key: data[begin:stop].decode() for key, begin, stop in fields_of(data, start, end)}
             file = texts.get(_ENTRY_VALUE, "") if texts.get(_ENTRY_KEY) == "location" else file
+            if "\0" in file:
+                raise ValueError("a file name with a zero byte")
         elif number == _TENSOR_DIMS:
             # Sizes come one to a field, or several in one: either way they are numbers in a row.
             while start < end:
                 size, start = varint_at(data, start)
                 count *= size
+                if count > _MOST_ELEMENTS:  # a negative size, too, reads as one beyond
+                    raise ValueError("more elements than a tensor can have")
     return name, _TYPES.get(kind, "other"), count, file
 
 

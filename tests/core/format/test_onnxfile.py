@@ -159,6 +159,25 @@ def test_a_graph_that_is_none_is_one_line(tmp_path: Path, data: bytes):
         read_graph(tmp_path / "x.onnx")
 
 
+def varint(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+
+
+@pytest.mark.parametrize(
+    "tensor_fields",
+    [
+        bytes([1 << 3]) + varint(2**64 - 1),
+        b"".join([bytes([1 << 3]) + varint(2**62)] * 3),
+        field(13, field(1, b"location") + field(2, b"x\0.data")),
+    ],
+    ids=["a negative size", "more elements than int64 counts", "a file name with a zero byte"],
+)
+def test_a_tensor_that_cannot_be_is_one_line(tmp_path: Path, tensor_fields: bytes):
+    path = write(tmp_path / "x.onnx", field(5, tensor("a", 1) + tensor_fields))
+    with pytest.raises(BundleError, match=r"x\.onnx: not an ONNX file, or truncated"):
+        read_graph(path)
+
+
 def test_a_graph_agrees_with_the_onnx_library(folded_flowers: Path):
     onnx = pytest.importorskip("onnx", reason="needs the export extra")
     model = onnx.load(folded_flowers)
