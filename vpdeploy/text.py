@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_UNSCALED = 10**18
 
 
 def column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
@@ -42,6 +43,8 @@ def count_text(count: int) -> str:
 
 
 def _scaled(number: int) -> tuple[str, str]:
+    if number >= _UNSCALED:  # no float holds every integer that a damaged file may give
+        return str(number // 10**12), "T"
     for step, unit in _STEPS:
         if number >= step:
             scaled = number / step

@@ -34,3 +34,7 @@ def test_sizes_have_three_digits_and_a_decimal_unit(size: int, text: str):
 
 def test_counts_have_a_unit_without_a_name():
     assert (count_text(12), count_text(17_560_000_000)) == ("12", "17.6 G")
+
+
+def test_a_number_beyond_any_float_is_text_too():
+    assert count_text(10**400) == "1" + "0" * 388 + " T"
