@@ -16,7 +16,7 @@ from vpdeploy.backends import AUTO, open_backend
 from vpdeploy.backends.checks import check_images, check_slots
 from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.backends.protocol import Backend
-from vpdeploy.errors import BundleError, SpecError
+from vpdeploy.errors import BundleCorruptError, BundleError, SpecError
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.bundle import Bundle
 from vpdeploy.format.graphfacts import Precision
@@ -91,7 +91,7 @@ class Session:
         backend: The artifact's graph, loaded; the session closes it.
 
     Raises:
-        BundleError: A prompt set is damaged.
+        BundleError: A prompt set is damaged, or the graph takes images of another form than is recorded.
         LayoutMismatchError: A prompt set does not fit the graph.
         BackendError: The device cannot hold the table.
 
@@ -103,6 +103,11 @@ class Session:
     """
 
     def __init__(self, artifact: Artifact, backend: Backend) -> None:
+        if (backend.input_dtype == np.uint8) != (artifact.image_input == "uint8"):
+            raise BundleCorruptError(
+                f"{artifact.graph_path}: takes images of {backend.input_dtype}, recorded is '{artifact.image_input}'; "
+                "export again"
+            )
         self._artifact = artifact
         self._backend = backend
         self._bundle = artifact.bundle
@@ -133,7 +138,7 @@ class Session:
             A session, owned by the caller.
 
         Raises:
-            BundleError: A prompt set is damaged.
+            BundleError: A prompt set is damaged, or the graph takes images of another form than is recorded.
             LayoutMismatchError: A prompt set does not fit the graph.
             BackendError: The runtime asked for does not work here, or cannot load the graph.
             SpecError: There is no runtime of that name.

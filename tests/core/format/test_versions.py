@@ -127,6 +127,17 @@ def test_a_folded_model_of_version_1_that_takes_no_known_images_is_refused(tmp_p
 # --- the image input, recorded ---
 
 
+def test_a_graph_that_takes_other_images_than_are_recorded_is_refused_before_any_request(zoo: Path):
+    manifest = json.loads((zoo / "manifest.json").read_text())
+    manifest["format_version"] = 2
+    manifest["graph"]["image_input"] = "float"
+    (zoo / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        BundleCorruptError, match=r"model\.onnx: takes images of uint8, recorded is 'float'; export again"
+    ):
+        load(zoo, threads=1)
+
+
 @pytest.mark.parametrize(
     ("options_of", "prefix"), [(providers.tensorrt_options, "trt"), (providers.rtx_options, "nv")], ids=["trt", "nv"]
 )
