@@ -241,15 +241,14 @@ class Session:
             InputError: Shapes or dtypes do not fit, or a slot is out of range.
             BackendError: The runtime failed.
         """
-        table = self._table
-        if len(images) == 0:
+        table, size = self._table, self.preprocessing.image_size
+        if images.dtype == np.uint8 and images.shape == (0, size, size, 3) and slots.shape == (0,):
             classes = table.sizes["classes"] if table is not None else len(self.card(self.tasks[0]).labels)
             return np.zeros((0, classes), dtype=np.float32)
 
-        # The backend checks what it is given. What it never sees as it came is checked here.
+        # The backend checks what it is given. What it never sees as it came, or has no rows to count, is checked here.
         pixels: npt.NDArray[np.generic] = images
-        if self._artifact.image_input != "uint8":
-            size = self.preprocessing.image_size
+        if self._artifact.image_input != "uint8" or images.ndim != 4:
             check_images(images, shape=(size, size, 3), dtype=np.dtype(np.uint8))
             pixels = normalise(images, self.preprocessing)
         if slots.dtype != np.int32 and slots.dtype.kind in "iu":

@@ -175,6 +175,17 @@ def test_an_empty_batch_has_an_empty_answer(session: Session, random_pixels: Mak
     assert session.predict([], "birds") == []
 
 
+@pytest.mark.parametrize(("shape", "dtype"), [((0, 31, 32, 3), "uint8"), ((0, 32, 32, 3), "float32"), ((), "uint8")])
+def test_what_is_no_batch_of_images_is_refused_even_without_rows(session: Session, shape: tuple[int, ...], dtype: str):
+    with pytest.raises(InputError, match=r"images should be uint8 \[B, 32, 32, 3\], found " + dtype):
+        session.run(np.zeros(shape, dtype), np.zeros(0, np.int32))  # type: ignore[arg-type]
+
+
+def test_slots_without_images_are_refused(session: Session, random_pixels: MakePixels):
+    with pytest.raises(InputError):
+        session.run(random_pixels(0), np.zeros(1, np.int32))
+
+
 def test_strided_pixels_are_read_by_value(session: Session, random_pixels: MakePixels):
     pixels = random_pixels(2)
     mirrored = pixels[:, :, ::-1]
