@@ -279,6 +279,13 @@ def test_defaults_that_depend_on_other_settings():
     assert make(method="vpt-deep", prune=True).prunes
 
 
+def test_each_method_has_its_own_default_rate():
+    rates = {method: make(method=method).base_lr for method in ("vapt", "vpt-deep", "lora", "full")}
+    assert rates == {"vapt": 0.4, "vpt-deep": 0.1, "lora": 4e-3, "full": 4e-4}
+    assert make(method="vapt", optimizer="sgd").base_lr == 0.25
+    assert make(method="vapt", lr=0.05).base_lr == 0.05
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vpdeploy.errors import SpecError
 from vpdeploy_train.methods.kept import Kept, PrunableMethod
 from vpdeploy_train.methods.method import Generator, PromptDimensions, stored_count
-from vpdeploy_train.methods.options import DeepOptions
+from vpdeploy_train.methods.options import PROMPT_RATES, DeepOptions, Rates
 from vpdeploy_train.option import between, option
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class VAPT(PrunableMethod):
 
     form = "adaptive"
     parts = frozenset({"tokens", "hidden"})
+    rates = Rates(sgd=PROMPT_RATES.sgd, adamw=0.4)
 
     def __init__(
         self,
