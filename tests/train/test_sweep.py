@@ -175,6 +175,7 @@ class Die(Quiet):
         os.kill(os.getpid(), signal.SIGKILL)
 
 draw_nothing(pytest.MonkeyPatch())
+print("ready", flush=True)
 settings = TrainSettings.merge(read_toml(Path(sys.argv[1])))
 plan = SweepPlan(settings=settings, space=SPACE, out=Path(sys.argv[2]), trials=int(sys.argv[3]), pruner="none")
 run_sweep(plan, make_progress=lambda *_: Die() if sys.argv[4] == "die" else Quiet())
@@ -188,7 +189,8 @@ def start(plan: SweepPlan, manner: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     arguments = [str(config), str(plan.out), str(plan.trials), manner]
-    return subprocess.Popen([sys.executable, "-c", CHILD, *arguments], env=environment, stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", CHILD, *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_a_trial_whose_process_was_killed_is_continued(plan):
@@ -202,11 +204,14 @@ def test_a_trial_whose_process_was_killed_is_continued(plan):
 
 
 def test_two_processes_share_a_sweep(plan):
+    """This process and another one, which begin together."""
     plan = replace(plan, trials=6)
-    children = [start(plan, "live") for _ in range(2)]
-    for child in children:
-        _, log = child.communicate(timeout=250)
-        assert child.returncode == 0, log.decode()
+    child = start(plan, "live")
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
+    sweep(plan)
+    _, log = child.communicate(timeout=250)
+    assert child.returncode == 0, log.decode()
     assert states(plan.out) == ["complete"] * 6
     assert len({row["lr"] for row in table(plan.out)}) == 6
     assert (plan.out / "best" / "task.json").is_file()
