@@ -34,8 +34,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let each graph be traced once, by one of the workers; the next who ask for the same trace get its file."""
+def shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Let each graph be traced once, by one of the workers; the next who ask for the same trace get its file.
+
+    The folder of the files is for processes that tests start.
+    """
     pytest.importorskip("onnxscript", reason="needs the export extra")
     import torch
     from traces import SharedTraces
@@ -45,7 +48,7 @@ def shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", SharedTraces(folder / "traces"))
-        yield
+        yield folder / "traces"
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +69,7 @@ def tiny_run_paths(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path)
 
 
 @pytest.fixture(scope="session")
-def zoo(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path], shared_traces: None) -> Path:
+def zoo(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path], shared_traces: Path) -> Path:
     """A bundle of all the runs, float32, opset 20; no test changes it."""
     from exports import export_bundle
 
@@ -75,7 +78,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path
 
 @pytest.fixture(scope="session")
 def folded_flowers(
-    tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path], shared_traces: None
+    tmp_path_factory: pytest.TempPathFactory, tiny_run_paths: dict[str, Path], shared_traces: Path
 ) -> Path:
     """The run ``flowers`` as one ONNX file, float32, opset 20; no test changes it."""
     from exports import export_folded

@@ -96,13 +96,13 @@ def bundle(zoo_copy: Path) -> Path:
 
 
 @pytest.fixture
-def flowers_run(tiny_run_paths: dict[str, Path], shared_traces: None) -> Path:
+def flowers_run(tiny_run_paths: dict[str, Path], shared_traces: Path) -> Path:
     """A run whose export need not be traced again."""
     return tiny_run_paths["flowers"]
 
 
 @pytest.fixture
-def birds_run(tiny_run_paths: dict[str, Path], shared_traces: None) -> Path:
+def birds_run(tiny_run_paths: dict[str, Path], shared_traces: Path) -> Path:
     return tiny_run_paths["birds"]
 
 

@@ -15,7 +15,7 @@ Change = Callable[[onnx.ModelProto], None]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shared_traces(shared_traces: None) -> None:
+def _shared_traces(shared_traces: Path) -> None:
     """Every test of this folder exports something."""
 
 

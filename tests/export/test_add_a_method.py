@@ -23,12 +23,15 @@ import sys
 import numpy as np
 import tiny_runs, torch
 from pathlib import Path
+from traces import SharedTraces
 from typer.testing import CliRunner
 import vpdeploy
 from vpdeploy.cli.main import build_app
 from vpdeploy_train.methods import METHODS
 from vpdeploy_train.prompted import normalise_pixels
 from vpdeploy_train.run import Run
+
+torch.onnx.export = SharedTraces(Path(sys.argv[1]))
 
 def call(*arguments):
     result = CliRunner().invoke(build_app(arguments), list(arguments))
@@ -66,10 +69,10 @@ print(list(METHODS)[-1], "done")
 """
 
 
-def run_python(folder: Path, program: str, *, path: list[Path]) -> subprocess.CompletedProcess[str]:
+def run_python(folder: Path, program: str, *arguments: str, path: list[Path]) -> subprocess.CompletedProcess[str]:
     inherited = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, path), *inherited])}
-    command = [sys.executable, "-c", textwrap.dedent(program)]
+    command = [sys.executable, "-c", textwrap.dedent(program), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -86,7 +89,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_a_method_of_another_package_is_trained_pruned_swept_exported_and_served(installed, tmp_path):
+def test_a_method_of_another_package_is_trained_pruned_swept_exported_and_served(installed, tmp_path, shared_traces):
     source = np.random.default_rng(0)
     for label, colour in (("red", 0), ("blue", 2)):
         for number in range(12):
@@ -95,7 +98,7 @@ def test_a_method_of_another_package_is_trained_pruned_swept_exported_and_served
             picture = tmp_path / "photos" / label / f"{number}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(picture)
-    finished = run_python(tmp_path, PROGRAM, path=[installed, ROOT / "tests"])
+    finished = run_python(tmp_path, PROGRAM, str(shared_traces), path=[installed, ROOT / "tests"])
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert finished.stdout == "factored done\n"
 

@@ -26,6 +26,16 @@ from vpdeploy_train.prompted import PromptedViT, normalise_pixels
 MakePixels = Callable[..., np.ndarray]
 
 OPTIONS = {"prompt_tokens": 5, "kv_tokens": 3, "vapt_hidden": 4, "lora_rank": 3}
+CLASSES = {
+    "e2vpt": 3,
+    "vapt": 4,
+    **dict.fromkeys(("vpt-deep", "vfpt", "da-vpt"), 5),
+    "vpt-shallow": 6,
+    **dict.fromkeys(("linear", "lora", "full"), 7),
+    "vapt-paper": 8,
+    "vapt-pruned": 9,
+}
+"""Of methods whose folded graphs differ in numbers only, the same: they share a trace."""
 ADAPTIVE = ("vapt", "vapt-pruned", "linear")
 PAPER = ("vapt-paper", "linear")
 SUPERSET = ("e2vpt", "vapt", "vpt-deep", "vfpt", "da-vpt", "vapt-pruned", "linear")
@@ -54,7 +64,7 @@ def models(weights: Path) -> dict[str, PromptedViT]:
         if name == "vapt-pruned":
             assert isinstance(method, PrunableMethod)
             method = method.pruned_to(PRUNED, method.state_dict()).eval()
-        model = tiny_runs.prompted(backbone.vit, method, 3 + number, seed=number)
+        model = tiny_runs.prompted(backbone.vit, method, CLASSES[name], seed=number)
         if name == "full":
             with torch.no_grad():
                 for parameter in model.method.parameters():

@@ -15,7 +15,7 @@ from vpdeploy.session.session import Session
 
 
 @pytest.fixture(scope="module")
-def mixed_runs(tmp_path_factory: pytest.TempPathFactory, shared_traces: None) -> list[Path]:
+def mixed_runs(tmp_path_factory: pytest.TempPathFactory, shared_traces: Path) -> list[Path]:
     """E²VPT, VAPT and a linear head."""
     import tiny_runs
 

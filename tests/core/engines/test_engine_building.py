@@ -29,7 +29,7 @@ OPTIONS = {"prompt_tokens": 5, "kv_tokens": 3, "hidden": 4}
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory, shared_traces: None) -> dict[str, Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory, shared_traces: Path) -> dict[str, Path]:
     """Runs of every method that can be switched, all with random prompts."""
     import tiny_runs
 
