@@ -12,8 +12,7 @@ Example:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vpdeploy import errors as errors
 from vpdeploy.errors import (
@@ -29,6 +28,7 @@ from vpdeploy.errors import (
     TaskNotFoundError,
     VpdeployError,
 )
+from vpdeploy.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vpdeploy.serving.batcher import Batcher as Batcher
@@ -58,19 +58,16 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "load": "vpdeploy.session.session",
-    "Session": "vpdeploy.session.session",
-    "Batcher": "vpdeploy.serving.batcher",
-    "BatchSettings": "vpdeploy.serving.batcher",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what needs NumPy when it is first asked for: ``import vpdeploy`` itself loads the errors alone."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'vpdeploy' has no attribute '{name}'")
+# What needs NumPy waits until it is asked for: ``import vpdeploy`` itself loads the errors alone.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "load": "session.session",
+        "Session": "session.session",
+        "Batcher": "serving.batcher",
+        "BatchSettings": "serving.batcher",
+    },
+)
 
 
 def __dir__() -> list[str]:

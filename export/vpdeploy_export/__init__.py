@@ -12,8 +12,9 @@ Example:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from vpdeploy.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vpdeploy_export.conversion import convert as convert
@@ -40,25 +41,22 @@ __all__ = [
     "verify",
 ]
 
-_MODULES: Final = {
-    "ExportReport": "export",
-    "Folded": "forms",
-    "ParityReport": "parity",
-    "Switchable": "forms",
-    "TargetOptions": "targets.target",
-    "TrainedModel": "models",
-    "add_task": "export",
-    "convert": "conversion",
-    "export_model": "export",
-    "verify": "verification",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: the package itself loads neither torch nor onnx."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'vpdeploy_export' has no attribute '{name}'")
-    return getattr(import_module(f"vpdeploy_export.{_MODULES[name]}"), name)
+# The package itself loads neither torch nor onnx: a name is imported when it is first asked for.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "ExportReport": "export",
+        "Folded": "forms",
+        "ParityReport": "parity",
+        "Switchable": "forms",
+        "TargetOptions": "targets.target",
+        "TrainedModel": "models",
+        "add_task": "export",
+        "convert": "conversion",
+        "export_model": "export",
+        "verify": "verification",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -12,8 +12,9 @@ Example:
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from vpdeploy.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vpdeploy_train.backbone import load_backbone as load_backbone
@@ -42,26 +43,23 @@ __all__ = [
     "train_run",
 ]
 
-_MODULES: Final = {
-    "BackboneChoice": "importing.backbone",
-    "ImportResult": "results",
-    "PruningReport": "pruning.report",
-    "Run": "run",
-    "RunEvaluation": "evaluation",
-    "TrainSettings": "settings",
-    "TrainingResult": "results",
-    "evaluate_run": "evaluation",
-    "import_checkpoint": "importing.importing",
-    "load_backbone": "backbone",
-    "train_run": "training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: the command line starts without torch."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'vpdeploy_train' has no attribute '{name}'")
-    return getattr(import_module(f"vpdeploy_train.{_MODULES[name]}"), name)
+# The command line starts without torch, so a name is imported when it is first asked for.
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "BackboneChoice": "importing.backbone",
+        "ImportResult": "results",
+        "PruningReport": "pruning.report",
+        "Run": "run",
+        "RunEvaluation": "evaluation",
+        "TrainSettings": "settings",
+        "TrainingResult": "results",
+        "evaluate_run": "evaluation",
+        "import_checkpoint": "importing.importing",
+        "load_backbone": "backbone",
+        "train_run": "training",
+    },
+)
 
 
 def __dir__() -> list[str]:

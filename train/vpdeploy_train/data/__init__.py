@@ -5,9 +5,9 @@ What needs torch is imported when it is first asked for.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vpdeploy.lazy import lazy_names
 from vpdeploy_train.data.example import DataSource, Example
 from vpdeploy_train.data.memory import CacheBudget
 from vpdeploy_train.data.preload import preload_images
@@ -31,17 +31,13 @@ __all__ = [
     "resolve_data",
 ]
 
-
-_LATE = {
-    "AUGMENTATIONS": "augmentation",
-    "Augmentation": "augmentation",
-    "build_augmentation": "augmentation",
-    "EpochLoader": "loader",
-    "ImageDataset": "dataset",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATE:
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "AUGMENTATIONS": "augmentation",
+        "Augmentation": "augmentation",
+        "build_augmentation": "augmentation",
+        "EpochLoader": "loader",
+        "ImageDataset": "dataset",
+    },
+)
