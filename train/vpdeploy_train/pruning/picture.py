@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vpdeploy_train.methods.kept import SEGMENTS
 from vpdeploy_train.plots import save_picture
+from vpdeploy_train.point_labels import label_points
 from vpdeploy_train.pruning.report import PruningReport
 
 _REMOVED = "firebrick"
@@ -26,8 +27,9 @@ def plot_pruning(report: PruningReport, path: Path) -> None:
         _draw_hidden(second, report)
     else:
         _draw_kv_tokens(second, report)
-    _draw_candidates(candidates, report)
+    labels = _draw_candidates(candidates, report)
     _draw_change(change, report)
+    label_points(candidates, labels)
     save_picture(figure, path)
 
 
@@ -85,8 +87,13 @@ def _draw_hidden(axes: Axes, report: PruningReport) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _draw_candidates(axes: Axes, report: PruningReport) -> None:
-    """Draw validation accuracy over parameters for every candidate; hollow ones were stopped early."""
+def _draw_candidates(axes: Axes, report: PruningReport) -> dict[tuple[float, float], str]:
+    """Draw validation accuracy over parameters for every candidate, hollow where it was stopped early.
+
+    Returns:
+        The label of each point; points that coincide share one.
+    """
+    labels: dict[tuple[float, float], list[str]] = {}
     for row in report.candidates:
         chosen = row.phase == report.chosen
         colour = _REMOVED if chosen else "steelblue"
@@ -99,18 +106,12 @@ def _draw_candidates(axes: Axes, report: PruningReport) -> None:
             fillstyle="full" if row.finished else "none",
         )
         text = f"{row.keep:.0%}" + ("" if row.finished else f"\nto epoch {row.epochs}")
-        axes.annotate(
-            text,
-            (row.parameters, row.val_accuracy),
-            textcoords="offset points",
-            xytext=(0, 9),
-            ha="center",
-            fontsize=8,
-        )
+        labels.setdefault((row.parameters, row.val_accuracy), []).append(text)
     title = "the search: shares of tokens (star: chosen; hollow: stopped early)"
     axes.set(title=title, xlabel="prompt parameters", ylabel="validation accuracy")
     axes.margins(0.1, 0.25)
     axes.grid(alpha=0.3)
+    return {point: "\n".join(dict.fromkeys(texts)) for point, texts in labels.items()}
 
 
 def _draw_change(axes: Axes, report: PruningReport) -> None:
