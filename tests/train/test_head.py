@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from vpdeploy_train import discriminant
 from vpdeploy_train.head import fit_head
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.prompted import PromptedViT
@@ -48,3 +51,53 @@ def test_a_class_without_images_is_never_predicted_and_changes_nothing_for_the_o
         logits, expected = whole(features), dense(features)
     torch.testing.assert_close(logits[:, list(present)], expected)
     assert set(logits.argmax(1).tolist()) <= set(present)
+
+
+def test_a_probe_of_many_images_and_classes_takes_no_memory_of_their_product():
+    images, classes, width = 20_000, 4_000, 8
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(classes), images // classes)
+    centres = rng.normal(0.0, 30.0, (classes, width))
+    features = torch.from_numpy((centres[labels] + rng.normal(0.0, 1.0, (images, width))).astype(np.float32))
+    model = Identity(width, classes)
+    tracemalloc.start()
+    try:
+        fit_head(model, [(features, torch.from_numpy(labels))])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < images * classes  # a byte for each score; one float64 array of them would be eight times that
+    with torch.no_grad():
+        right = (model(features[::50]).argmax(1) == torch.from_numpy(labels[::50])).float().mean()
+    assert right > 0.95
+
+
+def test_linear_discriminant_analysis_is_that_of_the_textbook(monkeypatch):
+    monkeypatch.setattr(discriminant, "_CHUNK", 7)  # several chunks, the last one smaller
+    rng = np.random.default_rng(2)
+    labels = rng.choice([1, 2, 5], 60)
+    features = (rng.normal(3.0, [1.0, 5.0, 0.2, 2.0], (60, 4)) + labels[:, None]).astype(np.float32)
+    features[:, 3] = 4.0  # a feature that never changes
+    found = discriminant.fit_discriminant(features, labels)
+
+    scale = np.where(features.std(0) > 0, features.std(0, dtype=np.float64), 1.0)
+    standard = (features - features.mean(0, dtype=np.float64)) / scale
+    means = np.stack([standard[labels == label].mean(0) for label in (1, 2, 5)])
+    within = sum(
+        np.outer(row - mean, row - mean)
+        for label, mean in zip((1, 2, 5), means, strict=True)
+        for row in standard[labels == label]
+    )
+    inverse = np.linalg.inv(0.97 * within / (60 - 3) + 0.03 * np.eye(4))
+    expected = [
+        standard @ inverse @ mean - mean @ inverse @ mean / 2 + np.log((labels == label).mean())
+        for label, mean in zip((1, 2, 5), means, strict=True)
+    ]
+    assert found.classes.tolist() == [1, 2, 5]
+    np.testing.assert_allclose(features @ found.weight.T + found.bias, np.stack(expected, axis=1), rtol=1e-4, atol=1e-4)
+
+
+def test_images_that_are_all_alike_within_their_class_are_told_apart():
+    features = np.repeat(np.eye(3, 4, dtype=np.float32), 2, axis=0)
+    found = discriminant.fit_discriminant(features, np.repeat(np.arange(3), 2))
+    assert (features @ found.weight.T + found.bias).argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
