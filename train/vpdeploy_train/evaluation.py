@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,35 @@ from vpdeploy_train.run import Run
 
 Numbers = npt.NDArray[np.int64]
 
+MOST_DENSE_CLASSES: Final = 1_000
+"""Up to so many classes the JSON form has the whole confusion matrix; it grows with their square."""
+
+MOST_CONFUSED: Final = 1_000
+"""So many confused pairs of classes the JSON form lists."""
+
+_TOLD = 5  # classes, and pairs of classes, that are told in words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confused:
+    """Images of one class that were taken for another.
+
+    Attributes:
+        true: Their class.
+        predicted: What they were taken for.
+        images: How many they are.
+    """
+
+    true: int
+    predicted: int
+    images: int
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
     """Results on one split. Only ``confusion`` takes memory that grows with the square of the number of classes.
+
+    The arrays that it returns are read-only or the caller's own.
 
     Attributes:
         loss: Mean cross-entropy.
@@ -57,12 +82,39 @@ class Evaluation:
 
         A class that is neither the label of an image nor predicted is left out; one that is only predicted counts as 0.
         """
-        true, found, right = (
-            np.bincount(chosen, minlength=self.classes)
-            for chosen in (self.labels, self.predicted, self.labels[self.labels == self.predicted])
-        )
-        seen = true + found > 0
-        return float((right[seen] / np.maximum(true[seen], 1)).sum()) / max(int(seen.sum()), 1)
+        true = self.class_images
+        seen = true + np.bincount(self.predicted, minlength=self.classes) > 0
+        return float((self.class_right[seen] / np.maximum(true[seen], 1)).sum()) / max(int(seen.sum()), 1)
+
+    @property
+    def class_images(self) -> Numbers:
+        """How many images each class has, int64 [C]."""
+        return np.bincount(self.labels, minlength=self.classes)
+
+    @property
+    def class_right(self) -> Numbers:
+        """How many images of each class are predicted as it, int64 [C]."""
+        return np.bincount(self.labels[self.labels == self.predicted], minlength=self.classes)
+
+    def worst_classes(self) -> Numbers:
+        """Return the classes that have images, the least accurate first, of equals the one of more images."""
+        images, right = self.class_images, self.class_right
+        present = np.flatnonzero(images)
+        return present[np.lexsort((present, -images[present], right[present] / images[present]))]
+
+    def confused(self, most: int) -> list[Confused]:
+        """Return the pairs of classes that were confused, the most frequent first.
+
+        Args:
+            most: How many pairs at most.
+        """
+        wrong = self.labels != self.predicted
+        cells, counts = np.unique(self.labels[wrong] * self.classes + self.predicted[wrong], return_counts=True)
+        order = np.lexsort((cells, -counts))[:most]
+        return [
+            Confused(true=int(cell) // self.classes, predicted=int(cell) % self.classes, images=int(count))
+            for cell, count in zip(cells[order], counts[order], strict=True)
+        ]
 
     def confusion(self) -> Numbers:
         """Return the counts by true class and predicted class, int64 [C, C]."""
@@ -70,13 +122,13 @@ class Evaluation:
         return cells.reshape(self.classes, self.classes)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form."""
+        """Return the JSON form; beyond ``MOST_DENSE_CLASSES`` classes ``confusion`` is null."""
         return {
             "images": self.images,
             "loss": self.loss,
             "accuracy": self.accuracy,
             "class_accuracy": self.class_accuracy,
-            "confusion": self.confusion().tolist(),
+            "confusion": self.confusion().tolist() if self.classes <= MOST_DENSE_CLASSES else None,
         }
 
 
@@ -94,7 +146,7 @@ class RunEvaluation:
         >>> found.evaluation.confusion().shape  # true class by predicted class
         (3, 3)
         >>> list(found.to_json())
-        ['run', 'split', 'labels', 'images', 'loss', 'accuracy', 'class_accuracy', 'confusion']
+        ['run', 'split', 'labels', 'images', 'loss', 'accuracy', 'class_accuracy', 'confusion', 'per_class', 'confused']
     """
 
     run: Run
@@ -102,9 +154,46 @@ class RunEvaluation:
     evaluation: Evaluation
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form, as ``vpdeploy eval --json`` prints it."""
-        about = {"run": str(self.run.path), "split": self.split, "labels": list(self.run.card.labels)}
-        return about | self.evaluation.to_json()
+        """Return the JSON form, as ``vpdeploy eval --json`` prints it.
+
+        An accuracy is null where a class has no images; at most ``MOST_CONFUSED`` pairs are listed.
+        """
+        labels, found = self.run.card.labels, self.evaluation
+        about = {"run": str(self.run.path), "split": self.split, "labels": list(labels)}
+        classes = zip(labels, found.class_images.tolist(), found.class_right.tolist(), strict=True)
+        return {
+            **about,
+            **found.to_json(),
+            "per_class": [
+                {"label": label, "images": images, "accuracy": right / images if images else None}
+                for label, images, right in classes
+            ],
+            "confused": [
+                {"true": labels[pair.true], "predicted": labels[pair.predicted], "images": pair.images}
+                for pair in found.confused(MOST_CONFUSED)
+            ],
+        }
+
+    def to_text(self) -> str:
+        """Return the lines that ``vpdeploy eval`` prints: the figures, the worst classes and the most confused ones."""
+        labels, found = self.run.card.labels, self.evaluation
+        images, right = found.class_images, found.class_right
+        worst = [each for each in found.worst_classes()[:_TOLD] if right[each] < images[each]]
+        lines = [
+            f"{self.run.path}: {found.images} images of split '{self.split}'",
+            f"accuracy {found.accuracy:.4f}, mean over classes {found.class_accuracy:.4f}, loss {found.loss:.4f}",
+        ]
+        if worst:
+            lines.append("worst classes:")
+            lines += [f"  {right[each]} of {images[each]} right  {cut_name(labels[each])}" for each in worst]
+        if pairs := found.confused(_TOLD):
+            lines.append("most confused:")
+            lines += [
+                f"  {pair.images} of {images[pair.true]}  {cut_name(labels[pair.true])} -> "
+                f"{cut_name(labels[pair.predicted])}"
+                for pair in pairs
+            ]
+        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -139,6 +228,7 @@ def evaluate_run(
     device: str = "auto",
     weights: Path | None = None,
     backbone: Backbone | None = None,
+    cache_bytes: int | None = None,
 ) -> RunEvaluation:
     """Evaluate a run on one split of a data set.
 
@@ -150,6 +240,7 @@ def evaluate_run(
         device: ``auto``, ``cpu`` or ``cuda``.
         weights: Where the backbone's weights file lies now; None takes the place noted in the run.
         backbone: The loaded backbone, where the caller evaluates several runs on it; moved to the device.
+        cache_bytes: Memory that decoded images may take; None takes half of what is free.
 
     Returns:
         What was evaluated, and how good it is.
@@ -166,25 +257,27 @@ def evaluate_run(
         >>> 0 <= found.evaluation.accuracy <= 1
         True
     """
-    # The images, decoded once; the run's own labels number the classes.
+    # The examples, numbered by the run's own labels, and the model: what cannot work is refused before images are read.
     spec = data or run.data
     if spec is None:
         raise SpecError(f"{run.path}: was imported, so it names no data of its own; give --data")
     source = resolve_data(spec, seed=run.data_seed, val_fraction=run.val_fraction, labels=run.card.labels)
-    dataset = ImageDataset(source.split(split), run.card.preprocessing, budget=CacheBudget.of_free_memory())
-    with ProgressBar("reading images") as bar:
-        preload_images([dataset], on_progress=lambda done, total: bar.show(done / total))
-
-    # The model, on the device that computes.
+    examples = source.split(split)
     target = choose_device(device)
     model = run.load_model(backbone or run.load_backbone(weights=weights)).to(target)
-    batches = Batches(
-        dataset=dataset,
-        preprocessing=run.card.preprocessing,
-        batch_size=batch_size,
-        device=target,
-    )
+
+    # The images, decoded once where they fit into memory, so that damaged ones are all named.
+    dataset = ImageDataset(examples, run.card.preprocessing, budget=CacheBudget.of(cache_bytes))
+    with ProgressBar("reading images") as bar:
+        preload_images([dataset], on_progress=lambda done, total: bar.show(done / total))
+    batches = Batches(dataset=dataset, preprocessing=run.card.preprocessing, batch_size=batch_size, device=target)
     return RunEvaluation(run=run, split=split, evaluation=evaluate(model, batches))
+
+
+def cut_name(name: str, most: int = 40) -> str:
+    """Return a class name on one line of at most so many characters."""
+    line = "".join(character if character.isprintable() else " " for character in name)
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _joined(parts: list[Tensor]) -> Numbers:

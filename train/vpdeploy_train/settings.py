@@ -46,7 +46,7 @@ PoolingChoice = Literal["model", "patches", "published"]
 _DEFAULT_WEIGHT_DECAY: dict[str, float] = {"sgd": 0.001, "adamw": 0.01}
 
 VERB_WORDS: Final = frozenset(
-    {"out", "name", "config", "resume", "as_json", "json", "help", "threads"}
+    {"out", "name", "config", "resume", "as_json", "json", "help", "threads", "cache"}
     | {"trials", "search", "storage", "study", "pruner"}
 )
 """Parameters of the verbs that train, which no option of a method may be called by."""

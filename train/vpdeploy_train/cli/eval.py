@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vpdeploy.cli.threads import Threads
+from vpdeploy_train.cli.cache import Cache
 
 
 def evaluate(
@@ -18,8 +19,12 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     weights: Annotated[Path | None, typer.Option(help="Where the backbone's weights file lies now.")] = None,
+    cache: Cache = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of the confusion and of every class's accuracy.")
+    ] = None,
     threads: Threads = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, the confusion matrix included.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class and what is confused.")] = False,
 ) -> None:
     """Print a run's accuracy on labelled images."""
     from vpdeploy_train.device import use_threads
@@ -27,10 +32,12 @@ def evaluate(
     from vpdeploy_train.run import Run
 
     use_threads(threads)
-    found = evaluate_run(Run.read(run), data=data, split=split, batch_size=batch_size, device=device, weights=weights)
-    if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
-        return
-    result = found.evaluation
-    typer.echo(f"{run}: {result.images} images of split '{split}'")
-    typer.echo(f"accuracy {result.accuracy:.4f}, mean over classes {result.class_accuracy:.4f}, loss {result.loss:.4f}")
+    found = evaluate_run(
+        Run.read(run), data=data, split=split, batch_size=batch_size, device=device, weights=weights, cache_bytes=cache
+    )
+    if plots is not None:
+        from vpdeploy_train.evaluation_pictures import plot_evaluation
+
+        for picture in plot_evaluation(found, plots):
+            typer.echo(f"written: {picture}", err=True)
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.to_text())

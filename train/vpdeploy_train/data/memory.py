@@ -27,6 +27,11 @@ class CacheBudget:
         """Return a budget of ``MEMORY_SHARE`` of the memory that is free now."""
         return cls(int(MEMORY_SHARE * free_memory()))
 
+    @classmethod
+    def of(cls, limit_bytes: int | None) -> CacheBudget:
+        """Return a budget of so many bytes, or where that is None of a share of the memory that is free now."""
+        return cls.of_free_memory() if limit_bytes is None else cls(limit_bytes)
+
     @property
     def free_bytes(self) -> int:
         """Bytes that are not taken yet."""
