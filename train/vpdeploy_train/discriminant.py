@@ -33,8 +33,8 @@ def fit_discriminant(features: npt.NDArray[np.float32], labels: npt.NDArray[np.i
     """Fit linear discriminant analysis with a shrunken covariance.
 
     It is that of Hastie, Tibshirani and Friedman, The Elements of Statistical Learning (2nd edition), eq. 4.10, with
-    the covariance of section 4.3.1. With features standardised by their variance over all images, class means μ_k, shares
-    π_k, and S the covariance within classes,
+    the covariance of section 4.3.1. With features standardised by their variance over all images, class means μ_k,
+    shares π_k, and S the covariance within classes,
 
         Σ = (1 - λ) S + λ I,    w_k = Σ⁻¹ μ_k,    b_k = -½ μ_kᵀ Σ⁻¹ μ_k + log π_k,    λ = 0.03
 
