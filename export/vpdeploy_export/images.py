@@ -13,7 +13,8 @@ import numpy.typing as npt
 from vpdeploy.errors import InputError, SpecError, VpdeployError
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import load_pixels
-from vpdeploy_train.data import ImageDataset, resolve_data
+from vpdeploy_train.data import ImageDataset
+from vpdeploy_train.data.resolve import data_place
 from vpdeploy_train.data.tree import is_image
 from vpdeploy_train.run import Run
 
@@ -49,16 +50,16 @@ def gate_images(run: Run, folder: Path | None) -> GateImages:
     if run.data is None:
         return synthetic_images(preprocessing, "the run was imported and has no data of its own")
     try:
-        labels = run.card.labels
-        data = resolve_data(run.data, seed=run.data_seed, val_fraction=run.val_fraction, labels=labels)
-        examples = _spread(data.split("val"))
-        dataset = ImageDataset(examples, preprocessing)
-        pixels = np.stack([dataset[index][0].numpy() for index in range(len(dataset))])
+        examples = _spread(run.read_data().split("val"))
+        pixels = _sound_pixels(ImageDataset(examples, preprocessing))
         return GateImages(pixels=pixels, source=f"{len(pixels)} validation images of {Path(run.data).name}")
     except VpdeployError as error:
         # The report travels with the artifact: the folder's name may, its place on this machine may not.
-        reason = str(error).replace(run.data, Path(run.data).name).partition(";")[0]
-        return synthetic_images(preprocessing, f"the run's own are not available: {reason}")
+        reason = str(error).removeprefix(f"{run.path}: ").replace(run.data, Path(run.data).name)
+        if (place := data_place(run.data)) is not None:
+            reason = reason.replace(str(place), place.name)
+        reason = reason.partition(";")[0]
+        return synthetic_images(preprocessing, f"the run's own are not available: {reason}; --images DIR gives others")
 
 
 def images_without_run(preprocessing: Preprocessing, folder: Path | None) -> GateImages:
@@ -99,6 +100,19 @@ def synthetic_images(preprocessing: Preprocessing, reason: str) -> GateImages:
     smooth = coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :size, :size]
     pixels = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
     return GateImages(pixels=pixels, source=f"{len(pixels)} synthetic images ({reason})")
+
+
+def _sound_pixels(dataset: ImageDataset) -> npt.NDArray[np.uint8]:
+    """Return the pixels of the images that can be decoded, uint8 [B, H, W, 3]; training has told of the others."""
+    pixels, first = [], None
+    for index in range(len(dataset)):
+        try:
+            pixels.append(dataset[index][0].numpy())
+        except InputError as error:
+            first = first or error
+    if not pixels and first is not None:
+        raise first
+    return np.stack(pixels)
 
 
 def _spread(items: Sequence[_T]) -> tuple[_T, ...]:

@@ -29,6 +29,7 @@ COMMON: dict[str, Any] = {
     "normalisation": "imagenet",
     "pooling": "patches",
     "val_fraction": 0.25,
+    "skip_corrupt": True,
     "head": "zero",
     "epochs": 7,
     "batch_size": 5,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdeploy.errors import SpecError
+from vpdeploy.errors import InputError
 from vpdeploy.progress import ProgressBar
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.batches import Batches
-from vpdeploy_train.data import CacheBudget, ImageDataset, preload_images, resolve_data
+from vpdeploy_train.data import CacheBudget, ImageDataset, preload_images
+from vpdeploy_train.data.preload import Damage, list_damaged, preload_sound_images
 from vpdeploy_train.device import choose_device
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
+
+logger = logging.getLogger("vpdeploy.train")
 
 Numbers = npt.NDArray[np.int64]
 
@@ -140,18 +144,21 @@ class RunEvaluation:
         run: The run.
         split: ``train``, ``val`` or ``test``.
         evaluation: The results; its class numbers index the run's labels.
+        skipped: Number of damaged images that were left out.
 
     Example:
         >>> found = vpdeploy_train.evaluate_run(vpdeploy_train.Run.read(run))
         >>> found.evaluation.confusion().shape  # true class by predicted class
         (3, 3)
         >>> list(found.to_json())
-        ['run', 'split', 'labels', 'images', 'loss', 'accuracy', 'class_accuracy', 'confusion', 'per_class', 'confused']
+        ['run', 'split', 'labels', 'skipped', 'images', 'loss', 'accuracy', 'class_accuracy', 'confusion',
+         'per_class', 'confused']
     """
 
     run: Run
     split: str
     evaluation: Evaluation
+    skipped: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON form, as ``vpdeploy eval --json`` prints it.
@@ -159,7 +166,12 @@ class RunEvaluation:
         An accuracy is null where a class has no images; at most ``MOST_CONFUSED`` pairs are listed.
         """
         labels, found = self.run.card.labels, self.evaluation
-        about = {"run": str(self.run.path), "split": self.split, "labels": list(labels)}
+        about = {
+            "run": str(self.run.path),
+            "split": self.split,
+            "labels": list(labels),
+            "skipped": self.skipped,
+        }
         classes = zip(labels, found.class_images.tolist(), found.class_right.tolist(), strict=True)
         return {
             **about,
@@ -179,8 +191,9 @@ class RunEvaluation:
         labels, found = self.run.card.labels, self.evaluation
         images, right = found.class_images, found.class_right
         worst = [each for each in found.worst_classes()[:_TOLD] if right[each] < images[each]]
+        skipped = f", {self.skipped} damaged ones left out" if self.skipped else ""
         lines = [
-            f"{self.run.path}: {found.images} images of split '{self.split}'",
+            f"{self.run.path}: {found.images} images of split '{self.split}'{skipped}",
             f"accuracy {found.accuracy:.4f}, mean over classes {found.class_accuracy:.4f}, loss {found.loss:.4f}",
         ]
         if worst:
@@ -229,6 +242,7 @@ def evaluate_run(
     weights: Path | None = None,
     backbone: Backbone | None = None,
     cache_bytes: int | None = None,
+    skip_corrupt: bool = False,
 ) -> RunEvaluation:
     """Evaluate a run on one split of a data set.
 
@@ -241,6 +255,7 @@ def evaluate_run(
         weights: Where the backbone's weights file lies now; None takes the place noted in the run.
         backbone: The loaded backbone, where the caller evaluates several runs on it; moved to the device.
         cache_bytes: Memory that decoded images may take; None takes half of what is free.
+        skip_corrupt: Leave out images that cannot be decoded, instead of refusing them.
 
     Returns:
         What was evaluated, and how good it is.
@@ -248,7 +263,7 @@ def evaluate_run(
     Raises:
         BundleCorruptError: The run's files are damaged.
         SpecError: The data, the split, the weights or the device cannot be used.
-        InputError: An image cannot be decoded.
+        InputError: An image cannot be decoded; or where these are to be left out, all of them.
 
     Example:
         >>> found = vpdeploy_train.evaluate_run(vpdeploy_train.Run.read(run), split="test")
@@ -258,20 +273,27 @@ def evaluate_run(
         True
     """
     # The examples, numbered by the run's own labels, and the model: what cannot work is refused before images are read.
-    spec = data or run.data
-    if spec is None:
-        raise SpecError(f"{run.path}: was imported, so it names no data of its own; give --data")
-    source = resolve_data(spec, seed=run.data_seed, val_fraction=run.val_fraction, labels=run.card.labels)
+    source = run.read_data(data)
     examples = source.split(split)
     target = choose_device(device)
     model = run.load_model(backbone or run.load_backbone(weights=weights)).to(target)
 
     # The images, decoded once where they fit into memory, so that damaged ones are all named.
     dataset = ImageDataset(examples, run.card.preprocessing, budget=CacheBudget.of(cache_bytes))
+    damaged: list[Damage] = []
     with ProgressBar("reading images") as bar:
-        preload_images([dataset], on_progress=lambda done, total: bar.show(done / total))
+        if skip_corrupt:
+            (dataset,), damaged = preload_sound_images(
+                [dataset], on_progress=lambda done, total: bar.show(done / total)
+            )
+        else:
+            preload_images([dataset], on_progress=lambda done, total: bar.show(done / total))
+    if damaged:
+        if not len(dataset):
+            raise InputError(f"{source.spec}: all {len(damaged)} images are damaged: {list_damaged(damaged)}")
+        logger.warning("%d damaged images are left out: %s", len(damaged), list_damaged(damaged))
     batches = Batches(dataset=dataset, preprocessing=run.card.preprocessing, batch_size=batch_size, device=target)
-    return RunEvaluation(run=run, split=split, evaluation=evaluate(model, batches))
+    return RunEvaluation(run=run, split=split, evaluation=evaluate(model, batches), skipped=len(damaged))
 
 
 def cut_name(name: str, most: int = 40) -> str:

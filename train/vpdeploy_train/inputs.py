@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vpdeploy.errors import SpecError
+from vpdeploy.errors import InputError, SpecError
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.progress import ProgressBar
 from vpdeploy_train.backbone import Backbone, load_backbone
@@ -18,6 +19,7 @@ from vpdeploy_train.data import (
     preload_images,
     resolve_data,
 )
+from vpdeploy_train.data.preload import Damage, list_damaged, preload_sound_images
 from vpdeploy_train.recipes import recipe_remarks
 from vpdeploy_train.settings import TrainSettings
 
@@ -37,6 +39,7 @@ class TrainingInputs:
         train: Training images, varied where an augmentation is asked for.
         val: Validation images.
         scoring: Training images as they are.
+        skipped: What is wrong with the training and validation images that were left out, one text an image.
     """
 
     source: DataSource
@@ -45,6 +48,7 @@ class TrainingInputs:
     train: ImageDataset
     val: ImageDataset
     scoring: ImageDataset
+    skipped: tuple[str, ...] = ()
 
 
 def load_inputs(settings: TrainSettings, *, backbone: Backbone | None = None) -> TrainingInputs:
@@ -56,7 +60,7 @@ def load_inputs(settings: TrainSettings, *, backbone: Backbone | None = None) ->
 
     Raises:
         SpecError: Settings and data do not fit, or the backbone cannot be had.
-        InputError: Images cannot be decoded.
+        InputError: Images cannot be decoded; or where these are to be left out, a class or a split has no others.
     """
     # The examples, which have to suit what was asked for, and the backbone.
     source = resolve_data(settings.data, seed=settings.seed, val_fraction=settings.val_fraction)
@@ -75,12 +79,48 @@ def load_inputs(settings: TrainSettings, *, backbone: Backbone | None = None) ->
     budget = CacheBudget.of_free_memory()
     train = ImageDataset(source.train, preprocessing, augmentation, settings.seed, budget=budget)
     val = ImageDataset(source.val, preprocessing, budget=budget)
-    scoring = train if augmentation is None else ImageDataset(source.train, preprocessing, budget=budget)
+    damaged: list[Damage] = []
     with ProgressBar("reading images") as bar:
-        preload_images([train, val], on_progress=lambda done, total: bar.show(done / total))
+        if settings.skip_corrupt:
+            (train, val), damaged = preload_sound_images(
+                [train, val], on_progress=lambda done, total: bar.show(done / total)
+            )
+        else:
+            preload_images([train, val], on_progress=lambda done, total: bar.show(done / total))
+    if damaged:
+        source = _without(source, damaged)
+        logger.warning("%d damaged images are left out: %s", len(damaged), list_damaged(damaged))
     return TrainingInputs(
-        source=source, backbone=backbone, preprocessing=preprocessing, train=train, val=val, scoring=scoring
+        source=source,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        train=train,
+        val=val,
+        scoring=train if augmentation is None else ImageDataset(source.train, preprocessing, budget=budget),
+        skipped=tuple(each.reason for each in damaged),
     )
+
+
+def _without(source: DataSource, damaged: Sequence[Damage]) -> DataSource:
+    """Return the data without damaged images of ``train``, which is data set 0, and ``val``, which is 1.
+
+    Raises:
+        InputError: A class has no other training images, or there are no other validation images.
+    """
+    gone = {(each.dataset, each.index) for each in damaged}
+    train, val = (
+        tuple(example for index, example in enumerate(part) if (number, index) not in gone)
+        for number, part in enumerate((source.train, source.val))
+    )
+    lost = sorted({example.label for example in source.train} - {example.label for example in train})
+    if lost:
+        others = f" (and of {len(lost) - 1} more classes)" if len(lost) > 1 else ""
+        what = f"all training images of class '{source.labels[lost[0]]}'{others}"
+    elif source.val and not val:
+        what = "all validation images"
+    else:
+        return replace(source, train=train, val=val)
+    raise InputError(f"{source.spec}: {what} are damaged: replace them, or remove the class: {list_damaged(damaged)}")
 
 
 def check_data(settings: TrainSettings, data: DataSource) -> None:

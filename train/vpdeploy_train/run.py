@@ -24,6 +24,8 @@ from vpdeploy.files import write_atomically
 from vpdeploy.format.document import Document, to_json
 from vpdeploy.format.task import RUN_FORMAT, TaskCard
 from vpdeploy_train.backbone import Backbone, load_backbone
+from vpdeploy_train.data import DataSource, resolve_data
+from vpdeploy_train.data.resolve import missing_data
 from vpdeploy_train.methods import restore_method
 from vpdeploy_train.methods.method import PromptDimensions, PromptMethod
 from vpdeploy_train.prompted import PromptedViT
@@ -130,6 +132,23 @@ class Run:
             weights=weights if weights is None else str(weights),
             pooling=pooling,
         )
+
+    def read_data(self, spec: str | None = None) -> DataSource:
+        """Return labelled images in the splits that the run was trained on, numbered by its labels.
+
+        Args:
+            spec: Other data; None takes the run's own.
+
+        Raises:
+            SpecError: The data cannot be used, or are not there any more; or the run was imported and has none.
+        """
+        if spec is None:
+            spec = self.data
+            if spec is None:
+                raise SpecError(f"{self.path}: was imported, so it names no data of its own; give --data")
+            if missing := missing_data(spec):
+                raise SpecError(f"{self.path}: its data {missing}: give their place with --data")
+        return resolve_data(spec, seed=self.data_seed, val_fraction=self.val_fraction, labels=self.card.labels)
 
     def load_backbone(self, *, weights: Path | None = None) -> Backbone:
         """Return the frozen backbone that this run was trained on, after comparing its digest.

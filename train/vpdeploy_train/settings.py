@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vpdeploy.errors import SpecError
@@ -99,6 +100,8 @@ class TrainSettings:
         "share of the training images held out where there is no validation split",
         limits=Limits(low=0, high=1, low_open=True, high_open=True),
     )
+
+    skip_corrupt: bool = option(False, "leave out images that cannot be decoded, with a list, instead of ending")
 
     options: MethodOptions = MethodOptions()
     """What the method itself lets its user choose: an object of its ``Options``; here, the method's own defaults."""
@@ -311,17 +314,43 @@ class TrainSettings:
         }
         return replace(self, **common, options=kind.Options(**chosen | own))
 
+    def located(self) -> TrainSettings:
+        """Return a copy whose data and weights are found from every directory.
+
+        Raises:
+            SpecError: The data are unknown.
+        """
+        # Imported here, as the data formats load numpy.
+        from vpdeploy_train.data.address import absolute_path
+        from vpdeploy_train.data.resolve import absolute_spec
+
+        weights = None if self.weights is None else str(absolute_path(Path(self.weights)))
+        return replace(self, data=absolute_spec(self.data), weights=weights)
+
     def difference(self, other: TrainSettings) -> str | None:
         """Return the first setting that differs, in words, or None where all are equal.
+
+        Data and weights are equal where they are the same folder or file in another spelling.
 
         Args:
             other: The settings to compare with.
         """
         mine, theirs = (values_of(each) | values_of(each.options) for each in (self, other))
         for name in mine:
-            if mine[name] != theirs.get(name):
+            if not _is_same(name, mine[name], theirs.get(name)):
                 return f"--{name.replace('_', '-')} was {mine[name]}, now {theirs.get(name)}"
         return None
+
+
+def _is_same(name: str, before: Any, now: Any) -> bool:
+    """Tell whether a setting means the same."""
+    if before == now or before is None or now is None or name not in ("data", "weights"):
+        return bool(before == now)
+    if name == "weights":
+        return Path(before).expanduser().resolve() == Path(now).expanduser().resolve()
+    from vpdeploy_train.data.resolve import is_same_data  # the data formats load numpy
+
+    return is_same_data(before, now)
 
 
 def default_of(name: str) -> Any:

@@ -15,6 +15,7 @@ from vpdeploy.format.document import to_json
 from vpdeploy.format.task import TaskCard
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.config import read_toml
+from vpdeploy_train.data.resolve import missing_data
 from vpdeploy_train.device import choose_device, deterministic
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
 from vpdeploy_train.methods import require_storable
@@ -31,6 +32,8 @@ from vpdeploy_train.state import EpochRow
 from vpdeploy_train.workbench import MakeProgress, Watch, Workbench
 
 ARGS_FILE = "args.toml"
+SKIPPED_FILE = "skipped.txt"
+"""Images that ``--skip-corrupt`` left out, one a line with what is wrong; absent where there are none."""
 
 
 def console_progress(title: str, images: int, done: int) -> Progress:
@@ -83,9 +86,13 @@ def train_run(
     """
     # Refuse what cannot work before anything is loaded, then load images and backbone.
     _check_folder(settings, out, resume=resume)
+    settings = (_spelled_as_stored(settings, out) if resume else settings).located()
     device = choose_device(settings.device)
     if inputs is None:
         inputs = load_inputs(settings, backbone=backbone)
+
+    if resume:
+        _check_skipped(inputs, out)
 
     # Train, and where asked for prune; settings are noted only now, so that a refused folder stays usable.
     with deterministic(device):
@@ -95,6 +102,8 @@ def train_run(
         if settings.prunes:
             shares_to_try(settings, method)
         if not resume:
+            if inputs.skipped:
+                write_atomically(out / SKIPPED_FILE, _skipped_text(inputs).encode())
             write_atomically(out / ARGS_FILE, settings.to_toml().encode())
         result = run_phases(bench)
 
@@ -111,6 +120,7 @@ def train_run(
         details={
             "hyperparameters": settings.to_fields(),
             "images": {"train": len(source.train), "val": len(source.val), "test": len(source.test)},
+            "skipped": len(inputs.skipped),
             "metrics": metrics_to_json(validation),
             "prompts": prompts.to_json(),
             "pruning": None if result.report is None else result.report.to_json(),
@@ -124,7 +134,7 @@ def train_run(
         data=settings.data,
         data_seed=settings.seed,
         val_fraction=settings.val_fraction,
-        weights=None if settings.weights is None else str(Path(settings.weights).resolve()),
+        weights=settings.weights,
         pooling=settings.pooling,
     )
 
@@ -152,6 +162,36 @@ def _check_folder(settings: TrainSettings, out: Path, *, resume: bool) -> None:
         return
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise SpecError(f"{out}: exists and is not empty; continue it with --resume, or give another --out")
+
+
+def _skipped_text(inputs: TrainingInputs) -> str:
+    """Return the list of the images that were left out, one a line."""
+    return "".join(f"{' '.join(reason.split())}\n" for reason in inputs.skipped)
+
+
+def _check_skipped(inputs: TrainingInputs, out: Path) -> None:
+    """Check that a resumed run leaves out the images that it left out when it began."""
+    path = out / SKIPPED_FILE
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if len(before.splitlines()) != len(inputs.skipped):
+        raise SpecError(
+            f"{out}: {len(before.splitlines())} damaged images were left out when the run began, now it would be "
+            f"{len(inputs.skipped)}, so it cannot be continued: bring the images of {path} back, or use another --out"
+        )
+
+
+def _spelled_as_stored(settings: TrainSettings, out: Path) -> TrainSettings:
+    """Return settings with data and weights spelled as when the run began, so that it ends with the same bytes.
+
+    Raises:
+        SpecError: The data are not there.
+    """
+    stored = TrainSettings.merge(read_toml(out / ARGS_FILE))
+    if missing_data(stored.data) is None:
+        return settings.changed(data=stored.data, weights=stored.weights)
+    if missing := missing_data(settings.data):
+        raise SpecError(f"{out}: its data {missing}: put the data there, or a symbolic link to them")
+    return settings
 
 
 def _validation(best: EpochRow) -> Validation | None:

@@ -23,6 +23,9 @@ def evaluate(
     plots: Annotated[
         Path | None, typer.Option(help="Folder for pictures of the confusion and of every class's accuracy.")
     ] = None,
+    skip_corrupt: Annotated[
+        bool, typer.Option("--skip-corrupt", help="Leave out images that cannot be decoded, and count them.")
+    ] = False,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class and what is confused.")] = False,
 ) -> None:
@@ -33,7 +36,14 @@ def evaluate(
 
     use_threads(threads)
     found = evaluate_run(
-        Run.read(run), data=data, split=split, batch_size=batch_size, device=device, weights=weights, cache_bytes=cache
+        Run.read(run),
+        data=data,
+        split=split,
+        batch_size=batch_size,
+        device=device,
+        weights=weights,
+        cache_bytes=cache,
+        skip_corrupt=skip_corrupt,
     )
     if plots is not None:
         from vpdeploy_train.evaluation_pictures import plot_evaluation

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.example import Source
 
 UNSPLIT: Final = "unsplit"
@@ -57,11 +58,13 @@ class Format:
     Attributes:
         spelling: How its specs look, for messages.
         matches: Whether a spec is meant for this format.
+        locate: Takes a spec of this format apart at the path in it; None where it names no place on this machine.
         read: Reads the spec's images; raises ``SpecError`` where they cannot be used.
     """
 
     spelling: str
     matches: Callable[[str], bool]
+    locate: Callable[[str], Address | None]
     read: Callable[[str], Collection]
 
 

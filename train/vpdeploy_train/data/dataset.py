@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,6 +103,19 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
     def missing(self) -> list[int]:
         """Return the indices of the images that are not kept."""
         return [index for index in range(len(self)) if index not in self._cache]
+
+    def without(self, indices: Collection[int]) -> ImageDataset:
+        """Return the data set without some images; what is kept of the others stays kept, in the same budget."""
+        left = [index for index in range(len(self)) if index not in indices]
+        fewer = ImageDataset(
+            [self._examples[index] for index in left],
+            self._preprocessing,
+            self._augmentation,
+            self._seed,
+            budget=self.budget,
+        )
+        fewer._cache = {new: self._cache[old] for new, old in enumerate(left) if old in self._cache}
+        return fewer
 
     def prepare(self, index: int) -> npt.NDArray[np.uint8]:
         """Decode an image and bring it to the form that is kept, uint8 [H, W, 3].

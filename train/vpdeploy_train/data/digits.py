@@ -59,5 +59,6 @@ def read_digits(spec: str) -> Collection:
 FORMAT: Final = Format(
     spelling=", ".join(TASKS),
     matches=lambda spec: spec.split(":")[0] == "digits",
+    locate=lambda spec: None,
     read=read_digits,
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import SPLIT_NAMES, UNSPLIT, Collection, Format, Item, natural_key
 from vpdeploy_train.data.tree import is_hidden, is_image, list_folder, walk_files
 
@@ -87,5 +88,6 @@ def _read_classes(root: Path, findings: _Findings, *, may_lack_images: bool) -> 
 FORMAT: Final = Format(
     spelling="DIR (a folder of class folders)",
     matches=lambda spec: bool(spec) and Path(spec).expanduser().is_dir(),
+    locate=lambda spec: Address(path=Path(spec)),
     read=read_folder,
 )

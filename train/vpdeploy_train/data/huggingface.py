@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from vpdeploy.errors import InputError, MissingExtraError, SpecError
+from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import SPLIT_NAMES, UNSPLIT, Collection, Format, Item
 from vpdeploy_train.data.example import Record
 
@@ -89,6 +90,14 @@ def _parse(spec: str) -> _Request:
     if not name:
         raise SpecError(f"{spec}: no name; expected hf:NAME, hf:NAME:CONFIG or hf:FOLDER")
     return _Request(name=name, config=config or None, columns={key: values[-1] for key, values in options.items()})
+
+
+def _locate(spec: str) -> Address | None:
+    """Take a spec apart where it names a folder or file that is there; else it is the name of a data set on the hub."""
+    name, mark, query = spec.removeprefix(_PREFIX).partition("?")
+    path = Path(name)
+    is_there = bool(name) and path.expanduser().exists()
+    return Address(before=_PREFIX, path=path, after=mark + query) if is_there or path.is_absolute() else None
 
 
 def _load(spec: str, request: _Request, datasets: Any) -> dict[str, Any]:
@@ -176,5 +185,6 @@ def _read_image(table: Any, column: str, row: int) -> bytes:
 FORMAT: Final = Format(
     spelling="hf:NAME[:CONFIG] (of Hugging Face datasets, or a folder of theirs)",
     matches=lambda spec: spec.startswith(_PREFIX),
+    locate=_locate,
     read=read_huggingface,
 )

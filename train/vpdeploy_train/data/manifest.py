@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import SPLIT_NAMES, UNSPLIT, Collection, Format, Item
 from vpdeploy_train.data.rows import Row, read_csv_rows, read_json_rows, read_jsonl_rows
 
@@ -114,5 +115,6 @@ FORMAT: Final = Format(
     spelling="FILE.csv, FILE.json or FILE.jsonl (a manifest)",
     # A folder may be called so, too.
     matches=lambda spec: Path(spec).suffix.lower() in _READERS and not Path(spec).expanduser().is_dir(),
+    locate=lambda spec: Address(path=Path(spec)),
     read=read_manifest,
 )

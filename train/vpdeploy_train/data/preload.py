@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -20,6 +21,21 @@ _log = logging.getLogger("vpdeploy.train")
 
 _NAMED: Final = 3
 _IN_FLIGHT: Final = 8  # decoded images that wait for each thread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """An image that cannot be used.
+
+    Attributes:
+        dataset: Which of the data sets it belongs to, counted from 0.
+        index: Its index there.
+        reason: What is wrong with it; names the image.
+    """
+
+    dataset: int
+    index: int
+    reason: str
 
 
 def preload_images(
@@ -38,23 +54,59 @@ def preload_images(
     Raises:
         InputError: Images cannot be decoded; the message counts them all and names the first three.
     """
-    waiting = [(dataset, index) for dataset in datasets for index in dataset.missing()]
-    faults: list[str] = []
-    prepared = _prepare(waiting, threads or os.cpu_count() or 1)
-    for done, ((dataset, index), result) in enumerate(zip(waiting, prepared, strict=True), start=1):
-        if isinstance(result, InputError):
-            faults.append(str(result))
-        else:
-            dataset.keep(index, result)
-        if on_progress is not None:
-            on_progress(done, len(waiting))
-    if faults:
-        others = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+    damaged = _read(datasets, on_progress, threads)
+    if damaged:
         raise InputError(
-            f"{len(faults)} of {len(waiting)} images cannot be used: replace or remove them: "
-            f"{'; '.join(faults[:_NAMED])}{others}"
+            f"{len(damaged)} of {sum(map(len, datasets))} images cannot be used: replace or remove them, or leave "
+            f"them out with --skip-corrupt: {list_damaged(damaged)}"
         )
     _report(datasets)
+
+
+def preload_sound_images(
+    datasets: Sequence[ImageDataset],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[ImageDataset], list[Damage]]:
+    """Do as ``preload_images`` does, and leave out the images that cannot be decoded.
+
+    Args:
+        datasets: The data sets; the first ones' images are kept first.
+        on_progress: Called in this thread with the number of images read and of all images.
+
+    Returns:
+        The data sets without their damaged images, and what is wrong with these, in the data sets' order.
+    """
+    damaged = _read(datasets, on_progress, None)
+    sound = [
+        dataset.without({each.index for each in damaged if each.dataset == number})
+        for number, dataset in enumerate(datasets)
+    ]
+    _report(sound)
+    return sound, damaged
+
+
+def list_damaged(damaged: Sequence[Damage]) -> str:
+    """Return what is wrong with the first three images and how many more there are, in one line."""
+    others = f"; and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    return "; ".join(each.reason for each in damaged[:_NAMED]) + others
+
+
+def _read(
+    datasets: Sequence[ImageDataset], on_progress: Callable[[int, int], None] | None, threads: int | None
+) -> list[Damage]:
+    """Decode every image that is not kept yet, keep what the caches have room for, and return what is damaged."""
+    waiting = [(number, index) for number, dataset in enumerate(datasets) for index in dataset.missing()]
+    damaged: list[Damage] = []
+    prepared = _prepare([(datasets[number], index) for number, index in waiting], threads or os.cpu_count() or 1)
+    for done, ((number, index), result) in enumerate(zip(waiting, prepared, strict=True), start=1):
+        if isinstance(result, InputError):
+            damaged.append(Damage(dataset=number, index=index, reason=str(result)))
+        else:
+            datasets[number].keep(index, result)
+        if on_progress is not None:
+            on_progress(done, len(waiting))
+    return damaged
 
 
 def _prepare(waiting: Sequence[tuple[ImageDataset, int]], threads: int) -> Iterator[npt.NDArray[np.uint8] | InputError]:

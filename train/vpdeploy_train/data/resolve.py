@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
 from vpdeploy_train.data import digits, folder, huggingface, manifest, shapes, splitfolder, vtab
+from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item, natural_key
 from vpdeploy_train.data.example import SPLITS, DataSource, Example
 from vpdeploy_train.data.partition import carve
@@ -54,8 +56,7 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
     # Read the images by class name, and number the classes.
     if not 0 <= val_fraction < 1:
         raise SpecError(f"the validation fraction is {val_fraction}; expected at least 0 and less than 1")
-    is_final = spec.endswith(FINAL_SUFFIX)
-    address = spec.removesuffix(FINAL_SUFFIX)
+    address, final = _without_final(spec)
     collection = _find_format(address).read(address)
     label_names = _class_map(spec, collection, labels)
     parts = {
@@ -66,12 +67,12 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
     # Where the format names no splits, hold out a test part.
     if UNSPLIT in parts:
         whole = parts.pop(UNSPLIT)
-        least = 3 if val_fraction > 0 and not is_final else 2
+        least = 3 if val_fraction > 0 and not final else 2
         _require_images(spec, whole, label_names, least, "a train, val and test part")
         parts["train"], parts["test"] = carve(whole, TEST_FRACTION, seed=seed)
 
     # Join the validation images to the training, or make sure that there are some.
-    if is_final:
+    if final:
         parts["train"] = (*parts.get("train", ()), *parts.pop("val", ()))
     elif not parts.get("val") and parts.get("train") and val_fraction > 0:
         _require_images(spec, parts["train"], label_names, 2, "a train and val part")
@@ -85,6 +86,65 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
         test=parts.get("test", ()),
         augmentation=collection.augmentation,
     )
+
+
+def absolute_spec(spec: str) -> str:
+    """Return a spec that names the same data from every directory; a name that is no path stays as it is.
+
+    Raises:
+        SpecError: The spec is unknown.
+    """
+    address, final = _without_final(spec)
+    located = _find_format(address).locate(address)
+    return spec if located is None else located.absolute() + final
+
+
+def is_same_data(before: str, now: str) -> bool:
+    """Tell whether two specs name the same data, perhaps in other spellings: ``x/``, ``~/x``, a symbolic link.
+
+    Where ``before`` is relative to a directory that is not known any more, it is the end of ``now`` that counts.
+    """
+    if before == now:
+        return True
+    old, new = _locate(before), _locate(now)
+    if old is None or new is None:
+        return False
+    return old.resolved() == new.resolved() or (old.is_lost and new.ends_like(old))
+
+
+def missing_data(spec: str) -> str | None:
+    """Return what to say of a spec whose folder or file is not there; None where it is, or where it is no path.
+
+    What stands behind the semicolon tells of this machine.
+    """
+    located = _locate(spec)
+    if located is None or located.place.exists():
+        return None
+    if located.is_lost:
+        return f"'{spec}' is not there; the path is relative to where the training was started, this is {Path.cwd()}"
+    return f"'{spec}' is not there; it was moved or deleted"
+
+
+def data_place(spec: str) -> Path | None:
+    """Return the folder or file of a spec, whether it is there or not; None where it names none."""
+    located = _locate(spec)
+    return None if located is None else located.place
+
+
+def _locate(spec: str) -> Address | None:
+    """Take a spec apart at its path; one that no format matches is taken for a folder that is gone."""
+    address, final = _without_final(spec)
+    try:
+        located = _find_format(address).locate(address)
+    except SpecError:
+        located = Address(path=Path(address))
+    return None if located is None else replace(located, after=located.after + final)
+
+
+def _without_final(spec: str) -> tuple[str, str]:
+    """Return a spec without ``#final``, and ``#final`` where it has that."""
+    address = spec.removesuffix(FINAL_SUFFIX)
+    return address, spec[len(address) :]
 
 
 def _find_format(spec: str) -> Format:

@@ -126,5 +126,6 @@ FORMAT: Final = Format(
     spelling=", ".join(TASKS),
     # A folder may be called "shapes", too.
     matches=lambda spec: spec.startswith("shapes:") or (spec == "shapes" and not Path(spec).is_dir()),
+    locate=lambda spec: None,
     read=read_shapes,
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import Collection, Format
 from vpdeploy_train.data.manifest import collect, read_text
 from vpdeploy_train.data.rows import Row, read_json_rows
@@ -61,5 +62,6 @@ def _matches(spec: str) -> bool:
 FORMAT: Final = Format(
     spelling="DIR (with train.json, val.json, test.json)",
     matches=_matches,
+    locate=lambda spec: Address(path=Path(spec)),
     read=read_split_folder,
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import Collection, Format, Item
 from vpdeploy_train.data.manifest import is_file, read_text
 from vpdeploy_train.data.tree import list_folder
@@ -103,5 +104,6 @@ def _read_list(path: Path, names: tuple[str, ...] | None) -> list[tuple[Path, in
 FORMAT: Final = Format(
     spelling="vtab:DIR (a VTAB-1k task)",
     matches=lambda spec: spec.startswith(_PREFIX),
+    locate=lambda spec: Address(before=_PREFIX, path=Path(spec.removeprefix(_PREFIX))),
     read=read_vtab,
 )

@@ -18,7 +18,7 @@ _VARIED: Final = ("method", "lr", "weight_decay", "head_lr_scale", "batch_size",
 _COMMON: Final = frozenset(
     {
         *("data", "recipe", "backbone", "weights", "image_size", "resize", "crop_ratio", "pooling", "normalisation"),
-        *("val_fraction", "augment", "seed", "device", "workers", "epochs"),
+        *("val_fraction", "skip_corrupt", "augment", "seed", "device", "workers", "epochs"),
     }
 )
 """Settings that all trials share: they decide which images and backbone are loaded, and what an epoch is."""

@@ -171,7 +171,7 @@ def _check_same(study: Study, settings: TrainSettings, space: Space) -> None:
 def _same_settings(before: str, now: TrainSettings) -> bool:
     """Tell whether a stored text means the same settings, however an earlier version wrote them down."""
     try:
-        return TrainSettings.merge(SharedSettings(parse_toml(before))) == now
+        return TrainSettings.merge(SharedSettings(parse_toml(before))).difference(now) is None
     except (SpecError, ValueError):
         return False
 

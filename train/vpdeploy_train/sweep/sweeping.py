@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from optuna import TrialPruned
@@ -66,6 +66,7 @@ def run_sweep(plan: SweepPlan, *, make_progress: MakeProgress = console_progress
         SpecError: Settings, space, data or storage do not fit.
         InputError: Images cannot be decoded.
     """
+    plan = replace(plan, settings=plan.settings.located())
     check_space(plan.settings, plan.space)
     inputs = _load(plan.settings)  # before the study is begun: what is refused can be corrected
     with opened_study(
