@@ -273,7 +273,8 @@ def test_synthetic_images_stand_in_and_say_why(tiny_run_paths: dict[str, Path]):
     run = Run.read(tiny_run_paths["flowers"])
     chosen, again = gate_images(run, None), gate_images(run, None)
     assert chosen.source.startswith("32 synthetic images (the run's own are not available: ")
-    assert "unknown data 'images'" in chosen.source
+    assert "its data 'images' is not there" in chosen.source
+    assert "--images DIR" in chosen.source
     assert "/nowhere" not in chosen.source
     np.testing.assert_array_equal(chosen.pixels, again.pixels)
     assert chosen.pixels.std() > 40
