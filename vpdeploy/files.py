@@ -46,40 +46,52 @@ def write_atomically(path: Path, data: bytes) -> None:
 def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` that replaces it when the block succeeds.
 
-    If the block raises, the sibling is deleted and ``path`` is as it was.
+    If the block raises, the sibling is deleted, with the folders that were made for it, and ``path`` is as it was. A
+    link is written through: the file that it leads to is replaced, the link stays.
+
+    Raises:
+        OSError: The folder cannot be written, the disk is full, or ``path`` is something else than a file; it is named.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = link_target(path)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "exists and is not a file, so it is not replaced", str(path))
+    with making_parents(path), naming_storage_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def creating_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling folder that becomes ``path`` when the block succeeds.
 
-    If the block raises, the sibling is deleted. ``path`` must not exist, or be an empty folder.
+    If the block raises, the sibling is deleted, with the folders that were made for it. ``path`` must not exist, or be
+    an empty folder, or a link to one of these, which stays a link.
+
+    Raises:
+        OSError: The folder cannot be made, or the disk is full; ``path`` is named.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        for file in sorted(temporary.rglob("*")):
-            _flush(file)
-        _flush(temporary)
-        temporary.rename(path)
-        _flush(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    path = link_target(path)
+    with making_parents(path), naming_storage_errors(path):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            for file in sorted(temporary.rglob("*")):
+                _flush(file)
+            _flush(temporary)
+            temporary.rename(path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -89,10 +101,11 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     If the block raises, the sibling is deleted and ``path`` is as it was. A folder cannot be renamed over another one:
     between two renames there is none for an instant, and a process killed just then leaves the old one hidden.
     """
-    with creating_folder(path.with_name(f".{path.name}.new-{os.getpid()}")) as temporary:
-        yield temporary
+    path = link_target(path)
     new = path.with_name(f".{path.name}.new-{os.getpid()}")
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    with naming_storage_errors(path), creating_folder(new) as temporary:
+        yield temporary
     try:
         if path.exists():
             path.rename(old)
@@ -109,12 +122,65 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def link_target(path: Path) -> Path:
+    """Return the path that a write to ``path`` reaches: where a link leads, else ``path`` itself.
+
+    Raises:
+        OSError: The link leads in a circle.
+    """
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
+
+
+@contextlib.contextmanager
+def making_parents(path: Path) -> Iterator[None]:
+    """Make the folders that ``path`` lies in; if the block raises, those that were made and are empty go again."""
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+_STORAGE_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not be that large here (see ulimit -f)",
+}
+
+
+def storage_reason(error: OSError) -> str | None:
+    """Return, in words, that there is no room for what was to be written; None where something else is wrong."""
+    return _STORAGE_REASONS.get(error.errno or 0)
+
+
+@contextlib.contextmanager
+def naming_storage_errors(path: Path) -> Iterator[None]:
+    """Let an error for want of room name ``path``: a write that fails names no file, or a temporary one."""
+    try:
+        yield
+    except OSError as error:
+        named = Path(error.filename).parts if isinstance(error.filename, str) else ()
+        is_temporary = any(part.startswith(f".{path.name}.") for part in named)
+        if storage_reason(error) is not None and (is_temporary or not named):
+            error.filename = str(path)
+        raise
+
+
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock file for the length of the block: one holder at a time, of all threads and processes.
 
-    The operating system frees it when its holder ends, even by a kill. The file is made if it is not there, and stays;
-    it is never truncated, for it may be a link to another file.
+    The operating system frees it when its holder ends, even by a kill. The file is made if it is not there, and stays,
+    unless its folder was made for it and the block raises; it is never truncated, for it may be a link to another file.
 
     Args:
         path: The lock file.
@@ -122,18 +188,50 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     Raises:
         BlockingIOError: Another holds it, and ``wait`` is False.
-        OSError: The file cannot be made.
+        OSError: The file cannot be made, or is something else than a file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        while not _take(file, wait=wait):
-            if not wait:
-                raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path))
-            time.sleep(_RETRY_S)
+    is_new = not path.parent.exists()
+    with making_parents(path), _acquired(path, wait=wait) as file:
         try:
             yield
+        except BaseException:
+            if is_new:
+                with contextlib.suppress(OSError):  # Windows removes no file that is open
+                    path.unlink()
+            raise
         finally:
             _free(file)
+
+
+@contextlib.contextmanager
+def _acquired(path: Path, *, wait: bool) -> Iterator[IO[bytes]]:
+    """Yield the lock file, locked: the one that lies at the path, not one that its last holder has removed."""
+    while True:
+        with _opened_lock(path) as file:
+            while not _take(file, wait=wait):
+                if not wait:
+                    raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path))
+                time.sleep(_RETRY_S)
+            if _lies_at(file, path):
+                yield file
+                return
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _opened_lock(path: Path) -> IO[bytes]:
+    """Open a lock file, or make it; what is no file, such as a named pipe, could keep a reader waiting for ever."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is in the place of a lock file and is none; remove it", str(path))
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
+
+
+def _lies_at(file: IO[bytes], path: Path) -> bool:
+    """Tell whether an open file is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _take(file: IO[bytes], *, wait: bool) -> bool:

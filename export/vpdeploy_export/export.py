@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from vpdeploy.errors import BundleError, LayoutMismatchError
 from vpdeploy.format.artifact import Artifact
-from vpdeploy.format.bundle import Bundle, publish_task
+from vpdeploy.format.bundle import Bundle, publish_tasks
 from vpdeploy.format.graphfacts import GraphFacts, Precision
+from vpdeploy.format.place import Existing, check_update
+from vpdeploy.format.task import TaskCard
 from vpdeploy_export.forms import DeployedForm
 from vpdeploy_export.forms.switchable import require_prompts
 from vpdeploy_export.models import CompiledModel, TrainedModel
@@ -23,6 +28,8 @@ from vpdeploy_export.precision.gate import advise_addition, advise_export, run_g
 from vpdeploy_export.precision.islands import NO_ISLANDS
 
 DEFAULT_OPSET: Final = 20
+
+logger = logging.getLogger("vpdeploy.export")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +50,7 @@ class ExportReport:
         parity: One report for each task.
         prompt_bytes: Compiled bytes by task.
         probe: Of a float16 or bfloat16 graph: the activations found, and what stays float32.
+        versions: Of a bundle that was updated: the version of each task that is now served.
     """
 
     path: Path
@@ -52,6 +60,7 @@ class ExportReport:
     parity: tuple[ParityReport, ...]
     prompt_bytes: dict[str, int]
     probe: PrecisionReport | None = None
+    versions: Mapping[str, int] = field(default_factory=dict)
 
     def to_fields(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -61,6 +70,7 @@ class ExportReport:
             "opset": self.opset,
             "size_bytes": self.size_bytes,
             "prompt_bytes": self.prompt_bytes,
+            "versions": dict(self.versions),
             "parity": {report.task: report.to_fields() for report in self.parity},
             "probe": None if self.probe is None else self.probe.to_fields(),
         }
@@ -84,27 +94,35 @@ def export_model(
     out: Path,
     *,
     target: DeployedForm,
-    precision: Precision = "fp32",
-    opset: int = DEFAULT_OPSET,
+    existing: Existing = "refuse",
+    precision: Precision | None = None,
+    opset: int | None = None,
     images: Path | None = None,
 ) -> ExportReport:
     """Write trained models as what is deployed: a folded ONNX file, or a bundle.
+
+    A bundle that is there already is not touched, unless ``existing`` says what is to become of it: ``update`` adds the
+    models to it in its own graph, as new tasks or new versions, and keeps all else; ``replace`` drops what it holds. A
+    folded file is replaced by one of the same task; ``replace`` lets it take the place of another task's.
 
     Args:
         models: One for a folded file; for a bundle of one backbone, image size and normalisation, and of different
             task names. ``TrainedModel.of_runs`` reads them from runs.
         out: The file or folder; it appears, or replaces what was there, only if the graph reproduces the models.
         target: ``Folded(...)`` or ``Switchable(...)``, with the options that belong to it.
-        precision: ``fp16`` and ``bf16`` write a graph of that type; what would overflow it stays float32.
-        opset: One of ``OPSETS``.
+        existing: What is to become of a bundle or model that is there.
+        precision: ``fp16`` and ``bf16`` write a graph of that type; what would overflow it stays float32. None is that
+            of the bundle that is updated, else ``fp32``.
+        opset: One of ``OPSETS``; None is that of the bundle that is updated, else ``DEFAULT_OPSET``.
         images: A folder of images for the parity gate; None takes each model's own.
 
     Returns:
         What was written, with the comparison of every task.
 
     Raises:
-        BundleError: A run is damaged, or ``out`` is something else.
+        BundleError: A run is damaged, or ``out`` is something else, or would lose what it holds.
         SpecError: The models do not go together, options do not fit, or a backbone's weights cannot be had.
+        LayoutMismatchError: A model does not fit the bundle that is updated.
         ExportError: The prompts do not fit the precision, or the graph cannot be written.
         ParityError: The graph does not reproduce a trained model; nothing is written.
 
@@ -137,8 +155,12 @@ def export_model(
         ('pets',)
     """
     # Refuse what does not go together before anything is loaded.
-    check_opset(opset)
-    target.check(models, out)
+    check_opset(DEFAULT_OPSET if opset is None else opset)
+    target.check(models, out, existing)
+    if existing == "update":
+        target.check_update(models, out, precision=precision, opset=opset)
+        return _publish(out, models, images)
+    precision, opset = precision or "fp32", DEFAULT_OPSET if opset is None else opset
 
     # Load every model, note what it answers, and compile its prompts.
     compiled = [CompiledModel.of(each, images) for each in models]
@@ -170,7 +192,7 @@ def export_model(
         reports = run_gate(staged, expectations)
         if not all(report.passed for report in reports):
             require_parity(reports, advice=advise_export(staged, expectations))
-        size_bytes = assembly.publish(staged, reports, out)
+        size_bytes = assembly.publish(staged, reports, out, existing)
     return ExportReport(
         path=out,
         precision=precision,
@@ -196,7 +218,7 @@ def add_task(path: Path, model: TrainedModel, *, images: Path | None = None) -> 
     Raises:
         BundleError: The bundle or the run cannot be used.
         SpecError: The task cannot share a graph, or the backbone's weights cannot be had.
-        LayoutMismatchError: The model belongs to another backbone or preprocessing.
+        LayoutMismatchError: The model belongs to another backbone or preprocessing, or the graph has no place for it.
         ParityError: The graph does not reproduce the trained model; the bundle is as it was.
 
     Example:
@@ -205,18 +227,62 @@ def add_task(path: Path, model: TrainedModel, *, images: Path | None = None) -> 
         (2, 'flowers')
     """
     # Refuse before it is compiled: only prompts of this backbone have the layout's tensors.
-    bundle = Bundle.open(path)
     require_prompts(model)
-    bundle.manifest.check_card(model.card)
+    check_update(path, [model.card])
+    report = _publish(path, [model], images)
+    (parity,) = report.parity
+    return Addition(version=report.versions[parity.task], parity=parity)
 
+
+def _publish(path: Path, models: Sequence[TrainedModel], images: Path | None) -> ExportReport:
+    """Publish models in a bundle's own graph, all at one moment.
+
+    Raises:
+        As ``add_task``.
+    """
     # Load, compile, and bring into the bundle's layout.
-    compiled = CompiledModel.of(model, images)
-    prompts, head, trunk = compiled.prompts, compiled.model.head, compiled.model.trunk
-    prompt_set = pack(prompts, head, compiled.card, bundle.manifest.layout, trunk)
+    bundle = Bundle.open(path)
+    artifact = Artifact.of_bundle(bundle)
+    compiled = [CompiledModel.of(model, images) for model in models]
+    layout = bundle.manifest.layout
+    prompt_sets = [pack(each.prompts, each.model.head, each.card, layout, each.model.trunk) for each in compiled]
 
-    # Compare in the bundle's own graph, and publish with the comparison on the card.
-    artifact = Artifact.of_bundle(bundle).with_prompt_sets([prompt_set])
-    (report,) = run_gate(artifact, [compiled.expectation])
-    require_parity([report], advice=advise_addition(artifact.precision))
-    version = publish_task(path, with_details(prompt_set, parity=report.to_fields()))
-    return Addition(version=version, parity=report)
+    # Compare in the bundle's own graph, and publish with the comparison on the cards.
+    reports = run_gate(artifact.with_prompt_sets(prompt_sets), [each.expectation for each in compiled])
+    require_parity(reports, advice=advise_addition(artifact.precision))
+    published = [
+        with_details(prompt_set, parity=report.to_fields())
+        for prompt_set, report in zip(prompt_sets, reports, strict=True)
+    ]
+    versions = publish_tasks(path, published, graph_sha256=artifact.sha256)
+    for card in [each.card for each in compiled]:
+        _warn_of_other_classes(bundle, card)
+    return ExportReport(
+        path=path,
+        precision=artifact.precision,
+        opset=artifact.opset,
+        size_bytes=artifact.graph_bytes,
+        parity=tuple(reports),
+        prompt_bytes={prompt_set.card.name: prompt_set.size_bytes for prompt_set in prompt_sets},
+        versions=versions,
+    )
+
+
+def _warn_of_other_classes(before: Bundle, card: TaskCard) -> None:
+    """Say so where a task's new version answers with other classes: perhaps another task bears the same name."""
+    if card.name not in before.tasks:
+        return
+    try:
+        old = before.read_task(card.name).card.labels
+    except (BundleError, LayoutMismatchError):  # damaged, or replaced meanwhile: there is nothing to compare with
+        return
+    if old != card.labels:
+        logger.warning(
+            "warning: task '%s' has other classes than before (%d, now %d); if another task was meant, train it with "
+            "another --name and run: vpdeploy task rollback %s %s",
+            card.name,
+            len(old),
+            len(card.labels),
+            shlex.quote(str(before.path)),
+            card.name,
+        )

@@ -136,7 +136,7 @@ def _generator_spec(adaptive: Mapping[str, CompiledPrompts], trunk: Trunk) -> Ge
 def _mismatch(card: TaskCard, what: str, layout: Layout) -> LayoutMismatchError:
     return LayoutMismatchError(
         f"task '{card.name}' ({card.method}) {what}, which the graph's {layout.family} layout has no place for; "
-        "export the runs again with --layout superset"
+        "export all runs of the bundle again with --replace --layout superset"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vpdeploy.format.bundle import Bundle, publish_task, withdraw_task, write_bundle
+from vpdeploy.format.bundle import Bundle, publish_task, replace_bundle, withdraw_task
 from vpdeploy.format.graphfacts import GraphFacts
 from vpdeploy.format.layout import Layout
 from vpdeploy.format.manifest import BundleFacts, Manifest
@@ -67,7 +67,7 @@ def write(path: Path, *prompt_sets: CompiledPromptSet, graph: bytes = b"not a gr
     staged = path.parent / "staged.onnx"
     staged.write_bytes(graph)
     chosen = list(prompt_sets) or [prompt_set("flowers"), prompt_set("birds", prefix=5, classes=2, seed=1)]
-    return write_bundle(path, facts(), chosen, staged)
+    return replace_bundle(path, facts(), chosen, staged)
 
 
 def snapshot(path: Path) -> dict[str, bytes]:

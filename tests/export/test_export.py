@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import itertools
 import os
 import shutil
 import signal
@@ -257,7 +258,7 @@ def test_exporting_again_replaces_tasks_and_a_session_follows(
     random_pixels: MakePixels,
 ):
     with load(zoo_copy, threads=1) as session:
-        export_bundle([tiny_run_paths["probe"], tiny_run_paths["flowers"]], zoo_copy)
+        export_bundle([tiny_run_paths["probe"], tiny_run_paths["flowers"]], zoo_copy, existing="replace")
         report = session.sync()
         assert set(report.updated) == {"probe", "flowers"}
         assert report.removed == ("birds",)
@@ -272,8 +273,14 @@ class Killed(BaseException):
     """Stands for the end of the process at some step."""
 
 
-@pytest.mark.parametrize("step", ["pack", "save_model", "run_gate", "with_details", "write_bundle"])
-@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize(
+    ("step", "existing"),
+    [
+        *itertools.product(["pack", "save_model", "run_gate", "with_details"], [True, False]),
+        ("replace_bundle", True),
+        ("write_bundle", False),
+    ],
+)
 def test_a_kill_at_any_step_leaves_the_old_bundle_or_nothing(
     traced: Traced,
     tiny_run_paths: dict[str, Path],
@@ -290,7 +297,7 @@ def test_a_kill_at_any_step_leaves_the_old_bundle_or_nothing(
     before = toy.snapshot(zoo_copy)
     monkeypatch.setattr(export if step in ("save_model", "run_gate") else switchable, step, die)
     with pytest.raises(Killed):
-        export_bundle([tiny_run_paths["birds"]], out)
+        export_bundle([tiny_run_paths["birds"]], out, existing="replace" if existing else "refuse")
     assert toy.snapshot(zoo_copy) == before
     assert visible(tmp_path) == ["zoo"]
 
@@ -309,10 +316,10 @@ def test_a_kill_while_the_bundle_is_replaced_leaves_it_loadable(
     with monkeypatch.context() as patched:
         patched.setattr(bundle_module, step, die)
         with pytest.raises(Killed):
-            export_bundle([tiny_run_paths["birds"]], zoo_copy)
+            export_bundle([tiny_run_paths["birds"]], zoo_copy, existing="replace")
     with load(zoo_copy, threads=1) as session:
         assert session.tasks == TASKS
-    assert export_bundle([tiny_run_paths["birds"]], zoo_copy).parity[0].passed
+    assert export_bundle([tiny_run_paths["birds"]], zoo_copy, existing="replace").parity[0].passed
     with load(zoo_copy, threads=1) as session:
         assert session.tasks == ("birds",)
 
@@ -321,12 +328,12 @@ def test_a_kill_while_the_bundle_is_replaced_leaves_it_loadable(
 def test_a_kill_while_a_folded_model_is_written_leaves_the_old_file(
     traced: Traced,
     tiny_run_paths: dict[str, Path],
+    folded_flowers: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ):
-    out = tmp_path / "flowers.onnx"
-    out.write_bytes(b"old")
+    out = Path(shutil.copy(folded_flowers, tmp_path / "flowers.onnx"))
     module = export if step == "save_model" else folded
     real = getattr(module, step)
 
@@ -337,7 +344,7 @@ def test_a_kill_while_a_folded_model_is_written_leaves_the_old_file(
     monkeypatch.setattr(module, step, write_then_die)
     with pytest.raises(Killed):
         export_folded(tiny_run_paths["flowers"], out)
-    assert out.read_bytes() == b"old"
+    assert out.read_bytes() == folded_flowers.read_bytes()
     assert visible(tmp_path) == ["flowers.onnx"]
 
 
@@ -375,7 +382,7 @@ from vpdeploy_export.forms import switchable
 graph = Path(sys.argv[1]) / "model.onnx"
 switchable.build_switchable = lambda *_, **__: onnx_ir.load(graph)
 bundle._replace_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-exports.export_bundle([Path(sys.argv[2])], Path(sys.argv[3]))
+exports.export_bundle([Path(sys.argv[2])], Path(sys.argv[3]), existing="replace")
 """
     before = (zoo_copy / "manifest.json").read_bytes()
     tests = str(Path(__file__).parents[1])

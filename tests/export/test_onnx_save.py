@@ -279,7 +279,7 @@ def test_exporting_again_over_a_bundle_replaces_both_graph_files_and_cleans_up(
     (split_zoo / "model.0123456789ab.data").write_bytes(b"left by a killed export")
     (split_zoo / "mine.data").write_bytes(b"not ours")
     traced(other_weights)
-    export_bundle([tiny_run_paths["birds"]], split_zoo)
+    export_bundle([tiny_run_paths["birds"]], split_zoo, existing="replace")
     manifest = Bundle.open(split_zoo).manifest
     assert manifest.graph_data is not None
     assert manifest.graph_data.name != old.name
@@ -287,14 +287,14 @@ def test_exporting_again_over_a_bundle_replaces_both_graph_files_and_cleans_up(
     assert names(split_zoo) == sorted(expected)
     Bundle.open(split_zoo).verified_graph()
     monkeypatch.setattr(save, "MAX_FILE_BYTES", 10**9)
-    export_bundle([tiny_run_paths["birds"]], split_zoo)
+    export_bundle([tiny_run_paths["birds"]], split_zoo, existing="replace")
     assert Bundle.open(split_zoo).manifest.graph_data is None
     assert names(split_zoo) == sorted(["manifest.json", "mine.data", "model.onnx", "tasks"])
 
 
 def test_the_same_graph_again_keeps_its_data_file(split_zoo: Path, tiny_run_paths: dict[str, Path], traced: Traced):
     before = the_data(split_zoo)
-    export_bundle([tiny_run_paths["birds"]], split_zoo)
+    export_bundle([tiny_run_paths["birds"]], split_zoo, existing="replace")
     assert the_data(split_zoo) == before
     Bundle.open(split_zoo).verified_graph()
 
@@ -313,7 +313,7 @@ def test_a_bundle_killed_before_its_manifest_keeps_the_old_pair(
     with monkeypatch.context() as patched:
         patched.setattr("vpdeploy.format.bundle._replace_manifest", die)
         with pytest.raises(Killed):
-            export_bundle([tiny_run_paths["birds"]], split_zoo)
+            export_bundle([tiny_run_paths["birds"]], split_zoo, existing="replace")
     assert Bundle.open(split_zoo).manifest == old
     Bundle.open(split_zoo).verified_graph()
 

@@ -174,7 +174,7 @@ def test_a_graph_that_differs_leaves_what_was_there(
     with pytest.raises(ParityError):
         export_folded(tiny_run_paths["flowers"], out)
     with pytest.raises(ParityError):
-        export_bundle(list(tiny_run_paths.values()), zoo_copy)
+        export_bundle(list(tiny_run_paths.values()), zoo_copy, existing="replace")
     assert out.read_bytes() == folded_flowers.read_bytes()
     assert toy.snapshot(zoo_copy) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["flowers.onnx", "zoo"]

@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,10 +21,11 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vpdeploy.errors import BundleCorruptError, BundleError, SpecError
-from vpdeploy.files import write_atomically
-from vpdeploy.format.document import Document, to_json
-from vpdeploy.format.task import RUN_FORMAT, TaskCard
+from vpdeploy.errors import BundleCorruptError, SpecError
+from vpdeploy.files import replacing_file, sha256_of_file
+from vpdeploy.format.document import to_json
+from vpdeploy.format.run import CARD_FILE, FORMAT, FORMAT_VERSION, TENSOR_FILE, RunCard, digests_to_fields
+from vpdeploy.format.task import TaskCard
 from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.data import DataSource, resolve_data
 from vpdeploy_train.data.resolve import missing_data
@@ -31,9 +34,7 @@ from vpdeploy_train.methods.method import PromptDimensions, PromptMethod
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.settings import PoolingChoice
 
-CARD_FILE = "task.json"
-TENSOR_FILE = "prompts.safetensors"
-FORMAT_VERSION = 1
+logger = logging.getLogger("vpdeploy.run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class Run:
         val_fraction: Share of the training images that was held out.
         weights: The backbone's weights file, or None for timm's own; relative to the run where it lies beside it.
         pooling: Which tokens the feature is pooled over.
+        digests: sha256 by name of the run's files, as they were read; empty for a run that was not, and of version 1.
 
     Example:
         >>> stored = vpdeploy_train.Run.read(run)
@@ -69,6 +71,13 @@ class Run:
     val_fraction: float
     weights: str | None
     pooling: PoolingChoice = "model"
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def own_weights(self) -> str | None:
+        """Name of the backbone's file in the run folder; None where the backbone lies elsewhere."""
+        is_beside = self.weights is not None and len(Path(self.weights).parts) == 1
+        return self.weights if is_beside else None
 
     @property
     def pools_prompts(self) -> bool:
@@ -76,23 +85,35 @@ class Run:
         return self.pooling == "published"
 
     def write(self) -> None:
-        """Write ``prompts.safetensors`` and then ``task.json``, each atomically.
+        """Write ``prompts.safetensors`` and then ``task.json``, which makes the folder a finished run.
+
+        Both are on the disk before the first takes its place. A card of other prompts goes before them: what a crash
+        in between leaves is a run to finish, not one whose files contradict each other.
 
         Raises:
-            OSError: The folder cannot be written.
+            OSError: The folder cannot be written, or the disk is full; what was there is as it was.
         """
+        encoded = safetensors.torch.save({name: value.contiguous() for name, value in self.state.items()})
+        digests = {TENSOR_FILE: hashlib.sha256(encoded).hexdigest()}
+        if self.own_weights is not None and (self.path / self.own_weights).is_file():
+            digests[self.own_weights] = sha256_of_file(self.path / self.own_weights)
         fields = {
-            "format": RUN_FORMAT,
+            "format": FORMAT,
             "format_version": FORMAT_VERSION,
+            "files": digests_to_fields(digests),
             "task": self.card.to_fields(),
             "structure": dict(self.structure),
             "data": {"spec": self.data, "seed": self.data_seed, "val_fraction": self.val_fraction},
             "weights": self.weights,
             "pooling": self.pooling,
         }
-        tensors = {name: value.contiguous() for name, value in self.state.items()}
-        write_atomically(self.path / TENSOR_FILE, safetensors.torch.save(tensors))
-        write_atomically(self.path / CARD_FILE, to_json(fields).encode())
+        tensors = self.path / TENSOR_FILE
+        with replacing_file(self.path / CARD_FILE) as card:
+            card.write_text(to_json(fields), encoding="utf-8")
+            with replacing_file(tensors) as temporary:
+                temporary.write_bytes(encoded)
+                if not tensors.is_file() or sha256_of_file(tensors) != digests[TENSOR_FILE]:
+                    (self.path / CARD_FILE).unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> Run:
@@ -106,13 +127,12 @@ class Run:
             BundleCorruptError: A file is damaged.
             BundleVersionError: It was written in another format version.
         """
-        if not (path / CARD_FILE).is_file():
-            unfinished = (path / "state").is_dir()
-            advice = "finish it with vpdeploy train --resume" if unfinished else "write one with vpdeploy train"
-            raise BundleError(f"{path}: not a finished run, {CARD_FILE} is missing; {advice}")
-        document = Document.read(path / CARD_FILE)
-        document.expect_format(RUN_FORMAT, FORMAT_VERSION)
+        stored = RunCard.read(path)
+        document = stored.document
+        if not stored.digests:
+            logger.info("note: %s was written by a former version, without digests: its files are read unchecked", path)
         data = document.nested("data")
+        stored.verify(TENSOR_FILE)
         try:
             state = safetensors.torch.load_file(path / TENSOR_FILE)
         except (OSError, SafetensorError) as error:
@@ -123,7 +143,7 @@ class Run:
             raise BundleCorruptError(f"{document.source}: unknown pooling '{pooling}'")
         return cls(
             path=path,
-            card=TaskCard.from_document(document.nested("task")),
+            card=stored.task,
             structure=document.take("structure", dict),
             state=state,
             data=None if data.fields.get("spec") is None else data.take("spec", str),
@@ -131,6 +151,7 @@ class Run:
             val_fraction=data.take("val_fraction", float),
             weights=weights if weights is None else str(weights),
             pooling=pooling,
+            digests=stored.digests,
         )
 
     def read_data(self, spec: str | None = None) -> DataSource:
@@ -158,8 +179,11 @@ class Run:
 
         Raises:
             SpecError: The weights cannot be had, or are not those of the run.
-            BundleCorruptError: The run's card tells other dimensions of the same backbone.
+            BundleCorruptError: The run's card tells other dimensions of the same backbone, or the run's own weights
+                file is damaged.
         """
+        if weights is None and self.own_weights in self.digests:
+            RunCard.read(self.path).verify(str(self.own_weights))
         if weights is None and self.weights is not None:
             weights = self.path / self.weights  # an absolute path stays what it is
         image_size = self.card.preprocessing.image_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
@@ -23,6 +22,7 @@ from vpdeploy.cli.serve import serve
 from vpdeploy.cli.task import list_tasks, remove, rollback
 from vpdeploy.cli.threads import let_waiting_threads_sleep
 from vpdeploy.errors import VpdeployError
+from vpdeploy.files import storage_reason
 
 VERB_GROUP = "vpdeploy.verbs"
 
@@ -140,8 +140,8 @@ def _global_options(
 def _storage_error(error: OSError) -> VpdeployError:
     """Turn an error of the operating system into one line."""
     place = f"{error.filename}: " if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return VpdeployError(f"{place}the disk is full; free some space and run the command again")
+    if reason := storage_reason(error):
+        return VpdeployError(f"{place}{reason}; make room and run the command again")
     return VpdeployError(f"{place}{error.strerror or error}")
 
 

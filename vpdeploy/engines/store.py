@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import errno
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from vpdeploy.errors import (
     MissingExtraError,
     VpdeployError,
 )
-from vpdeploy.files import locked, replacing_file, sha256_of_file
+from vpdeploy.files import locked, replacing_file, sha256_of_file, storage_reason
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.document import Document, to_json
 from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
@@ -197,11 +196,11 @@ def write_engine(folder: Path, data: memoryview, card: EngineCard) -> FoundEngin
                 with replacing_file(path) as engine:
                     engine.write_bytes(data)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full else error.strerror or str(error)
+        room = storage_reason(error)
+        advice = "free some space and run" if room else "run"
         raise BuildError(
-            f"{folder}: the engine ({len(data) / 1e6:.0f} MB) cannot be written, {reason}; free some space and run the "
-            "command again, what was there is as it was"
+            f"{folder}: the engine ({len(data) / 1e6:.0f} MB) cannot be written, {room or error.strerror or error}; "
+            f"{advice} the command again, what was there is as it was"
         ) from error
     return FoundEngine(path=path, card=card)
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from vpdeploy.errors import (
     BundleError,
     SpecError,
 )
-from vpdeploy.files import creating_folder, locked, replacing_file, sha256_of_file, write_atomically
+from vpdeploy.files import creating_folder, locked, replacing_file, sha256_of_file, storage_reason, write_atomically
 from vpdeploy.format.datafile import DataFile, move_data
 from vpdeploy.format.document import Document, to_json
 from vpdeploy.format.manifest import GRAPH_FILE, MANIFEST_FILE, BundleFacts, Manifest, TaskEntry
@@ -31,6 +32,7 @@ from vpdeploy.format.promptset import CARD_FILE, TENSOR_FILE, CompiledPromptSet
 from vpdeploy.format.task import check_task_name
 
 LOCK_FILE = ".lock"
+_WRITTEN_GRAPH = re.compile(r"model(\.[0-9a-f]{12})?\.onnx")
 
 
 class Bundle:
@@ -129,12 +131,49 @@ def write_bundle(
     *,
     data: DataFile | None = None,
 ) -> Bundle:
-    """Write a bundle folder, or replace the contents of an existing bundle; a crash leaves the old state.
+    """Write a new bundle folder; a crash leaves none.
+
+    Args:
+        path: The folder; it is empty, or not there.
+        facts: What the tasks share; the manifest is made of them and of the files.
+        prompt_sets: The tasks' compiled prompt sets.
+        graph: The ONNX file; it is moved into the folder.
+        data: The file beside the graph that holds its weights; it is moved too. None where the graph holds them.
+
+    Raises:
+        BundleError: ``path`` holds something, or cannot be written.
+        LayoutMismatchError: A prompt set does not fit.
+    """
+    check_replaceable(path)
+    if is_bundle(path):
+        raise BundleError(f"{path}: another export has written a bundle there; it is as that one left it")
+    for prompt_set in prompt_sets:
+        facts.check_fit(prompt_set)
+    manifest = Manifest.of(facts, graph_sha256=sha256_of_file(graph), graph_data=data)
+    with _storage_errors(path), creating_folder(path) as folder:
+        if data is not None:
+            shutil.move(graph.parent / data.name, folder / data.name)
+        shutil.move(graph, folder / GRAPH_FILE)
+        for prompt_set in prompt_sets:
+            manifest = _with_version(folder, manifest, prompt_set)
+        _replace_manifest(folder, manifest)
+    return Bundle.open(path)
+
+
+def replace_bundle(
+    path: Path,
+    facts: BundleFacts,
+    prompt_sets: list[CompiledPromptSet],
+    graph: Path,
+    *,
+    data: DataFile | None = None,
+) -> Bundle:
+    """Bring a bundle to new contents, or write it where there is none; a crash leaves the old state or the new one.
 
     Args:
         path: The folder.
         facts: What the tasks share; the manifest is made of them and of the files.
-        prompt_sets: The tasks' compiled prompt sets.
+        prompt_sets: The tasks' compiled prompt sets; a task that was there gets a new version, the others are dropped.
         graph: The ONNX file; it is moved into the folder.
         data: The file beside the graph that holds its weights; it is moved too. None where the graph holds them.
 
@@ -142,21 +181,13 @@ def write_bundle(
         BundleError: ``path`` exists and is something else, or cannot be written.
         LayoutMismatchError: A prompt set does not fit.
     """
-    check_replaceable(path)
+    if not is_bundle(path):
+        return write_bundle(path, facts, prompt_sets, graph, data=data)
     for prompt_set in prompt_sets:
         facts.check_fit(prompt_set)
     manifest = Manifest.of(facts, graph_sha256=sha256_of_file(graph), graph_data=data)
-    if is_bundle(path):
-        with _locked(path) as old:
-            _replace_contents(old, manifest, prompt_sets, graph)
-    else:
-        with _storage_errors(path), creating_folder(path) as folder:
-            if data is not None:
-                shutil.move(graph.parent / data.name, folder / data.name)
-            shutil.move(graph, folder / GRAPH_FILE)
-            for prompt_set in prompt_sets:
-                manifest = _with_version(folder, manifest, prompt_set)
-            _replace_manifest(folder, manifest)
+    with _locked(path) as old:
+        _replace_contents(old, manifest, prompt_sets, graph)
     return Bundle.open(path)
 
 
@@ -166,7 +197,7 @@ def check_replaceable(path: Path) -> None:
     Raises:
         BundleError: There is a file, or a non-empty folder that is no bundle.
     """
-    if path.is_file() or (path.is_dir() and not is_bundle(path) and any(path.iterdir())):
+    if path.exists() and not is_bundle(path) and (not path.is_dir() or any(path.iterdir())):
         raise BundleError(f"{path}: exists and is not a bundle; give another --out or remove it")
 
 
@@ -182,25 +213,55 @@ def publish_task(path: Path, prompt_set: CompiledPromptSet) -> int:
         LayoutMismatchError: The prompt set does not fit the bundle.
         BundleError: The bundle cannot be read or written.
     """
-    name = check_task_name(prompt_set.card.name)
+    return publish_tasks(path, [prompt_set])[prompt_set.card.name]
+
+
+def publish_tasks(
+    path: Path, prompt_sets: Sequence[CompiledPromptSet], *, graph_sha256: str | None = None
+) -> dict[str, int]:
+    """Add tasks to a bundle, or publish new versions of them, all at one moment; everything else stays.
+
+    Args:
+        path: The bundle.
+        prompt_sets: The tasks' compiled prompt sets, each of another name.
+        graph_sha256: The graph that they were compared in; None takes whichever the bundle has.
+
+    Returns:
+        The version of each task that is now served.
+
+    Raises:
+        LayoutMismatchError: A prompt set does not fit the bundle.
+        BundleError: The bundle cannot be read or written, or its graph was replaced.
+    """
+    names = [check_task_name(prompt_set.card.name) for prompt_set in prompt_sets]
     with _locked(path) as bundle:
-        bundle.manifest.check_fit(prompt_set)
-        manifest = _with_version(path, bundle.manifest, prompt_set)
-        _replace_manifest(path, manifest)
-        return manifest.tasks[name].version
+        manifest = bundle.manifest
+        if graph_sha256 not in (None, manifest.graph_sha256):
+            raise BundleError(f"{path}: its graph was replaced meanwhile, nothing was added; run the command again")
+        for prompt_set in prompt_sets:
+            manifest.check_fit(prompt_set)
+        with _removing_unnamed(path, names):
+            for prompt_set in prompt_sets:
+                manifest = _with_version(path, manifest, prompt_set)
+            _replace_manifest(path, manifest)
+        return {name: manifest.tasks[name].version for name in names}
 
 
-def withdraw_task(path: Path, task: str) -> None:
+def withdraw_task(path: Path, task: str) -> list[int]:
     """Remove a task and all its versions from a bundle.
+
+    Returns:
+        The versions that are gone.
 
     Raises:
         TaskNotFoundError: The bundle holds no such task.
         BundleError: The bundle cannot be read or written.
     """
     with _locked(path) as bundle:
-        bundle.manifest.entry(task)
+        entry = bundle.manifest.entry(task)
         _replace_manifest(path, bundle.manifest.without_task(task))
         shutil.rmtree(path / "tasks" / task, ignore_errors=True)
+        return sorted(entry.files)
 
 
 def roll_back_task(path: Path, task: str) -> int:
@@ -229,17 +290,16 @@ def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[Compile
     if manifest.graph_sha256 == old.manifest.graph_sha256:
         manifest = replace(manifest, graph_file=old.manifest.graph_file)
     elif (old.path / GRAPH_FILE).exists():
-        manifest = replace(manifest, graph_file=f"model.{manifest.graph_sha256[:12]}.onnx")
-    if manifest.graph_data is not None:
-        move_data(manifest.graph_data, graph.parent, old.path)
-    with replacing_file(old.path / manifest.graph_file) as temporary:
-        shutil.move(graph, temporary)
-    for prompt_set in prompt_sets:
-        manifest = _with_version(old.path, manifest, prompt_set)
-    _replace_manifest(old.path, manifest)
-    if manifest.graph_file != old.manifest.graph_file:
-        (old.path / old.manifest.graph_file).unlink(missing_ok=True)
-    _remove_unnamed_data(old.path, manifest)
+        manifest = replace(manifest, graph_file=f"{Path(GRAPH_FILE).stem}.{manifest.graph_sha256[:12]}.onnx")
+    with _removing_unnamed(old.path, [prompt_set.card.name for prompt_set in prompt_sets]):
+        if manifest.graph_data is not None:
+            move_data(manifest.graph_data, graph.parent, old.path)
+        with replacing_file(old.path / manifest.graph_file) as temporary:
+            shutil.move(graph, temporary)
+        for prompt_set in prompt_sets:
+            manifest = _with_version(old.path, manifest, prompt_set)
+        _replace_manifest(old.path, manifest)
+    _remove_unnamed_graphs(old.path, manifest)
     for task, entry in old.manifest.tasks.items():
         if task not in manifest.tasks:
             shutil.rmtree(old.path / "tasks" / task, ignore_errors=True)
@@ -248,8 +308,32 @@ def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[Compile
             shutil.rmtree(old.path / "tasks" / task / str(version), ignore_errors=True)
 
 
-def _remove_unnamed_data(path: Path, manifest: Manifest) -> None:
-    """Remove the data files of replaced graphs, and those that a killed export left."""
+@contextlib.contextmanager
+def _removing_unnamed(path: Path, tasks: Sequence[str]) -> Iterator[None]:
+    """If the block raises, remove what it wrote and the manifest does not name: a full disk stays no fuller.
+
+    What a reader may be reading is named by the manifest, before as after.
+    """
+    try:
+        yield
+    except Exception:  # not an interruption: what that leaves, the next change removes or steps over
+        manifest = Bundle.open(path).manifest
+        _remove_unnamed_graphs(path, manifest)
+        for task in tasks:
+            kept = manifest.tasks[task].files if task in manifest.tasks else {}
+            for folder in (path / "tasks" / task).glob("[0-9]*"):
+                if folder.name not in map(str, kept):
+                    shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds versions, or is not there
+                (path / "tasks" / task).rmdir()
+        raise
+
+
+def _remove_unnamed_graphs(path: Path, manifest: Manifest) -> None:
+    """Remove replaced graphs and their data files, and those that a killed export left."""
+    for file in path.iterdir():
+        if _WRITTEN_GRAPH.fullmatch(file.name) and file.name != manifest.graph_file:
+            file.unlink(missing_ok=True)
     for file in path.glob(f"{Path(GRAPH_FILE).stem}.*.data"):
         if manifest.graph_data is None or file.name != manifest.graph_data.name:
             file.unlink(missing_ok=True)
@@ -296,5 +380,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+        reason = storage_reason(error) or str(error)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            reason = "another process has written there meanwhile"
         raise BundleError(f"{path}: cannot be written, {reason}; it is as it was before") from error

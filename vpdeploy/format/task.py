@@ -11,9 +11,6 @@ from vpdeploy.errors import BundleCorruptError, SpecError
 from vpdeploy.format.document import Document
 from vpdeploy.format.preprocessing import Preprocessing
 
-RUN_FORMAT = "vpdeploy.run"
-"""The ``format`` of a run's ``task.json``: training writes it, ``inspect`` recognises it."""
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

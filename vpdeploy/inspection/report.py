@@ -18,7 +18,9 @@ from vpdeploy.format.layout import Layout
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import FORMAT as PROMPT_SET_FORMAT
 from vpdeploy.format.promptset import CompiledPromptSet
-from vpdeploy.format.task import RUN_FORMAT, BackboneId, TaskCard
+from vpdeploy.format.run import FORMAT as RUN_FORMAT
+from vpdeploy.format.run import RunCard
+from vpdeploy.format.task import BackboneId, TaskCard
 from vpdeploy.inspection.engines import EngineReport, describe_engine, describe_engines, read_engine_card
 from vpdeploy.inspection.graph import GraphReport
 from vpdeploy.machine import Machine, describe_machine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -12,6 +13,8 @@ from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
 from vpdeploy.format.graphfacts import Precision
 from vpdeploy.format.layout import Family
+from vpdeploy.format.place import Existing, check_bundle_place, check_file_place, check_update
+from vpdeploy.format.run import RunCard
 
 
 def export(
@@ -24,7 +27,9 @@ def export(
     layout: Annotated[
         str | None, typer.Option(help="Bundle: prefix, adaptive or superset; default: what the runs need.")
     ] = None,
-    opset: Annotated[int, typer.Option(help="20, or 23 for one Attention node a block.")] = 20,
+    opset: Annotated[
+        int | None, typer.Option(help="20 (the default), or 23 for one Attention node a block.", show_default=False)
+    ] = None,
     image_input: Annotated[
         str, typer.Option("--input", help="uint8 [B,H,W,3], or float: normalised [B,3,H,W] (folded only).")
     ] = "uint8",
@@ -32,6 +37,12 @@ def export(
         Path | None, typer.Option(help="Images for the parity gate; default: the runs' validation images.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Where the backbone's weights file lies now.")] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Add the runs to the bundle at --out, in its own graph; all else stays.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Drop the bundle, or another task's model, that is at --out.")
+    ] = False,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -50,30 +61,46 @@ def export(
     if not folded and image_input != "uint8":
         raise SpecError("--input float is for folded models; a bundle takes uint8 images")
 
+    if update and replace:
+        raise SpecError("--update keeps what is at --out, --replace drops it; give one of them")
+    existing: Existing = "update" if update else "replace" if replace else "refuse"
+    precision: Precision | None = "fp16" if fp16 else "bf16" if bf16 else None
+    # The types name the choices that were checked above.
+    family: Family | None = layout  # type: ignore[assignment]
+    cards = [RunCard.read(run).task for run in runs]
+    if folded:
+        check_file_place(out, cards[0].name, existing)
+    else:
+        check_bundle_place(out, [card.name for card in cards], existing)
+        if update:
+            check_update(out, cards, precision=precision, opset=opset, family=family)
+
     from vpdeploy_export.export import export_model
     from vpdeploy_export.forms import DeployedForm, Folded, Switchable
     from vpdeploy_export.models import TrainedModel
     from vpdeploy_train.device import use_threads
 
     use_threads(threads)
-    precision: Precision = "fp16" if fp16 else "bf16" if bf16 else "fp32"
-    # Checked above: both are among the literals that the types name.
-    target: DeployedForm = Folded(image_input=image_input) if folded else Switchable(family=layout)  # type: ignore[arg-type]
+    target: DeployedForm = Folded(image_input=image_input) if folded else Switchable(family=family)  # type: ignore[arg-type]
     models = TrainedModel.of_runs(runs, weights=weights)
-    report = export_model(models, out, target=target, precision=precision, opset=opset, images=images)
+    report = export_model(
+        models, out, target=target, existing=existing, precision=precision, opset=opset, images=images
+    )
     if as_json:
         typer.echo(json.dumps(report.to_fields(), indent=2, ensure_ascii=False))
         return
-    typer.echo(f"{out}: {report.size_bytes / 1e6:.1f} MB, {precision}, opset {opset}")
+    typer.echo(f"{out}: {report.size_bytes / 1e6:.1f} MB, {report.precision}, opset {report.opset}")
     if report.probe is not None and report.probe.islands:
         typer.echo(f"  stays float32, or it could overflow: {report.probe.islands.describe()}")
     for parity in report.parity:
+        version = f"version {report.versions[parity.task]}, " if parity.task in report.versions else ""
         typer.echo(
-            f"  {parity.task}: {report.prompt_bytes[parity.task] / 1000:.0f} kB, "
+            f"  {parity.task}: {version}{report.prompt_bytes[parity.task] / 1000:.0f} kB, "
             f"max |Δ logit| {parity.max_abs_difference:.2g} (allowed {parity.allowed_difference:.2g}), "
             f"top-1 agreement {parity.top1_agreement:.1%} on {parity.source}"
         )
-    if bf16:  # which no CPU runs
-        typer.echo(f"next: vpdeploy build {out}")
+    quoted = shlex.quote(str(out))
+    if report.precision == "bf16":  # which no CPU runs
+        typer.echo(f"next: vpdeploy build {quoted}")
     else:
-        typer.echo(f"next: vpdeploy {'predict' if folded else 'serve'} {out}{' IMAGE' if folded else ''}")
+        typer.echo(f"next: vpdeploy {'predict' if folded else 'serve'} {quoted}{' IMAGE' if folded else ''}")

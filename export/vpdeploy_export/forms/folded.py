@@ -10,12 +10,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from vpdeploy.errors import BundleError, SpecError
+from vpdeploy.errors import SpecError
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.datafile import DataFile, graph_size_bytes, move_graph
 from vpdeploy.format.folded import FoldedCard
 from vpdeploy.format.graphfacts import GraphFacts, ImageInput, Precision
 from vpdeploy.format.onnxfile import append_metadata
+from vpdeploy.format.place import Existing, check_file_place
 from vpdeploy_export.compilation import deployed_trunk
 from vpdeploy_export.forms.form import TORCH_DTYPES
 from vpdeploy_export.graph import FoldedGraph
@@ -43,21 +44,26 @@ class Folded:
 
     image_input: ImageInput = "uint8"
 
-    def check(self, models: Sequence[TrainedModel], out: Path) -> None:
+    def check(self, models: Sequence[TrainedModel], out: Path, existing: Existing) -> None:
         """Refuse what does not go together in this form, before anything is loaded; see ``DeployedForm.check``.
 
         Args:
             models: The models.
             out: Where they are going to be written.
+            existing: What is to become of a file that is there.
 
         Raises:
-            SpecError: The models do not go together.
-            BundleError: ``out`` is something else.
+            SpecError: The models do not go together, or a file should be updated.
+            BundleError: ``out`` is something else, or another task's model.
         """
         if len(models) != 1:
             raise SpecError(f"a folded model holds one task, {len(models)} were given; export a bundle for several")
-        if out.is_dir():
-            raise BundleError(f"{out}: is a folder; give the name of an .onnx file")
+        check_file_place(out, models[0].card.name, existing)
+
+    def check_update(
+        self, models: Sequence[TrainedModel], out: Path, *, precision: Precision | None, opset: int | None
+    ) -> None:
+        """See ``DeployedForm.check_update``; ``check`` has refused it."""
 
     def assemble(self, models: Sequence[CompiledModel], precision: Precision) -> FoldedAssembly:
         """Return a compiled model in this form; see ``DeployedForm.assemble``.
@@ -122,9 +128,10 @@ class FoldedAssembly:
         """See ``Assembly.staged``."""
         return Artifact.of_folded(path, FoldedCard(task=self.compiled.card, graph=facts), data=data)
 
-    def publish(self, staged: Artifact, reports: Sequence[ParityReport], out: Path) -> int:
+    def publish(self, staged: Artifact, reports: Sequence[ParityReport], out: Path, existing: Existing) -> int:
         """See ``Assembly.publish``; the card goes into the file that the gate ran, whose weights stay as they lie."""
         (report,) = reports
+        check_file_place(out, self.compiled.card.name, existing)
         card = replace(self.compiled.card, details={**self.compiled.card.details, "parity": report.to_fields()})
         append_metadata(staged.graph_path, FoldedCard(task=card, graph=staged.graph).to_metadata())
         move_graph(staged.graph_path, out)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.datafile import DataFile
 from vpdeploy.format.graphfacts import GraphFacts, ImageInput, Precision
+from vpdeploy.format.place import Existing
 from vpdeploy_export.models import CompiledModel, TrainedModel
 from vpdeploy_export.parity import ParityReport
 from vpdeploy_export.precision.islands import Islands
@@ -77,13 +78,14 @@ class Assembly(Protocol):
         """
         ...
 
-    def publish(self, staged: Artifact, reports: Sequence[ParityReport], out: Path) -> int:
+    def publish(self, staged: Artifact, reports: Sequence[ParityReport], out: Path, existing: Existing) -> int:
         """Add the reports to the cards and put everything in its place, wholly or not at all.
 
         Args:
             staged: What passed the gate.
             reports: One for each task.
             out: Where it goes.
+            existing: What is to become of what is there: it may have come since ``check``.
 
         Returns:
             The size in bytes of the graph's files.
@@ -98,12 +100,23 @@ class Assembly(Protocol):
 class DeployedForm(Protocol):
     """A form of deployment; an object of it carries the options that belong to it alone."""
 
-    def check(self, models: Sequence[TrainedModel], out: Path) -> None:
+    def check(self, models: Sequence[TrainedModel], out: Path, existing: Existing) -> None:
         """Refuse models that do not go together and places that cannot be written, before anything is loaded.
 
         Raises:
-            SpecError: The models do not go together in this form.
-            BundleError: ``out`` is something else.
+            SpecError: The models do not go together in this form, or it cannot be updated.
+            BundleError: What lies at ``out`` must not be touched so.
+        """
+        ...
+
+    def check_update(
+        self, models: Sequence[TrainedModel], out: Path, *, precision: Precision | None, opset: int | None
+    ) -> None:
+        """Refuse what does not fit into what is updated; the models passed ``check``.
+
+        Raises:
+            SpecError: Another graph was asked for than there is.
+            LayoutMismatchError: A model belongs to another backbone or preprocessing.
         """
         ...
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from vpdeploy.errors import SpecError
 from vpdeploy.format.artifact import Artifact
-from vpdeploy.format.bundle import check_replaceable, write_bundle
+from vpdeploy.format.bundle import replace_bundle, write_bundle
 from vpdeploy.format.datafile import DataFile, graph_size_bytes
 from vpdeploy.format.graphfacts import GraphFacts, ImageInput, Precision
 from vpdeploy.format.layout import SLOT_AXIS, Family, Layout
 from vpdeploy.format.manifest import GRAPH_FILE, BundleFacts
+from vpdeploy.format.place import Existing, check_bundle_place, check_update
 from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.table import Table, common_sizes
 from vpdeploy_export.forms.form import TORCH_DTYPES
@@ -46,21 +47,41 @@ class Switchable:
 
     family: Family | None = None
 
-    def check(self, models: Sequence[TrainedModel], out: Path) -> None:
+    def check(self, models: Sequence[TrainedModel], out: Path, existing: Existing) -> None:
         """Refuse what does not go together in this form, before anything is loaded; see ``DeployedForm.check``.
 
         Args:
             models: The models.
             out: Where they are going to be written.
+            existing: What is to become of a bundle that is there.
 
         Raises:
             SpecError: The models do not go together.
-            BundleError: ``out`` is something else.
+            BundleError: ``out`` is something else, or a bundle that would lose what it holds.
         """
         if not models:
             raise SpecError("a bundle holds one task or more, none was given")
-        check_replaceable(out)
+        check_bundle_place(out, [model.card.name for model in models], existing)
         _require_one_graph(models)
+
+    def check_update(
+        self, models: Sequence[TrainedModel], out: Path, *, precision: Precision | None, opset: int | None
+    ) -> None:
+        """Refuse what does not fit into a bundle's graph; see ``DeployedForm.check_update``.
+
+        Args:
+            models: The models.
+            out: The bundle.
+            precision: The one that was asked for; None is the bundle's.
+            opset: The one that was asked for; None is the bundle's.
+
+        Raises:
+            BundleError: The bundle cannot be read.
+            SpecError: Another graph was asked for than the bundle has.
+            LayoutMismatchError: A model belongs to another backbone or preprocessing.
+        """
+        cards = [model.card for model in models]
+        check_update(out, cards, precision=precision, opset=opset, family=self.family)
 
     def assemble(self, models: Sequence[CompiledModel], precision: Precision) -> SwitchableAssembly:
         """Return compiled models in one layout; see ``DeployedForm.assemble``.
@@ -135,14 +156,15 @@ class SwitchableAssembly:
         """See ``Assembly.staged``."""
         return Artifact.of_staged(path, self._facts(facts), self.prompt_sets, data=data)
 
-    def publish(self, staged: Artifact, reports: Sequence[ParityReport], out: Path) -> int:
+    def publish(self, staged: Artifact, reports: Sequence[ParityReport], out: Path, existing: Existing) -> int:
         """See ``Assembly.publish``."""
         size_bytes = graph_size_bytes(staged.graph_path)
         published = [
             with_details(prompt_set, parity=report.to_fields())
             for prompt_set, report in zip(self.prompt_sets, reports, strict=True)
         ]
-        write_bundle(out, self._facts(staged.graph), published, staged.graph_path, data=staged.data)
+        write = replace_bundle if existing == "replace" else write_bundle
+        write(out, self._facts(staged.graph), published, staged.graph_path, data=staged.data)
         return size_bytes
 
     def _facts(self, graph: GraphFacts) -> BundleFacts:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
-from vpdeploy.files import sha256_of_file
+from vpdeploy.files import link_target, making_parents, naming_storage_errors, sha256_of_file
 from vpdeploy.format.datafile import METADATA_KEY, DataFile
 
 MAX_FILE_BYTES = 2_000_000_000
@@ -66,8 +66,12 @@ def staging_folder(path: Path) -> Iterator[Path]:
 
     It is gone after the block, with whatever was not moved out of it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
+    path = link_target(path)
+    with (
+        making_parents(path),
+        naming_storage_errors(path),
+        TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder,
+    ):
         yield Path(folder)
 
 

@@ -28,7 +28,7 @@ from vpdeploy.format.folded import METADATA_KEY, FoldedCard
 from vpdeploy.format.graphfacts import GraphFacts
 from vpdeploy.format.manifest import Manifest
 from vpdeploy.format.promptset import CompiledPromptSet
-from vpdeploy.format.task import RUN_FORMAT
+from vpdeploy.format.run import FORMAT as RUN_FORMAT
 from vpdeploy.inspection.report import inspect_path
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "version1"
