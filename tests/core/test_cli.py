@@ -215,6 +215,36 @@ def test_what_task_cannot_do_is_one_line_and_changes_nothing(
     assert toy.snapshot(toy_zoo) == before
 
 
+def test_task_remove_and_rollback_answer_in_json_when_asked(invoke: Invoke, toy_zoo: Path):
+    publish_task(toy_zoo, toy.prompt_set("flowers", seed=3))
+    assert json.loads(invoke("task", "rollback", toy_zoo, "flowers", "--json").stdout) == {
+        "task": "flowers",
+        "version": 1,
+    }
+    assert json.loads(invoke("task", "remove", toy_zoo, "flowers", "--json").stdout) == {
+        "task": "flowers",
+        "versions": [1, 2],
+    }
+    assert Bundle.open(toy_zoo).tasks == ("birds",)
+
+
+def test_task_list_shows_the_healthy_tasks_beside_a_damaged_one(run_main: Callable[..., Captured], toy_zoo: Path):
+    (toy_zoo / "tasks/flowers/1/prompts.safetensors").write_bytes(b"tampered")
+    code, out, err = run_main("task", "list", toy_zoo)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err.startswith("error: task 'flowers': ")
+    assert "contents do not match the manifest's sha256" in err
+    flowers, birds = out.splitlines()
+    assert "damaged" in flowers
+    assert "2 classes" in birds
+    code, out, err = run_main("task", "list", toy_zoo, "--json")
+    assert code == 1
+    flowers, birds = json.loads(out)
+    assert (flowers["task"], flowers["version"], flowers["versions"]) == ("flowers", 1, [1])
+    assert "sha256" in flowers["damage"]
+    assert (birds["task"], "damage" in birds) == ("birds", False)
+
+
 # --- inspect ---
 
 
@@ -230,6 +260,47 @@ def test_inspect_explains_a_bundle(invoke: Invoke, zoo: Path):
     text = invoke("inspect", zoo).stdout
     assert "kind: bundle" in text
     assert "flowers" in text
+
+
+@pytest.mark.parametrize("version", ["served", "kept"])
+def test_inspect_names_a_tampered_task_and_graph_and_tells_the_rest(
+    run_main: Callable[..., Captured], zoo_copy: Path, version: str
+):
+    publish_task(zoo_copy, Bundle.open(zoo_copy).read_task("birds"))
+    number = 2 if version == "served" else 1
+    (zoo_copy / f"tasks/birds/{number}/task.json").write_text("{}")
+    (zoo_copy / "model.onnx").write_bytes(b"tampered")
+    code, out, err = run_main("inspect", zoo_copy, "--json")
+    report = json.loads(out)
+    assert (code, err.count("\n")) == (1, 1)
+    assert len(report["damage"]) == 2
+    for each, file in zip(report["damage"], ("model.onnx", f"birds/{number}/task.json"), strict=True):
+        assert f"{file}: contents do not match" in each
+        assert each in err
+    assert [task["name"] for task in report["tasks"]] == ["flowers", "birds", "probe"]
+    assert ("damage" in report["tasks"][1]) == (version == "served")
+    assert report["backbone"]["depth"] == 3
+    code, out, err = run_main("inspect", zoo_copy)
+    assert code == 1
+    assert "damage:\n  - " in out
+    damaged = run_main("inspect", zoo_copy / f"tasks/birds/{number}")
+    assert damaged[0] == 1
+
+
+def test_inspect_names_a_tampered_prompt_set_of_a_bundle(run_main: Callable[..., Captured], toy_zoo: Path):
+    folder = toy_zoo / "tasks/birds/1"
+    assert json.loads(run_main("inspect", folder, "--json")[1])["checked"]
+    (folder / "prompts.safetensors").write_bytes(b"tampered")
+    code, out, err = run_main("inspect", folder, "--json")
+    assert (code, json.loads(out)["task"]) == (1, "birds")
+    assert "prompts.safetensors: contents do not match the manifest's sha256" in err
+
+
+def test_a_missing_graph_is_named_by_inspect(run_main: Callable[..., Captured], toy_zoo: Path):
+    (toy_zoo / "model.onnx").unlink()
+    code, out, err = run_main("inspect", toy_zoo, "--json")
+    assert (code, len(json.loads(out)["tasks"])) == (1, 2)
+    assert "model.onnx: file is missing" in err
 
 
 def test_inspect_explains_a_folded_model(invoke: Invoke, folded_flowers: Path):
@@ -278,7 +349,10 @@ def test_inspect_says_what_it_expected(run_main: Callable[..., Captured], tmp_pa
 @pytest.mark.parametrize("file", ["manifest.json", "model.onnx", "tasks/flowers/1/task.json"])
 def test_a_damaged_bundle_is_one_line_that_names_the_file(run_main: Callable[..., Captured], toy_zoo: Path, file: str):
     (toy_zoo / file).write_bytes((toy_zoo / file).read_bytes()[:-3])
-    assert_one_line_error(run_main("inspect", toy_zoo), 1, Path(file).name)
+    code, out, err = run_main("inspect", toy_zoo)
+    # What is left is told, unless nothing says what it is.
+    assert_one_line_error((code, "", err), 1, Path(file).name)
+    assert bool(out) == (file != "manifest.json")
 
 
 # --- exit codes ---
@@ -311,7 +385,7 @@ def test_the_process_exits_with_the_code_and_one_line(toy_zoo: Path, tmp_path: P
     (toy_zoo / "model.onnx").write_bytes(b"x")
     for arguments, code in (
         (("task", "list", toy_zoo), 0),
-        (("inspect", toy_zoo), 1),
+        (("inspect", toy_zoo.parent), 1),
         (("task", "remove", tmp_path, "x"), 1),
         (("fly",), 2),
     ):

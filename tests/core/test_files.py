@@ -6,14 +6,22 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from vpdeploy import files
-from vpdeploy.files import creating_folder, locked, replacing_file, replacing_folder, sha256_of_file, write_atomically
+from vpdeploy.files import (
+    creating_folder,
+    locked,
+    replacing_file,
+    replacing_folder,
+    sha256_of_file,
+    storage_reason,
+    write_atomically,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -256,3 +264,161 @@ def test_what_a_lock_file_holds_or_links_to_is_left_alone(tmp_path: Path):
     with locked(tmp_path / "lock"):
         pass
     assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+# --- links, rooms and things in the way ---
+
+
+def write(path: Path) -> None:
+    write_atomically(path, b"new")
+
+
+def make(path: Path) -> None:
+    with creating_folder(path) as temporary:
+        (temporary / "a").write_bytes(b"new")
+
+
+def remake(path: Path) -> None:
+    with replacing_folder(path) as temporary:
+        (temporary / "a").write_bytes(b"new")
+
+
+def test_a_link_to_a_file_is_written_through(tmp_path: Path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(Path("far") / "file")
+    write(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "file").read_bytes() == b"new"
+    assert (names(tmp_path), names(tmp_path / "far")) == (["far", "link"], ["file"])
+
+
+@pytest.mark.parametrize("write_to", [write, make, remake])
+def test_a_link_that_leads_nowhere_makes_what_it_leads_to(tmp_path: Path, write_to: Callable[[Path], None]):
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "target")
+    write_to(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "far") == ["target"]
+
+
+@pytest.mark.parametrize("write_to", [make, remake])
+def test_a_link_to_a_folder_is_written_through(tmp_path: Path, write_to: Callable[[Path], None]):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_to(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "target") == ["a"]
+    assert names(tmp_path) == ["link", "target"]
+
+
+@pytest.mark.parametrize("write_to", [write, make, remake])
+def test_links_in_a_circle_are_refused_by_name(tmp_path: Path, write_to: Callable[[Path], None]):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(OSError, match="symbolic links") as refused:
+        write_to(tmp_path / "a")
+    assert refused.value.filename == str(tmp_path / "a")
+    assert names(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError, match="is not a file, so it is not replaced"):
+            write(tmp_path / name)
+    assert names(tmp_path) == ["folder", "pipe"]
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_lock_that_is_no_file_is_refused_and_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for place in (tmp_path / "pipe", tmp_path / "folder", Path("/dev/null")):
+        with pytest.raises(OSError, match="in the place of a lock file"), locked(place):
+            pass
+
+
+ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@pytest.mark.parametrize("number", ROOM)
+@pytest.mark.parametrize("write_to", [write, make, remake])
+def test_want_of_room_names_the_path_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, write_to: Callable[[Path], None]
+):
+    def full(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    path = tmp_path / "a" / "b" / "target"
+    with pytest.raises(OSError, match=r".") as refused:
+        write_to(path)
+    assert refused.value.filename == str(path)
+    assert storage_reason(refused.value)
+    assert names(tmp_path) == []
+
+
+def test_of_two_files_that_are_written_together_the_one_without_room_is_named(tmp_path: Path):
+    outer, inner = replacing_file(tmp_path / "outer"), replacing_file(tmp_path / "inner")
+    with pytest.raises(OSError, match="inner"), outer, inner:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == []
+
+
+def test_an_error_that_is_not_for_want_of_room_is_as_it_was(tmp_path: Path):
+    with pytest.raises(PermissionError) as refused, replacing_file(tmp_path / "a"):
+        raise PermissionError(errno.EACCES, "no", "elsewhere")
+    assert refused.value.filename == "elsewhere"
+    assert storage_reason(refused.value) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is of POSIX")
+def test_a_file_above_the_limit_of_the_process_is_one_error_that_names_it(tmp_path: Path):
+    program = (
+        "import resource, sys; from pathlib import Path; from vpdeploy.files import storage_reason, write_atomically\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    write_atomically(Path(sys.argv[1]), b'0' * 5000)\n"
+        "except OSError as error:\n"
+        "    print(error.filename, '|', storage_reason(error))\n"
+    )
+    path = tmp_path / "new" / "file"
+    found = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True)
+    assert found.stdout == f"{path} | a file may not be that large here (see ulimit -f)\n"
+    assert names(tmp_path) == []
+
+
+def test_a_lock_that_made_its_folder_goes_with_it_after_an_error_and_only_then(tmp_path: Path):
+    path = tmp_path / "engines" / "lock"
+    with pytest.raises(RuntimeError), locked(path):
+        raise RuntimeError
+    assert names(tmp_path) == []
+    with locked(path):
+        pass
+    with pytest.raises(RuntimeError), locked(path):
+        raise RuntimeError
+    assert names(path.parent) == ["lock"]
+
+
+def test_a_lock_that_its_holder_removed_is_taken_anew(tmp_path: Path):
+    """Whoever waited for the removed file must not hold it beside one who made a new one."""
+    path = tmp_path / "lock"
+    order: list[str] = []
+
+    def follow() -> None:
+        with locked(path):
+            order.append("second")
+            with pytest.raises(BlockingIOError), locked(path, wait=False):
+                pass
+
+    follower = threading.Thread(target=follow)
+    with locked(path):
+        follower.start()
+        follower.join(0.05)
+        path.unlink()
+        order.append("first")
+    follower.join(60)
+    assert order == ["first", "second"]

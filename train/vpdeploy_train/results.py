@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from vpdeploy.format.document import Document
+from vpdeploy.format.run import CARD_FILE
 from vpdeploy_train.footprint import paper_parameters, prompt_bytes, tuned_percent
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.pruning.report import PruningReport
-from vpdeploy_train.run import CARD_FILE, Run
+from vpdeploy_train.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
 from vpdeploy.errors import MissingExtraError, ParityError, VpdeployError
 
 OK = 0
@@ -49,6 +54,12 @@ def exit_code(error: VpdeployError) -> int:
         if kind in _CODES:
             return _CODES[kind]
     return KNOWN_ERROR
+
+
+def exit_damaged(damage: Sequence[str]) -> NoReturn:
+    """End a report on files of which some are damaged: the report is on stdout, what is wrong is one line on stderr."""
+    typer.echo(f"error: {' '.join('; '.join(damage).split())}", err=True)
+    raise typer.Exit(KNOWN_ERROR)
 
 
 def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vpdeploy.errors import BundleCorruptError, BundleError, LayoutMismatchError
+from vpdeploy.cli import exits
+from vpdeploy.errors import BundleError, LayoutMismatchError
 
 BundlePath = Annotated[Path, typer.Argument(help="A bundle folder.", show_default=False)]
 TaskName = Annotated[str, typer.Argument(help="The task's name.", show_default=False)]
@@ -47,7 +48,7 @@ def list_tasks(bundle: BundlePath, as_json: AsJson = False) -> None:
         for row in rows:
             typer.echo(f"{row['task']:<24} version {row['version']} of {row['versions']}, {_contents(row)}")
     if damages:
-        raise BundleCorruptError("; ".join(damages))
+        exits.exit_damaged(damages)
 
 
 def remove(bundle: BundlePath, task: TaskName, as_json: AsJson = False) -> None:

@@ -11,13 +11,13 @@ from vpdeploy.engines.network import checked_interface, configure, parse_graph
 from vpdeploy.engines.plan import HARDWARE_LEVELS, EngineCard, EngineOptions, EnginePlan
 from vpdeploy.engines.profile import Profile, present_sizes
 from vpdeploy.engines.progress import BuildProgress, OnProgress, interruptible, monitor_of
-from vpdeploy.engines.store import ENGINE_SUFFIX, FoundEngine, engine_damage, list_engines, write_engine
+from vpdeploy.engines.store import FoundEngine, engine_damage, list_engines, write_engine
 from vpdeploy.engines.target import MODELS, choose_targets, sm_number
 from vpdeploy.engines.timing_cache import load_timing_cache, save_timing_cache, timing_cache_path
 from vpdeploy.engines.toolkit import TOOLKITS, Toolkit, host_platform, load_toolkit
 from vpdeploy.errors import BuildError, SpecError
 from vpdeploy.files import sha256_of_file
-from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.artifact import ENGINE_SUFFIX, Artifact
 from vpdeploy.format.interface import Interface
 from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
 

@@ -25,11 +25,10 @@ from vpdeploy.errors import (
     VpdeployError,
 )
 from vpdeploy.files import locked, replacing_file, sha256_of_file, storage_reason
-from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.artifact import ENGINE_SUFFIX, Artifact
 from vpdeploy.format.document import Document, to_json
 from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
 
-ENGINE_SUFFIX = ".engine"
 CARD_SUFFIX = ".json"
 
 _NAMED = 3  # engines that one line of an error lists

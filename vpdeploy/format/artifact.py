@@ -21,6 +21,7 @@ from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.format.task import BackboneId, TaskCard
 
 ENGINES_FOLDER = "engines"
+ENGINE_SUFFIX = ".engine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,8 @@ class Artifact:
             BundleError: The path is neither, or a file of it is damaged, foreign or of another version.
         """
         if path.is_file():
+            if path.suffix == ENGINE_SUFFIX:
+                raise BundleError(f"{path}: is an engine; {_engine_advice(path)}")
             if path.suffix != ".onnx":
                 raise BundleError(f"{path}: not an .onnx file; expected one written by vpdeploy export")
             card, data = FoldedCard.read(path), data_file_of(path)
@@ -93,10 +96,16 @@ class Artifact:
         Raises:
             BundleCorruptError: The graph is missing or was changed.
         """
+        bundle.verified_graph()
+        return cls.of_manifest(bundle)
+
+    @classmethod
+    def of_manifest(cls, bundle: Bundle) -> Artifact:
+        """Return a bundle as its manifest tells it, to describe it: its graph may be damaged."""
         manifest = bundle.manifest
         return cls(
             path=bundle.path,
-            graph_path=bundle.verified_graph(),
+            graph_path=bundle.path / manifest.graph_file,
             graph=manifest.graph,
             data=manifest.graph_data,
             backbone=manifest.backbone,
@@ -277,3 +286,11 @@ class Artifact:
             self.check_fit(prompt_set)
         held = HeldTasks(cards=tuple(each.card for each in prompt_sets), prompt_sets=tuple(prompt_sets))
         return replace(self, source=held)
+
+
+def _engine_advice(path: Path) -> str:
+    """Say what to give instead of an engine: it has no labels and no prompts, the artifact beside it has."""
+    home = path.parent.parent
+    if path.parent.name == ENGINES_FOLDER and is_bundle(home):
+        return f"give its bundle, {home}, which runs it where it fits"
+    return "give the bundle's folder, or the .onnx file, that it was built from"

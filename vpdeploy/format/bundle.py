@@ -32,6 +32,7 @@ from vpdeploy.format.promptset import CARD_FILE, TENSOR_FILE, CompiledPromptSet
 from vpdeploy.format.task import check_task_name
 
 LOCK_FILE = ".lock"
+TASKS_FOLDER = "tasks"
 _WRITTEN_GRAPH = re.compile(r"model(\.[0-9a-f]{12})?\.onnx")
 
 
@@ -105,7 +106,7 @@ class Bundle:
         return prompt_set
 
     def _version_folder(self, task: str, version: int) -> Path:
-        return self.path / "tasks" / task / str(version)
+        return self.path / TASKS_FOLDER / task / str(version)
 
     def _verified_bytes(self, path: Path, entry: TaskEntry) -> bytes:
         """Read a file whose sha256 the manifest knows."""
@@ -260,7 +261,7 @@ def withdraw_task(path: Path, task: str) -> list[int]:
     with _locked(path) as bundle:
         entry = bundle.manifest.entry(task)
         _replace_manifest(path, bundle.manifest.without_task(task))
-        shutil.rmtree(path / "tasks" / task, ignore_errors=True)
+        shutil.rmtree(path / TASKS_FOLDER / task, ignore_errors=True)
         return sorted(entry.files)
 
 
@@ -302,10 +303,10 @@ def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[Compile
     _remove_unnamed_graphs(old.path, manifest)
     for task, entry in old.manifest.tasks.items():
         if task not in manifest.tasks:
-            shutil.rmtree(old.path / "tasks" / task, ignore_errors=True)
+            shutil.rmtree(old.path / TASKS_FOLDER / task, ignore_errors=True)
             continue
         for version in entry.files.keys() - manifest.tasks[task].files.keys():
-            shutil.rmtree(old.path / "tasks" / task / str(version), ignore_errors=True)
+            shutil.rmtree(old.path / TASKS_FOLDER / task / str(version), ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -321,11 +322,11 @@ def _removing_unnamed(path: Path, tasks: Sequence[str]) -> Iterator[None]:
         _remove_unnamed_graphs(path, manifest)
         for task in tasks:
             kept = manifest.tasks[task].files if task in manifest.tasks else {}
-            for folder in (path / "tasks" / task).glob("[0-9]*"):
+            for folder in (path / TASKS_FOLDER / task).glob("[0-9]*"):
                 if folder.name not in map(str, kept):
                     shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # it holds versions, or is not there
-                (path / "tasks" / task).rmdir()
+                (path / TASKS_FOLDER / task).rmdir()
         raise
 
 
@@ -345,7 +346,7 @@ def _with_version(path: Path, manifest: Manifest, prompt_set: CompiledPromptSet)
     known = manifest.tasks.get(name)
     version = _next_free_version(path, name, known)
     encoded = prompt_set.encode()
-    with creating_folder(path / "tasks" / name / str(version)) as folder:
+    with creating_folder(path / TASKS_FOLDER / name / str(version)) as folder:
         for file_name, data in encoded.items():
             (folder / file_name).write_bytes(data)
     digests = {file_name: hashlib.sha256(data).hexdigest() for file_name, data in encoded.items()}
@@ -355,7 +356,7 @@ def _with_version(path: Path, manifest: Manifest, prompt_set: CompiledPromptSet)
 
 def _next_free_version(path: Path, task: str, entry: TaskEntry | None) -> int:
     """Return a version number that neither the manifest nor a folder left by a crash uses."""
-    folder = path / "tasks" / task
+    folder = path / TASKS_FOLDER / task
     used: list[int] = [0, *(entry.files if entry else ())]
     if folder.is_dir():
         used += [int(child.name) for child in folder.iterdir() if child.name.isdigit()]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpdeploy.engines.plan import EngineCard
-from vpdeploy.engines.store import CARD_SUFFIX, fits, list_engines
+from vpdeploy.engines.store import CARD_SUFFIX, FoundEngine, engine_damage, fits, list_engines
 from vpdeploy.engines.toolkit import TOOLKITS, is_installed, load_toolkit
 from vpdeploy.errors import BundleCorruptError, BundleError, EngineIncompatibleError, MissingExtraError, VpdeployError
 from vpdeploy.files import sha256_of_file
@@ -25,11 +25,13 @@ class EngineReport:
         file: The name of the engine's file.
         card: The engine's sidecar; None where it cannot be read.
         misfit: Why the engine does not load here, or why its sidecar cannot be read; None if it loads.
+        is_damaged: Whether its files are not those that were written.
     """
 
     file: str
     card: EngineCard | None
     misfit: str | None
+    is_damaged: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of the JSON form; those of the sidecar are left out where it cannot be read."""
@@ -54,14 +56,17 @@ def describe_engines(artifact: Artifact) -> tuple[EngineReport, ...]:
     reports = []
     for path, card in list_engines(artifact):
         if isinstance(card, str):
-            reports.append(EngineReport(file=path.name, card=None, misfit=card))
+            reports.append(EngineReport(file=path.name, card=None, misfit=card, is_damaged=True))
         elif card.graph_sha256 == artifact.sha256:
             reports.append(describe_engine(path, card))
     return tuple(reports)
 
 
 def describe_engine(path: Path, card: EngineCard) -> EngineReport:
-    """Return what an engine is, and whether it loads here."""
+    """Return what an engine is, and whether it is whole and loads here; all of its bytes are read."""
+    if damage := engine_damage(FoundEngine(path=path, card=card)):
+        misfit = f"{damage}; run vpdeploy build again, as it was run for {card.place}"
+        return EngineReport(file=path.name, card=card, misfit=misfit, is_damaged=True)
     return EngineReport(file=path.name, card=card, misfit=engine_misfit(card))
 
 
@@ -81,16 +86,31 @@ def engine_misfit(card: EngineCard) -> str | None:
         return str(error)
 
 
+def read_sidecar(path: Path) -> EngineCard:
+    """Read the sidecar of an engine file, which itself may be damaged.
+
+    Raises:
+        BundleError: The engine does not exist.
+        BundleCorruptError: The engine's sidecar is missing or damaged.
+    """
+    if not path.is_file():
+        raise BundleError(f"{path}: does not exist; vpdeploy build writes engines")
+    sidecar = path.with_suffix(CARD_SUFFIX)
+    if not sidecar.is_file():
+        raise BundleCorruptError(
+            f"{path}: its sidecar {sidecar.name} is missing, which says what it is; put it back or run vpdeploy build"
+        )
+    return EngineCard.from_document(Document.read(sidecar))
+
+
 def read_engine_card(path: Path) -> EngineCard:
-    """Read the sidecar of an engine file.
+    """Read the sidecar of an engine file that is to be run.
 
     Raises:
         BundleError: The engine does not exist.
         BundleCorruptError: The engine's sidecar is missing or damaged, or belongs to another engine.
     """
-    if not path.is_file():
-        raise BundleError(f"{path}: does not exist; vpdeploy build writes engines")
-    card = EngineCard.from_document(Document.read(path.with_suffix(CARD_SUFFIX)))
+    card = read_sidecar(path)
     if (found := path.stat().st_size) != card.size_bytes:
         raise BundleCorruptError(f"{path}: should have {card.size_bytes} bytes, found {found}; build it again")
     return card

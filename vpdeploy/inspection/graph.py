@@ -24,7 +24,7 @@ class GraphReport:
 
     Attributes:
         file: Name of the ONNX file.
-        size_bytes: Size of the ONNX file, in bytes.
+        size_bytes: Size of the ONNX file, in bytes; 0 where it is missing.
         data: The file that holds its weights; None where the ONNX file does.
         precision: Type of the weights and matrix products.
         opset: ONNX opset.
@@ -47,7 +47,7 @@ class GraphReport:
         details = artifact.graph.details
         return cls(
             file=artifact.graph_path.name,
-            size_bytes=artifact.graph_path.stat().st_size,
+            size_bytes=artifact.graph_path.stat().st_size if artifact.graph_path.is_file() else 0,
             data=artifact.data,
             precision=artifact.precision,
             opset=artifact.opset,

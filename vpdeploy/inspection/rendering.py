@@ -12,6 +12,7 @@ from vpdeploy.inspection.graph import GraphReport
 from vpdeploy.inspection.report import (
     BundleReport,
     CardReport,
+    DamagedTask,
     EngineFileReport,
     FoldedReport,
     HostReport,
@@ -37,6 +38,8 @@ def render_text(report: Inspection) -> str:
         lines = _task_folder_lines(report)
     else:
         lines = _engine_file_lines(report)
+    if report.damage:
+        lines += _listing("damage", report.damage)
     return "\n".join(lines)
 
 
@@ -75,6 +78,7 @@ def _task_folder_lines(report: CardReport) -> list[str]:
         _line("path", report.path),
         *_card_lines(report.card),
         *_section("files", [_line(_title(name), bytes_text(size)) for name, size in report.files.items()]),
+        *([] if report.is_checked else [_line("digests of the files", "not recorded, so the files are not checked")]),
     ]
 
 
@@ -161,7 +165,9 @@ def _machine_lines(machine: Machine) -> list[str]:
     ]
 
 
-def _task_item(task: TaskReport) -> str:
+def _task_item(task: TaskReport | DamagedTask) -> str:
+    if isinstance(task, DamagedTask):
+        return _item({"name": task.name, "version": task.version, "damaged": task.damage})
     return _item(
         {
             "name": task.name,

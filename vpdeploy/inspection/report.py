@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from vpdeploy.backends import RUNTIMES
 from vpdeploy.engines.plan import EngineCard
-from vpdeploy.errors import BundleError, VpdeployError
+from vpdeploy.errors import BundleError, LayoutMismatchError, VpdeployError
+from vpdeploy.files import sha256_of_file
 from vpdeploy.format.artifact import Artifact
-from vpdeploy.format.bundle import is_bundle
+from vpdeploy.format.bundle import TASKS_FOLDER, Bundle, is_bundle
+from vpdeploy.format.datafile import data_file_of
 from vpdeploy.format.document import Document
+from vpdeploy.format.folded import FoldedCard
 from vpdeploy.format.graphfacts import ImageInput
 from vpdeploy.format.layout import Layout
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import FORMAT as PROMPT_SET_FORMAT
+from vpdeploy.format.promptset import FORMAT_VERSION as PROMPT_SET_VERSION
 from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.format.run import CARD_FILE, RunCard
 from vpdeploy.format.run import FORMAT as RUN_FORMAT
-from vpdeploy.format.run import RunCard
 from vpdeploy.format.task import BackboneId, TaskCard
-from vpdeploy.inspection.engines import EngineReport, describe_engine, describe_engines, read_engine_card
+from vpdeploy.inspection.engines import EngineReport, describe_engine, describe_engines, read_sidecar
 from vpdeploy.inspection.graph import GraphReport
 from vpdeploy.machine import Machine, describe_machine
 
@@ -55,6 +59,11 @@ class HostReport:
             runtimes={name: _obstacle(artifact, name) or WORKS for name in RUNTIMES},
             machine=describe_machine(),
         )
+
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What is wrong with the engines' files."""
+        return tuple(_text(engine.misfit) for engine in self.engines if engine.is_damaged)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of the JSON form."""
@@ -123,6 +132,25 @@ class TaskReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DamagedTask:
+    """One task of a bundle that cannot be read.
+
+    Attributes:
+        name: The task's name.
+        version: The version that should be served.
+        damage: What is wrong with its files.
+    """
+
+    name: str
+    version: int
+    damage: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the JSON form."""
+        return {"name": self.name, "version": self.version, "damage": self.damage}
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleReport:
     """A bundle.
 
@@ -134,6 +162,8 @@ class BundleReport:
         layout: The layout of its prompt sets.
         tasks: The bundle's tasks, in the order of their slots.
         host: What there is here to run it.
+        damage: What is wrong with its files, of the versions that are kept too; empty where all are as they were
+            written.
     """
 
     path: Path
@@ -141,8 +171,9 @@ class BundleReport:
     backbone: BackboneId
     preprocessing: Preprocessing
     layout: Layout
-    tasks: tuple[TaskReport, ...]
+    tasks: tuple[TaskReport | DamagedTask, ...]
     host: HostReport
+    damage: tuple[str, ...]
 
     @property
     def tensors(self) -> dict[str, str]:
@@ -160,6 +191,7 @@ class BundleReport:
             "layout": {"family": self.layout.family, "digest": self.layout.digest, "tensors": self.tensors},
             "tasks": [task.to_json() for task in self.tasks],
             **self.host.to_json(),
+            "damage": list(self.damage),
         }
 
 
@@ -173,6 +205,7 @@ class FoldedReport:
         graph: The graph.
         card: What is known of the task.
         host: What there is here to run it.
+        damage: What is wrong with its files; empty where all are as they were written.
     """
 
     path: Path
@@ -180,6 +213,7 @@ class FoldedReport:
     graph: GraphReport
     card: TaskCard
     host: HostReport
+    damage: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of the JSON form."""
@@ -190,6 +224,7 @@ class FoldedReport:
             "graph": self.graph.to_json(),
             **_card_fields(self.card),
             **self.host.to_json(),
+            "damage": list(self.damage),
         }
 
 
@@ -202,12 +237,16 @@ class CardReport:
         path: The run's or prompt set's folder.
         card: What is known of the task.
         files: Size of each file in the folder, in bytes, by name.
+        is_checked: Whether the files' digests are recorded: not by runs of format version 1, nor outside a bundle.
+        damage: What is wrong with its files; empty where all are as they were written, or not checked.
     """
 
     kind: Literal["run", "compiled prompt set"]
     path: Path
     card: TaskCard
     files: Mapping[str, int]
+    is_checked: bool
+    damage: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of the JSON form."""
@@ -216,6 +255,8 @@ class CardReport:
             "path": str(self.path),
             **_card_fields(self.card),
             "files_bytes": dict(self.files),
+            "checked": self.is_checked,
+            "damage": list(self.damage),
         }
 
 
@@ -234,6 +275,11 @@ class EngineFileReport:
     engine: EngineReport
     card: EngineCard
     machine: Machine
+
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What is wrong with its files; empty where all are as they were written."""
+        return (_text(self.engine.misfit),) if self.engine.is_damaged else ()
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -260,6 +306,7 @@ class EngineFileReport:
             "sha256": self.card.sha256,
             "build_seconds": self.card.build_seconds,
             "machine": self.machine.to_json(),
+            "damage": list(self.damage),
         }
 
 
@@ -269,12 +316,14 @@ Inspection = BundleReport | FoldedReport | CardReport | EngineFileReport
 def inspect_path(path: Path) -> Inspection:
     """Return what a run, a bundle, a compiled prompt set, a folded ONNX file or an engine is, and what runs it here.
 
+    Files are compared with their recorded digests. What is damaged is told in the report, beside all that is not.
+
     Raises:
-        BundleError: The path is none of these, or is damaged.
+        BundleError: The path is none of these, or the file that says what it is, is damaged.
     """
     if is_bundle(path):
         return _inspect_bundle(path)
-    if (path / "task.json").is_file():
+    if (path / CARD_FILE).is_file():
         return _inspect_card(path)
     if path.is_file() and path.suffix == ".onnx":
         return _inspect_folded(path)
@@ -296,50 +345,122 @@ def shown_details(card: TaskCard) -> dict[str, Any]:
 
 
 def _inspect_bundle(path: Path) -> BundleReport:
-    artifact = Artifact.open(path)
-    layout = artifact.layout
-    assert layout is not None  # of a bundle's folder
+    bundle = Bundle.open(path)
+    artifact, manifest = Artifact.of_manifest(bundle), bundle.manifest
+    damage = []
+    try:
+        bundle.verified_graph()
+    except BundleError as error:
+        damage.append(str(error))
+    tasks = []
+    for name in bundle.tasks:
+        task = _inspect_task(bundle, name)
+        tasks.append(task)
+        damage += [task.damage] if isinstance(task, DamagedTask) else []
+        damage += _damaged_versions(bundle, name)
+    host = HostReport.of(artifact)
     return BundleReport(
         path=path,
         graph=GraphReport.of(artifact),
         backbone=artifact.backbone,
         preprocessing=artifact.preprocessing,
-        layout=layout,
-        tasks=tuple(
-            TaskReport.of(artifact.read_prompt_set(name), version) for name, version in artifact.versions.items()
-        ),
-        host=HostReport.of(artifact),
+        layout=manifest.layout,
+        tasks=tuple(tasks),
+        host=host,
+        damage=(*damage, *host.damage),
     )
 
 
+def _inspect_task(bundle: Bundle, name: str) -> TaskReport | DamagedTask:
+    version = bundle.versions[name]
+    try:
+        return TaskReport.of(bundle.read_task(name), version)
+    except (BundleError, LayoutMismatchError) as error:
+        return DamagedTask(name=name, version=version, damage=str(error))
+
+
+def _damaged_versions(bundle: Bundle, name: str) -> list[str]:
+    """Return what is wrong with the versions of a task that are kept and not served: a roll-back may want them."""
+    entry = bundle.manifest.entry(name)
+    found = []
+    for version in sorted(entry.files.keys() - {entry.version}):
+        manifest = bundle.manifest.with_task(name, replace(entry, version=version))
+        try:
+            Bundle(bundle.path, manifest).read_task(name)
+        except (BundleError, LayoutMismatchError) as error:
+            found.append(str(error))
+    return found
+
+
 def _inspect_folded(path: Path) -> FoldedReport:
-    artifact = Artifact.open(path)
-    (card,) = artifact.cards.values()
+    card, data = FoldedCard.read(path), data_file_of(path)
+    artifact = Artifact.of_folded(path, card, data=data)
+    damage = []
+    try:
+        if data is not None:
+            data.verify(path.parent)
+    except BundleError as error:
+        damage.append(str(error))
+    host = HostReport.of(artifact)
     return FoldedReport(
         path=path,
         input=_INPUTS[artifact.image_input],
         graph=GraphReport.of(artifact),
-        card=card,
-        host=HostReport.of(artifact),
+        card=card.task,
+        host=host,
+        damage=(*damage, *host.damage),
     )
 
 
 def _inspect_card(path: Path) -> CardReport:
-    document = Document.read(path / "task.json")
+    document = Document.read(path / CARD_FILE)
     kind = document.take("format", str)
     if kind not in (RUN_FORMAT, PROMPT_SET_FORMAT):
-        raise BundleError(f"{path / 'task.json'}: unknown format '{kind}'")
-    document.expect_format(kind, 1)
+        raise BundleError(f"{path / CARD_FILE}: unknown format '{kind}'")
+    files = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
+    if kind == RUN_FORMAT:
+        run = RunCard.read(path)
+        found = [run.damage(name) for name in run.digests]
+        return CardReport(
+            kind="run",
+            path=path,
+            card=run.task,
+            files=files,
+            is_checked=bool(run.digests),
+            damage=tuple(each for each in found if each is not None),
+        )
+    document.expect_format(kind, PROMPT_SET_VERSION)
+    card = TaskCard.from_document(document.nested("task"))
+    damage = _damage_in_bundle(path)
     return CardReport(
-        kind="run" if kind == RUN_FORMAT else "compiled prompt set",
+        kind="compiled prompt set",
         path=path,
-        card=TaskCard.from_document(document.nested("task")),
-        files={file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()},
+        card=card,
+        files=files,
+        is_checked=damage is not None,
+        damage=damage or (),
+    )
+
+
+def _damage_in_bundle(path: Path) -> tuple[str, ...] | None:
+    """Return what is wrong with a compiled prompt set, by the manifest of its bundle; None where it is in none."""
+    folder = path.absolute()
+    home = folder.parents[2] if len(folder.parents) > 2 else folder
+    if not is_bundle(home) or folder.parent.parent.name != TASKS_FOLDER:
+        return None
+    entry = Bundle.open(home).manifest.tasks.get(folder.parent.name)
+    if entry is None or folder.name not in map(str, entry.files):
+        return None
+    known = entry.files[int(folder.name)]
+    return tuple(
+        f"{path / name}: contents do not match the manifest's sha256; export again"
+        for name, digest in known.items()
+        if not (path / name).is_file() or sha256_of_file(path / name) != digest
     )
 
 
 def _inspect_engine(path: Path) -> EngineFileReport:
-    card = read_engine_card(path)
+    card = read_sidecar(path)
     return EngineFileReport(path=path, engine=describe_engine(path, card), card=card, machine=describe_machine())
 
 
@@ -365,6 +486,10 @@ def _section(details: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a section of a card's free-form details, empty where there is none."""
     section = details.get(name)
     return section if isinstance(section, dict) else {}
+
+
+def _text(misfit: str | None) -> str:
+    return "" if misfit is None else misfit
 
 
 def _tensor_text(dtype: str, shape: tuple[int | str, ...]) -> str:

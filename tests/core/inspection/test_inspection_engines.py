@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,7 +60,7 @@ def write_engine(artifact: Artifact, **changes: object) -> Path:
         inputs={"image": Binding(dtype="uint8", shape=("batch", 8, 8, 3))},
         outputs={"logits": Binding(dtype="float32", shape=("batch", 4))},
         size_bytes=len(CONTENT),
-        sha256="",
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
         build_seconds=0.5,
     )
     card = replace(card, **changes)  # type: ignore[arg-type]
@@ -130,7 +132,7 @@ def test_an_engine_file_is_explained(artifact: Artifact, gpu: Gpu):
     ("damage", "message"),
     [
         (lambda path: path.write_bytes(b"an"), "should have 9 bytes, found 2; build it again"),
-        (lambda path: path.with_suffix(".json").unlink(), "file is missing"),
+        (lambda path: path.with_suffix(".json").unlink(), r"its sidecar .*\.json is missing.* run vpdeploy build"),
         (lambda path: path.with_suffix(".json").write_text("{"), "not valid JSON"),
     ],
 )
@@ -139,6 +141,35 @@ def test_a_damaged_engine_is_refused(artifact: Artifact, damage: object, message
     damage(path)  # type: ignore[operator]
     with pytest.raises(BundleCorruptError, match=message):
         read_engine_card(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(CONTENT[:-1], "truncated, 8 of 9 bytes are there"), (CONTENT[::-1], "do not match its sidecar's sha256")],
+)
+def test_a_tampered_engine_is_named_beside_everything_else(artifact: Artifact, gpu: Gpu, content: bytes, message: str):
+    path = write_engine(artifact)
+    path.write_bytes(content)
+    bundle = inspect_path(artifact.path)
+    assert len(bundle.damage) == 1
+    assert message in bundle.damage[0]
+    assert path.name in bundle.damage[0]
+    assert "run vpdeploy build again" in bundle.damage[0]
+    report = bundle.to_json()
+    assert [task["name"] for task in report["tasks"]] == list(artifact.tasks)
+    assert (report["engines"][0]["fits"], report["engines"][0]["targets"]) == (False, ["sm_86", "sm_89"])
+    alone = inspect_path(path)
+    assert alone.damage == bundle.damage
+    assert alone.to_json()["graph_sha256"] == artifact.sha256
+
+
+def test_an_engine_in_the_place_of_a_model_names_what_to_give(artifact: Artifact, tmp_path: Path):
+    path = write_engine(artifact)
+    with pytest.raises(BundleError, match=f"is an engine; give its bundle, {re.escape(str(artifact.path))}"):
+        Artifact.open(path)
+    (tmp_path / "alone.engine").write_bytes(CONTENT)
+    with pytest.raises(BundleError, match=r"is an engine; give the bundle's folder, or the \.onnx file"):
+        Artifact.open(tmp_path / "alone.engine")
 
 
 def test_a_missing_engine_is_refused(artifact: Artifact):

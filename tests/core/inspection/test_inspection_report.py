@@ -63,6 +63,7 @@ def test_the_json_form_of_a_bundle_lists_its_parts_in_order(tmp_path: Path):
     assert json.loads(json.dumps(fields)) == fields
     assert list(fields) == [
         *("kind", "path", "graph", "backbone", "preprocessing", "layout", "tasks", "engines", "runtimes", "machine"),
+        "damage",
     ]
     assert list(fields["graph"])[:6] == ["file", "size_bytes", "external_data", "precision", "opset", "sha256"]
     assert list(fields["layout"]) == ["family", "digest", "tensors"]
