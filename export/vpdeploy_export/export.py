@@ -150,7 +150,7 @@ def export_model(
         ... )
         >>> pets = vpdeploy_export.TrainedModel.of_model(PromptedViT(backbone.vit, NoPrompts(), classes=2), card)
         >>> target = vpdeploy_export.Switchable()
-        >>> report = vpdeploy_export.export_model([pets], Path("zoo"), target=target, precision="fp16")
+        >>> report = vpdeploy_export.export_model([pets], Path("pets"), target=target, precision="fp16")
         >>> vpdeploy.load(report.path).tasks
         ('pets',)
     """

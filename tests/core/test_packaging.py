@@ -6,10 +6,17 @@ import sys
 import textwrap
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from core import toy
+
+from vpdeploy.format.bundle import write_bundle
+from vpdeploy.format.layout import Layout
+from vpdeploy.format.run import RunCard
 
 ROOT = Path(__file__).parents[2]
+RUN = "tests/golden/version1/run"
 HEAVY = (
     "torch",
     "torchvision",
@@ -123,9 +130,8 @@ def test_importing_a_package_loads_nothing_outside_the_standard_library(package:
         (("train", "--data", "digits", "--out", "run"), "torch", "train"),
         (("train", "--data", "digits", "--out", "run"), "timm", "train"),
         (("eval", "run", "--data", "digits"), "torch", "train"),
-        (("export", "run", "--out", "task.onnx"), "torch", "train"),
-        (("export", "run", "--out", "task.onnx"), "onnx_ir", "export"),
-        (("task", "add", "zoo", "run"), "torch", "train"),
+        (("export", RUN, "--out", "task.onnx"), "torch", "train"),
+        (("export", RUN, "--out", "task.onnx"), "onnx_ir", "export"),
         (("serve", "zoo"), "fastapi", "serve"),
         (("serve", "zoo"), "uvicorn", "serve"),
     ],
@@ -135,6 +141,18 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(verb: tuple[
     assert finished.stderr == f"error: '{hidden}' is not installed: pip install 'vpdeploy[{extra}]'\n"
     assert finished.stdout == ""
     assert finished.returncode == 3
+
+
+def test_task_add_names_a_missing_extra_where_bundle_and_run_fit(tmp_path: Path):
+    card = RunCard.read(ROOT / RUN).task
+    shared: dict[str, Any] = {"backbone": card.backbone, "preprocessing": card.preprocessing}
+    layout = Layout.for_backbone(card.backbone, dtype="float32")
+    (tmp_path / "staged.onnx").write_bytes(b"graph")
+    prompt_sets = [toy.prompt_set(layout=layout, **shared)]
+    write_bundle(tmp_path / "zoo", toy.facts(layout=layout, **shared), prompt_sets, tmp_path / "staged.onnx")
+    finished = command("task", "add", str(tmp_path / "zoo"), RUN, hidden=("torch",))
+    assert finished.stderr == "error: 'torch' is not installed: pip install 'vpdeploy[train]'\n"
+    assert (finished.returncode, finished.stdout) == (3, "")
 
 
 def test_help_works_without_any_extra():

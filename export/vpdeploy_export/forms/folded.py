@@ -63,7 +63,14 @@ class Folded:
     def check_update(
         self, models: Sequence[TrainedModel], out: Path, *, precision: Precision | None, opset: int | None
     ) -> None:
-        """See ``DeployedForm.check_update``; ``check`` has refused it."""
+        """Accept: ``check`` has refused an update of a file; see ``DeployedForm.check_update``.
+
+        Args:
+            models: The model.
+            out: The file.
+            precision: The one that was asked for.
+            opset: The one that was asked for.
+        """
 
     def assemble(self, models: Sequence[CompiledModel], precision: Precision) -> FoldedAssembly:
         """Return a compiled model in this form; see ``DeployedForm.assemble``.
