@@ -60,14 +60,31 @@ class ProgressBar:
         if self._first_share is None:
             self._first_share = share
         now = self._clock()
-        is_next = self._shown_at is None or now - self._shown_at >= _EVERY_S or share >= 1
-        if now - self._started_at < DELAY_S or not is_next:
+        if not self._is_due(now) and (share < 1 or now - self._started_at < DELAY_S):
             return
         self._shown_at = now
         filled = round(share * _WIDTH)
         parts = [f"{share:4.0%}", self._time_left(share, now - self._started_at), note]
         bar = f"{self._title} [{'#' * filled}{'.' * (_WIDTH - filled)}]"
         self._write(" ".join([bar, *filter(None, parts)]))
+
+    def count(self, done: int, total: int | None = None) -> None:
+        """Show how many things are done, where it is not known of how many without a bar.
+
+        Args:
+            done: How many are done.
+            total: How many there are.
+        """
+        if total:
+            self.show(done / total)
+        elif self.on_terminal and self._is_due(self._clock()):
+            self._shown_at = self._clock()
+            self._write(f"{self._title} {done:,}")
+
+    def _is_due(self, now: float) -> bool:
+        """Tell whether it is time to write the line again."""
+        is_next = self._shown_at is None or now - self._shown_at >= _EVERY_S
+        return now - self._started_at >= DELAY_S and is_next
 
     def _time_left(self, share: float, spent_s: float) -> str:
         """Return what the rest takes at the pace so far, of which a resumed work's first share is no part."""

@@ -114,3 +114,21 @@ def test_nothing_is_cleared_that_was_not_shown(clock: Clock):
     with ProgressBar("measuring", stream=terminal, clock=clock):
         pass
     assert terminal.getvalue() == ""
+
+
+def test_things_of_an_unknown_number_are_counted(clock: Clock):
+    terminal = Terminal()
+    bar = ProgressBar("listing images", stream=terminal, clock=clock)
+    bar.count(1)
+    for seconds, done in ((3, 1_200), (3.1, 1_300), (3.3, 1_500)):
+        clock.now = 100.0 + seconds
+        bar.count(done)
+    assert terminal.lines == ["listing images 1,200", "listing images 1,500"]
+
+
+def test_things_of_a_known_number_have_a_bar(clock: Clock):
+    terminal = Terminal()
+    bar = ProgressBar("listing images", stream=terminal, clock=clock)
+    clock.now += 3
+    bar.count(5, 10)
+    assert "50%" in terminal.lines[0]

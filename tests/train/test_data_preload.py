@@ -1,10 +1,12 @@
 import logging
 import re
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import vpdeploy_train.data.preload as preload_module
 from vpdeploy.errors import InputError
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy_train.data import CacheBudget, Example, ImageDataset, preload_images
@@ -112,3 +114,28 @@ def test_pixels_and_no_images_at_all_are_nothing_to_talk_about(caplog):
         preload([])
         preload_images([])
     assert not caplog.records
+
+
+def test_no_more_images_are_decoded_at_once_than_threads_and_few_wait(examples, monkeypatch):
+    running, most, begun = 0, 0, 0
+    lock = threading.Lock()
+    prepare = ImageDataset.prepare
+
+    def count(self, index):
+        nonlocal running, most, begun
+        with lock:
+            running, begun = running + 1, begun + 1
+            most = max(most, running)
+        try:
+            return prepare(self, index)
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(ImageDataset, "prepare", count)
+    monkeypatch.setattr(preload_module, "_MOST_THREADS", 2)
+    ahead = []
+    preload(examples * 10, threads=64, on_progress=lambda done, total: ahead.append(begun - done))
+    assert most <= 2
+    assert max(ahead) <= 2 * preload_module._IN_FLIGHT
+    assert begun == 80

@@ -10,6 +10,7 @@ from typing import Final
 from vpdeploy.errors import SpecError
 from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import SPLIT_NAMES, UNSPLIT, Collection, Format, Item, natural_key
+from vpdeploy_train.data.listing import listed
 from vpdeploy_train.data.tree import is_hidden, is_image, list_folder, walk_files
 
 _log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def _read_classes(root: Path, findings: _Findings, *, may_lack_images: bool) -> 
     """Read the class folders of one split."""
     items: list[Item] = []
     for folder in _subfolders(root, findings):
-        files = sorted(walk_files(folder), key=lambda path: natural_key(str(path)))
+        files = sorted(listed(walk_files(folder)), key=lambda path: natural_key(str(path)))
         images = [path for path in files if is_image(path)]
         findings.ignored.extend(path for path in files if not is_image(path))
         if not images and not may_lack_images:

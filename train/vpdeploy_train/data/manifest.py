@@ -10,6 +10,7 @@ from typing import Final
 from vpdeploy.errors import SpecError
 from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import SPLIT_NAMES, UNSPLIT, Collection, Format, Item
+from vpdeploy_train.data.listing import listed
 from vpdeploy_train.data.rows import Row, read_csv_rows, read_json_rows, read_jsonl_rows
 
 _log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def collect(folder: Path, rows: Iterable[Row]) -> Collection:
     placed = _place(folder, rows)
     if not placed:
         raise SpecError("no rows; expected one for each image, with the fields path, label and maybe split")
-    missing = [source for source in placed if not is_file(source)]
+    missing = [source for source in listed(placed, total=len(placed)) if not is_file(source)]
     if missing:
         raise SpecError(
             f"{len(missing)} of {len(placed)} files are missing, the first is {str(missing[0])[:200]}: "
@@ -87,7 +88,7 @@ def _place(folder: Path, rows: Iterable[Row]) -> dict[Path, tuple[str, str, str]
     placed: dict[Path, tuple[str, str, str]] = {}
     repeated = 0
     first: Row | None = None
-    for row in rows:
+    for row in listed(rows):
         first = first or row
         if (row.split is None) != (first.split is None):
             raise SpecError(f"{row.place} and {first.place} differ: expected a split in every row or in none")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -21,6 +23,7 @@ _log = logging.getLogger("vpdeploy.train")
 
 _NAMED: Final = 3
 _IN_FLIGHT: Final = 8  # decoded images that wait for each thread
+_MOST_THREADS: Final = 16  # a 12-megapixel image takes 36 MB while it is decoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +122,18 @@ def _prepare(waiting: Sequence[tuple[ImageDataset, int]], threads: int) -> Itera
         except InputError as error:
             return error
 
-    chunk = threads * _IN_FLIGHT  # not all at once: there may be more images than memory
+    # Each thread holds one image at full size; a few small ones wait for each, as there may be more than memory.
+    threads = min(threads, _MOST_THREADS)
+    places = iter(waiting)
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(waiting), chunk):
-            yield from pool.map(prepare, waiting[start : start + chunk])
+        begun = deque(pool.submit(prepare, place) for place in islice(places, threads * _IN_FLIGHT))
+        try:
+            while begun:
+                yield begun.popleft().result()
+                begun.extend(pool.submit(prepare, place) for place in islice(places, 1))
+        finally:
+            for future in begun:
+                future.cancel()
 
 
 def _report(datasets: Sequence[ImageDataset]) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
+from vpdeploy.progress import ProgressBar
 from vpdeploy_train.data import digits, folder, huggingface, manifest, shapes, splitfolder, vtab
 from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item, natural_key
 from vpdeploy_train.data.example import SPLITS, DataSource, Example
+from vpdeploy_train.data.listing import listening
 from vpdeploy_train.data.partition import carve
 
 FORMATS: Final[tuple[Format, ...]] = (
@@ -57,7 +59,8 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
     if not 0 <= val_fraction < 1:
         raise SpecError(f"the validation fraction is {val_fraction}; expected at least 0 and less than 1")
     address, final = _without_final(spec)
-    collection = _find_format(address).read(address)
+    with ProgressBar("listing images") as bar, listening(bar.count):
+        collection = _find_format(address).read(address)
     label_names = _class_map(spec, collection, labels)
     parts = {
         split: _number(spec, split, items, label_names, given=labels is not None)

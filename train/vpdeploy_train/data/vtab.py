@@ -9,6 +9,7 @@ from typing import Final
 from vpdeploy.errors import SpecError
 from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import Collection, Format, Item
+from vpdeploy_train.data.listing import listed
 from vpdeploy_train.data.manifest import is_file, read_text
 from vpdeploy_train.data.tree import list_folder
 
@@ -66,9 +67,11 @@ def _read_class_names(path: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     names = tuple(line.strip() for line in read_text(path).rstrip().split("\n"))
+    seen: set[str] = set()
     for number, name in enumerate(names, start=1):
-        if not name or name in names[: number - 1]:
+        if not name or name in seen:
             raise SpecError(f"{path}: line {number}: {f'{name!r} is repeated' if name else 'no name'}; one a line")
+        seen.add(name)
     return names
 
 
@@ -76,7 +79,8 @@ def _read_list(path: Path, names: tuple[str, ...] | None) -> list[tuple[Path, in
     """Read the images of one list and the numbers of their classes."""
     rows, missing = [], []
     limit = _MOST_CLASSES if names is None else len(names)
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    lines = read_text(path).split("\n")
+    for number, line in enumerate(listed(lines, total=len(lines)), start=1):
         fields = line.rsplit(maxsplit=1)
         if not fields:
             continue
