@@ -12,6 +12,7 @@ from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.progress import ProgressBar
 from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.data import (
+    Augmentation,
     CacheBudget,
     DataSource,
     ImageDataset,
@@ -19,7 +20,9 @@ from vpdeploy_train.data import (
     preload_images,
     resolve_data,
 )
+from vpdeploy_train.data.dataset import prepared_bytes
 from vpdeploy_train.data.preload import Damage, list_damaged, preload_sound_images
+from vpdeploy_train.memory_plan import MemoryPlan, plan_training
 from vpdeploy_train.recipes import recipe_remarks
 from vpdeploy_train.settings import TrainSettings
 
@@ -51,15 +54,18 @@ class TrainingInputs:
     skipped: tuple[str, ...] = ()
 
 
-def load_inputs(settings: TrainSettings, *, backbone: Backbone | None = None) -> TrainingInputs:
+def load_inputs(
+    settings: TrainSettings, *, backbone: Backbone | None = None, cache_bytes: int | None = None
+) -> TrainingInputs:
     """Load what a run reads; every training and validation image is decoded once.
 
     Args:
         settings: What the run is asked to do.
         backbone: The loaded backbone, where the caller has it; None loads it.
+        cache_bytes: Memory that decoded images may take; None takes half of what the training leaves free.
 
     Raises:
-        SpecError: Settings and data do not fit, or the backbone cannot be had.
+        SpecError: Settings and data do not fit, the backbone cannot be had, or memory will not do.
         InputError: Images cannot be decoded; or where these are to be left out, a class or a split has no others.
     """
     # The examples, which have to suit what was asked for, and the backbone.
@@ -73,10 +79,10 @@ def load_inputs(settings: TrainSettings, *, backbone: Backbone | None = None) ->
             averages=settings.pooling != "model",
         )
 
-    # The images of all splits but test, decoded once; damaged ones are found before the training.
+    # What it will take; then the images of all splits but test, decoded once: damaged ones are found before training.
     preprocessing = make_preprocessing(settings, backbone)
     augmentation = build_augmentation(settings.augment or source.augmentation, preprocessing)
-    budget = CacheBudget.of_free_memory()
+    budget = CacheBudget(_plan_memory(settings, source, backbone, augmentation, cache_bytes).cache_bytes)
     train = ImageDataset(source.train, preprocessing, augmentation, settings.seed, budget=budget)
     val = ImageDataset(source.val, preprocessing, budget=budget)
     damaged: list[Damage] = []
@@ -147,3 +153,22 @@ def make_preprocessing(settings: TrainSettings, backbone: Backbone) -> Preproces
     return Preprocessing(
         image_size=backbone.image_size, mean=mean, std=std, resize=settings.resize, crop_ratio=crop_ratio
     )
+
+
+def _plan_memory(
+    settings: TrainSettings,
+    source: DataSource,
+    backbone: Backbone,
+    augmentation: Augmentation | None,
+    cache_bytes: int | None,
+) -> MemoryPlan:
+    """Say what the training will take, and refuse what clearly does not fit."""
+    preprocessing = make_preprocessing(settings, backbone)
+    varied, plain = prepared_bytes(preprocessing, augmentation), prepared_bytes(preprocessing, None)
+    decoded_bytes = len(source.train) * varied + len(source.val) * plain
+    if augmentation is not None and (settings.head == "probe" or settings.prunes):
+        decoded_bytes += len(source.train) * plain
+    plan = plan_training(settings, source, backbone, decoded_bytes=decoded_bytes, cache_bytes=cache_bytes)
+    plan.require_room()
+    logger.info("%s", plan.describe())
+    return plan

@@ -51,6 +51,7 @@ def train_run(
     backbone: Backbone | None = None,
     inputs: TrainingInputs | None = None,
     watch: Watch = lambda row: None,
+    cache_bytes: int | None = None,
 ) -> TrainingResult:
     """Train one task and write its run folder.
 
@@ -67,6 +68,8 @@ def train_run(
         inputs: Loaded images and backbone, where the caller trains several times on them.
         watch: Is told of every epoch once it is stored, and of those that were stored before a resume; what it
             raises ends the training there.
+        cache_bytes: Memory that decoded images may take; None takes half of what the training leaves free. The result
+            does not depend on it.
 
     Returns:
         The run as it was written, and what it came to.
@@ -89,7 +92,7 @@ def train_run(
     settings = (_spelled_as_stored(settings, out) if resume else settings).located()
     device = choose_device(settings.device)
     if inputs is None:
-        inputs = load_inputs(settings, backbone=backbone)
+        inputs = load_inputs(settings, backbone=backbone, cache_bytes=cache_bytes)
 
     if resume:
         _check_skipped(inputs, out)

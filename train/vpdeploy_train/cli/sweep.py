@@ -12,6 +12,7 @@ import typer
 
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
+from vpdeploy_train.cli.cache import Cache
 from vpdeploy_train.cli.options import add_options, tell_refused_methods
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.option import options_of
@@ -34,6 +35,7 @@ def sweep(
         Literal["median", "asha", "none"], typer.Option(help="How unpromising trials are found and stopped.")
     ] = "median",
     config: Annotated[Path | None, typer.Option(help="Settings from a TOML file; options given here win.")] = None,
+    cache: Cache = None,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     **options: Any,
@@ -55,7 +57,14 @@ def sweep(
 
         use_threads(threads)
         plan = SweepPlan(
-            settings=settings, space=space, out=out, trials=trials, storage=storage, study=study, pruner=pruner
+            settings=settings,
+            space=space,
+            out=out,
+            trials=trials,
+            storage=storage,
+            study=study,
+            pruner=pruner,
+            cache_bytes=cache,
         )
         result = run_sweep(plan)
     except KeyboardInterrupt:

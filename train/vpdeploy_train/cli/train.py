@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vpdeploy.cli.threads import Threads
+from vpdeploy_train.cli.cache import Cache
 from vpdeploy_train.cli.options import add_options, tell_refused_methods
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.settings import TrainSettings
@@ -19,6 +20,7 @@ def train(
     name: Annotated[str | None, typer.Option(help="The task's name; default: the run folder's name.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings from a TOML file; options given here win.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    cache: Cache = None,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     **options: Any,
@@ -33,7 +35,7 @@ def train(
         from vpdeploy_train.training import train_run
 
         use_threads(threads)
-        result = train_run(settings, out, resume=resume, name=name)
+        result = train_run(settings, out, resume=resume, name=name, cache_bytes=cache)
     except KeyboardInterrupt:
         if (out / "args.toml").is_file():
             given = "" if name is None else f"--name {name} "

@@ -85,10 +85,8 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
     @property
     def fits_cache(self) -> bool:
         """Whether all images that are not kept yet are expected to be; exact where images are square."""
-        side = self._preprocessing.image_size
-        if self._augmentation is not None:
-            side = max(side, scaled_side(self._preprocessing))
-        return (len(self) - self.kept) * side * side * 3 <= self.budget.free_bytes
+        each = prepared_bytes(self._preprocessing, self._augmentation)
+        return (len(self) - self.kept) * each <= self.budget.free_bytes
 
     @property
     def kept(self) -> int:
@@ -146,3 +144,11 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
             except InputError as error:
                 raise InputError(f"{example.source.name}: {str(error).removeprefix('image: ')}") from error
         return Image.fromarray(example.source)
+
+
+def prepared_bytes(preprocessing: Preprocessing, augmentation: Augmentation | None) -> int:
+    """Return the bytes of an image in the form that is kept; exact where images are square."""
+    side = preprocessing.image_size
+    if augmentation is not None:
+        side = max(side, scaled_side(preprocessing))
+    return side * side * 3

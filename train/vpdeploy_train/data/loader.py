@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -11,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vpdeploy.errors import SpecError
+from vpdeploy.machine import usable_cores
 from vpdeploy_train.data.dataset import ImageDataset
 from vpdeploy_train.data.prefetch import prefetched
 
@@ -44,10 +44,9 @@ class EpochLoader:
             raise SpecError(f"the batch size is {batch_size}; expected at least 1")
         if workers is not None and workers < 0:
             raise SpecError(f"the number of workers is {workers}; expected at least 0")
-        cpus = _count_cpus()
         if workers is None:
-            workers = 0 if dataset.fits_cache else min(_MAX_DEFAULT_WORKERS, cpus)
-        self.workers = min(workers, cpus)
+            workers = 0 if dataset.fits_cache else default_workers()
+        self.workers = min(workers, usable_cores())
         self._dataset = dataset
         self._batch_size = batch_size
         self._pin_memory = pin_memory
@@ -124,8 +123,6 @@ class _Draws(Dataset[tuple[torch.Tensor, int]]):
         return self._dataset.draw(index, epoch=epoch)
 
 
-def _count_cpus() -> int:
-    """Return the number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def default_workers() -> int:
+    """Return the number of processes that decode images which are not in memory, where nobody chooses one."""
+    return min(_MAX_DEFAULT_WORKERS, usable_cores())

@@ -41,6 +41,7 @@ class SweepPlan:
         storage: URL of a database that several machines share; None takes a file in the folder.
         study: The study's name in the storage.
         pruner: How unpromising trials are found.
+        cache_bytes: Memory that decoded images may take; None takes half of what is left free.
     """
 
     settings: TrainSettings
@@ -50,6 +51,7 @@ class SweepPlan:
     storage: str | None = None
     study: str = "sweep"
     pruner: Pruner = "median"
+    cache_bytes: int | None = None
 
 
 def run_sweep(plan: SweepPlan, *, make_progress: MakeProgress = console_progress) -> SweepResult:
@@ -68,7 +70,7 @@ def run_sweep(plan: SweepPlan, *, make_progress: MakeProgress = console_progress
     """
     plan = replace(plan, settings=plan.settings.located())
     check_space(plan.settings, plan.space)
-    inputs = _load(plan.settings)  # before the study is begun: what is refused can be corrected
+    inputs = _load(plan)  # before the study is begun: what is refused can be corrected
     with opened_study(
         plan.out,
         url=plan.storage,
@@ -93,10 +95,10 @@ def run_sweep(plan: SweepPlan, *, make_progress: MakeProgress = console_progress
             return publish(study, plan.out, plan.settings)
 
 
-def _load(settings: TrainSettings) -> TrainingInputs:
-    inputs = load_inputs(settings)
+def _load(plan: SweepPlan) -> TrainingInputs:
+    inputs = load_inputs(plan.settings, cache_bytes=plan.cache_bytes)
     if not len(inputs.val):
-        raise SpecError(f"{settings.data}: no validation images to compare trials by; leave #final away")
+        raise SpecError(f"{plan.settings.data}: no validation images to compare trials by; leave #final away")
     return inputs
 
 
