@@ -42,6 +42,12 @@ def count_text(count: int) -> str:
     return f"{number} {unit}".rstrip()
 
 
+def cut_name(name: str, most: int = 40) -> str:
+    """Return a class name on one line of at most so many characters."""
+    line = "".join(character if character.isprintable() else " " for character in name)
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 def _scaled(number: int) -> tuple[str, str]:
     if number >= _UNSCALED:  # no float holds every integer that a damaged file may give
         return str(number // 10**12), "T"

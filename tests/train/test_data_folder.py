@@ -1,5 +1,6 @@
 import logging
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -45,10 +46,18 @@ def test_split_folders_are_the_splits(split_folder):
             assert example.source.parts[-3:-1] == (split, source.labels[example.label])
 
 
-@pytest.mark.parametrize("name", ["valid", "validation", "Val"])
+@pytest.mark.parametrize("name", ["valid", "validation", "Val", "dev", "VALIDATION"])
 def test_the_validation_folder_may_be_spelled_otherwise(split_folder, name):
     (split_folder / "val").rename(split_folder / name)
     assert sizes(resolve_data(str(split_folder), seed=0)) == (10, 4, 6)
+
+
+@pytest.mark.parametrize(("train", "test"), [("training", "testing"), ("TRAIN", "TEST"), ("Training", "test")])
+def test_the_training_and_test_folders_may_be_spelled_otherwise(split_folder, train, test):
+    (split_folder / "train").rename(split_folder / train)
+    (split_folder / "test").rename(split_folder / test)
+    source = resolve_data(str(split_folder), seed=0)
+    assert (source.labels, sizes(source)) == (("cat", "dog"), (10, 4, 6))
 
 
 def test_two_validation_folders_are_refused(split_folder):
@@ -212,3 +221,89 @@ def test_a_thousand_classes_are_fine(tmp_path):
     source = resolve_data(str(tmp_path), seed=0)
     assert sizes(source) == (1000, 1000, 1000)
     assert source.labels[999] == "c999"
+
+
+def fill(root, *names, images=5):
+    for name in names:
+        for number in range(images):
+            put(root / name / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("train2017", "val2017"), ("train_set", "test_set"), ("images-train", "images-test"), ("train_images", "eval")],
+)
+@pytest.mark.parametrize("classes", [("cat", "dog"), ("",)])
+def test_folders_that_look_like_splits_are_a_question(tmp_path, first, second, classes):
+    for split in (first, second):
+        fill(tmp_path / split, *classes)
+    with pytest.raises(
+        SpecError, match="look like splits, but would be classes: call them train, val or test; "
+    ) as told:
+        resolve_data(str(tmp_path), seed=0)
+    assert f"'{first}'" in str(told.value)
+    assert f"'{second}'" in str(told.value)
+    assert "in a manifest FILE.csv" in str(told.value)
+
+
+def test_something_like_a_split_beside_the_splits_is_a_question(split_folder):
+    (split_folder / "test").rename(split_folder / "test_set")
+    with pytest.raises(
+        SpecError, match=r"'test_set' beside the split folders train, val: .*call it train, val or test"
+    ):
+        resolve_data(str(split_folder), seed=0)
+
+
+def test_classes_may_have_names_like_splits(tmp_path):
+    fill(tmp_path, "train_station", "test tube", "valley", "trainer", "testing")
+    fill(tmp_path / "train_station", "old", "new")
+    fill(tmp_path / "test tube", "glass")
+    assert len(resolve_data(str(tmp_path), seed=0).labels) == 5
+
+
+def test_splits_below_the_classes_are_a_question(tmp_path):
+    for name in ("cat", "dog"):
+        fill(tmp_path / name, "train", "test")
+    with pytest.raises(SpecError, match="the class folders hold split folders, which would be mixed: move the splits"):
+        resolve_data(str(tmp_path), seed=0)
+
+
+def test_a_folder_around_the_data_is_named(tmp_path):
+    fill(tmp_path / "archive", "cat", "dog")
+    with pytest.raises(SpecError, match=r"the one folder 'archive', with 2 folders in it.* did you mean .*/archive"):
+        resolve_data(str(tmp_path), seed=0)
+
+
+def test_what_a_mac_leaves_in_an_archive_is_passed_over(split_folder, caplog):
+    put(split_folder / "__MACOSX" / "train" / "cat" / "._0.png")
+    assert sizes(resolve_data(str(split_folder), seed=0)) == (10, 4, 6)
+    assert not caplog.records
+
+
+def test_a_class_may_be_composed_in_train_and_decomposed_in_val(tmp_path):
+    composed, decomposed = unicodedata.normalize("NFC", "café"), unicodedata.normalize("NFD", "café")
+    assert composed != decomposed
+    fill(tmp_path / "train", composed, "tea")
+    fill(tmp_path / "val", decomposed, "tea")
+    source = resolve_data(str(tmp_path), seed=0)
+    assert (source.labels, sizes(source)) == ((composed, "tea"), (10, 10, 0))
+    assert len(resolve_data(str(tmp_path), seed=0, labels=[decomposed, "tea"]).val) == 10
+
+
+def test_classes_that_differ_in_case_alone_are_warned_of(tmp_path, caplog):
+    fill(tmp_path, "Cat", "cat", "dog")
+    assert len(resolve_data(str(tmp_path), seed=0).labels) == 3
+    assert "classes 'Cat' and 'cat' differ in upper and lower case alone" in caplog.text
+
+
+def test_a_class_of_val_that_differs_in_case_from_trains_is_named_with_it(tmp_path):
+    fill(tmp_path / "train", "Cat", "dog")
+    fill(tmp_path / "val", "cat", "dog")
+    with pytest.raises(SpecError, match=r"images of 'cat' \(not 'Cat': upper and lower case count\)"):
+        resolve_data(str(tmp_path), seed=0)
+
+
+def test_odd_class_names_are_names(tmp_path):
+    names = ["ünï 🌹", "-first", "a, b", "two\nlines", "'quoted'", "#final", "x.jpg"]
+    fill(tmp_path, *names)
+    assert sorted(resolve_data(str(tmp_path), seed=0).labels) == sorted(names)

@@ -137,8 +137,13 @@ def test_an_incomplete_row_is_refused_by_place(folder, name, text, message):
 
 def test_an_unknown_split_is_refused(folder):
     rows = [*ROWS[:-1], (*ROWS[-1][:2], "holdout")]
-    with pytest.raises(SpecError, match="line 21: unknown split 'holdout'; expected train, val"):
+    with pytest.raises(SpecError, match="line 21: unknown split 'holdout'; expected train, training, val"):
         resolve(folder, csv_text(rows))
+
+
+def test_splits_have_the_names_that_folders_have(folder):
+    other = {"train": "Training", "val": "dev", "test": "TESTING"}
+    check_rows(resolve(folder, csv_text([(path, label, other[split]) for path, label, split in ROWS])), folder)
 
 
 def test_a_split_in_only_some_rows_is_refused(folder):

@@ -63,7 +63,7 @@ def test_damaged_images_are_left_out_with_a_count_and_a_list(settings, tmp_path,
     with caplog.at_level("WARNING", "vpdeploy.train"):
         result = train_run(settings, tmp_path / "run")
     assert result.run.card.details["images"] == {"train": 23, "val": 5, "test": 9}
-    assert result.run.card.details["skipped"] == 5
+    assert result.run.card.details["data"]["skipped"] == 5
     told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert len(told) == 1
     assert told[0].startswith("5 damaged images are left out: ")
@@ -75,7 +75,7 @@ def test_damaged_images_are_left_out_with_a_count_and_a_list(settings, tmp_path,
 
 
 def test_a_run_without_damaged_images_has_no_list(settings, tmp_path):
-    assert train_run(settings, tmp_path / "run").run.card.details["skipped"] == 0
+    assert train_run(settings, tmp_path / "run").run.card.details["data"]["skipped"] == 0
     assert not (tmp_path / "run" / "skipped.txt").exists()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vpdeploy.errors import InputError
 from vpdeploy.progress import ProgressBar
+from vpdeploy.text import cut_name
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.data import CacheBudget, ImageDataset, preload_images
@@ -294,12 +295,6 @@ def evaluate_run(
         logger.warning("%d damaged images are left out: %s", len(damaged), list_damaged(damaged))
     batches = Batches(dataset=dataset, preprocessing=run.card.preprocessing, batch_size=batch_size, device=target)
     return RunEvaluation(run=run, split=split, evaluation=evaluate(model, batches), skipped=len(damaged))
-
-
-def cut_name(name: str, most: int = 40) -> str:
-    """Return a class name on one line of at most so many characters."""
-    line = "".join(character if character.isprintable() else " " for character in name)
-    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def _joined(parts: list[Tensor]) -> Numbers:

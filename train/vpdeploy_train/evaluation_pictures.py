@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vpdeploy_train.evaluation import Evaluation, RunEvaluation, cut_name
+from vpdeploy.text import cut_name
+from vpdeploy_train.evaluation import Evaluation, RunEvaluation
 from vpdeploy_train.plots import save_picture
 
 CONFUSION_PICTURE: Final = "confusion.png"

@@ -20,8 +20,10 @@ from vpdeploy_train.data import (
     preload_images,
     resolve_data,
 )
+from vpdeploy_train.data.copies import Copies, find_copies
 from vpdeploy_train.data.dataset import prepared_bytes
 from vpdeploy_train.data.preload import Damage, list_damaged, preload_sound_images
+from vpdeploy_train.data.summary import DataSummary
 from vpdeploy_train.memory_plan import MemoryPlan, plan_training
 from vpdeploy_train.recipes import recipe_remarks
 from vpdeploy_train.settings import TrainSettings
@@ -42,6 +44,7 @@ class TrainingInputs:
         train: Training images, varied where an augmentation is asked for.
         val: Validation images.
         scoring: Training images as they are.
+        copies: The images that are in the data more than once.
         skipped: What is wrong with the training and validation images that were left out, one text an image.
     """
 
@@ -51,6 +54,7 @@ class TrainingInputs:
     train: ImageDataset
     val: ImageDataset
     scoring: ImageDataset
+    copies: Copies
     skipped: tuple[str, ...] = ()
 
 
@@ -71,6 +75,10 @@ def load_inputs(
     # The examples, which have to suit what was asked for, and the backbone.
     source = resolve_data(settings.data, seed=settings.seed, val_fraction=settings.val_fraction)
     check_data(settings, source)
+    summary = DataSummary.of(source)
+    logger.info("%s", summary.to_text())
+    for remark in summary.remarks():
+        logger.warning("%s", remark)
     if backbone is None:
         backbone = load_backbone(
             settings.backbone,
@@ -96,6 +104,10 @@ def load_inputs(
     if damaged:
         source = _without(source, damaged)
         logger.warning("%d damaged images are left out: %s", len(damaged), list_damaged(damaged))
+    with ProgressBar("comparing images") as bar:
+        copies = find_copies(source, on_progress=lambda done, total: bar.show(done / total))
+    for remark in copies.remarks():
+        logger.warning("%s", remark)
     return TrainingInputs(
         source=source,
         backbone=backbone,
@@ -103,6 +115,7 @@ def load_inputs(
         train=train,
         val=val,
         scoring=train if augmentation is None else ImageDataset(source.train, preprocessing, budget=budget),
+        copies=copies,
         skipped=tuple(each.reason for each in damaged),
     )
 

@@ -16,6 +16,7 @@ from vpdeploy.format.task import TaskCard
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.data.resolve import missing_data
+from vpdeploy_train.data.summary import DataSummary
 from vpdeploy_train.device import choose_device, deterministic
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
 from vpdeploy_train.methods import require_storable
@@ -123,7 +124,8 @@ def train_run(
         details={
             "hyperparameters": settings.to_fields(),
             "images": {"train": len(source.train), "val": len(source.val), "test": len(source.test)},
-            "skipped": len(inputs.skipped),
+            "data": DataSummary.of(source).to_json()
+            | {"copies": inputs.copies.to_json(), "skipped": len(inputs.skipped)},
             "metrics": metrics_to_json(validation),
             "prompts": prompts.to_json(),
             "pruning": None if result.report is None else result.report.to_json(),

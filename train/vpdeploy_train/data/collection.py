@@ -13,15 +13,6 @@ from vpdeploy_train.data.example import Source
 UNSPLIT: Final = "unsplit"
 """The one split of a collection whose format names none; it is divided when the data source is made."""
 
-SPLIT_NAMES: Final[Mapping[str, str]] = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
-"""The spellings of the splits in folders and manifests."""
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Item:

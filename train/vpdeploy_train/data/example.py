@@ -58,6 +58,7 @@ class DataSource:
             final training, whose ``train`` they are part of.
         test: The examples to report on; empty where the data has none.
         augmentation: Name of the augmentation that suits the images by default: ``none`` or ``crop-flip``.
+        carved: Those of ``val`` and ``test`` that the data did not name and that were drawn from the others.
     """
 
     spec: str
@@ -66,6 +67,7 @@ class DataSource:
     val: tuple[Example, ...]
     test: tuple[Example, ...]
     augmentation: str
+    carved: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Example, ...]:
         """Return the examples of the split ``train``, ``val`` or ``test``.

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
 from vpdeploy_train.data.address import Address
-from vpdeploy_train.data.collection import SPLIT_NAMES, UNSPLIT, Collection, Format, Item, natural_key
+from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item, natural_key
 from vpdeploy_train.data.listing import listed
+from vpdeploy_train.data.splitnames import looks_like_split, split_named
 from vpdeploy_train.data.tree import is_hidden, is_image, list_folder, walk_files
 
 _log = logging.getLogger(__name__)
+
+_AS_CLASSES: Final = "where all folders are classes, name path and label of each image in a manifest FILE.csv"
 
 
 @dataclass
@@ -39,13 +44,16 @@ def read_folder(spec: str) -> Collection:
         if any(is_image(path) for path in findings.ignored):
             raise SpecError(f"{spec}: images but no class folders; expected {spec}/CLASS/IMAGE.jpg")
         raise SpecError(f"{spec}: no class folders; expected {spec}/CLASS/IMAGE.jpg or {spec}/train/CLASS/IMAGE.jpg")
-    named = {path: SPLIT_NAMES[path.name.lower()] for path in folders if path.name.lower() in SPLIT_NAMES}
+    named = {path: split for path in folders if (split := split_named(path.name)) is not None}
     splits: dict[str, tuple[Item, ...]] = {}
     # A class may be called "train" (it is one in CIFAR-100): only a folder of folders is a split.
     if any(_subfolders(path, _Findings()) for path in named):
         others = [path.name for path in folders if path not in named]
         if others:
-            raise SpecError(f"{spec}: unexpected folder '{others[0]}' beside the split folders: move it away")
+            raise SpecError(
+                f"{spec}: unexpected folder '{others[0]}' beside the split folders "
+                f"{', '.join(path.name for path in named)}: move it away, or call it train, val or test; {_AS_CLASSES}"
+            )
         for path, split in named.items():
             if split in splits:
                 raise SpecError(f"{spec}: two folders for the split '{split}'; keep one of them")
@@ -55,7 +63,9 @@ def read_folder(spec: str) -> Collection:
             f"{spec}: '{folders[0].name}' holds no class folders; expected {spec}/{folders[0].name}/CLASS/IMAGE.jpg"
         )
     else:
+        _ask_about_lookalikes(spec, folders)
         splits[UNSPLIT] = _read_classes(root, findings, may_lack_images=False)
+        _ask_about_inner_splits(spec, root, splits[UNSPLIT])
     if findings.ignored:
         _log.warning(
             "%s: %d files that are not images of a class are ignored, the first is %s",
@@ -64,6 +74,51 @@ def read_folder(spec: str) -> Collection:
             findings.ignored[0],
         )
     return Collection(splits=splits, augmentation="crop-flip")
+
+
+def _ask_about_lookalikes(spec: str, folders: Sequence[Path]) -> None:
+    """Refuse folders that look like splits by their names and by what they hold, but are not called so.
+
+    They do where two of them hold folders of the same name, or where there are no other folders.
+
+    Raises:
+        SpecError: It has to be said what they are.
+    """
+    if len(folders) == 1 and (inside := _subfolders(folders[0], _Findings())):
+        raise SpecError(
+            f"{spec}: the one folder '{folders[0].name}', with {len(inside)} folders in it, would be the one class: "
+            f"did you mean {folders[0]}?"
+        )
+    alike = [path for path in folders if looks_like_split(path.name)]
+    if len(alike) < 2:
+        return
+    held = Counter(each.name for path in alike for each in _subfolders(path, _Findings()))
+    if any(count > 1 for count in held.values()) or (len(alike) == len(folders) and not held):
+        raise SpecError(
+            f"{spec}: {' and '.join(repr(path.name) for path in alike[:2])} look like splits, but would be classes: "
+            f"call them train, val or test; {_AS_CLASSES}"
+        )
+
+
+def _ask_about_inner_splits(spec: str, root: Path, items: Sequence[Item]) -> None:
+    """Refuse class folders that hold nothing but split folders: the splits would be mixed.
+
+    Raises:
+        SpecError: They do.
+    """
+    depth = len(root.parts) + 1
+    inner: set[str] = set()
+    for item in items:
+        parts = item.source.parts if isinstance(item.source, Path) else ()
+        split = split_named(parts[depth]) if len(parts) > depth + 1 else None
+        if split is None:
+            return
+        inner.add(split)
+    if len(inner) > 1:
+        raise SpecError(
+            f"{spec}: the class folders hold split folders, which would be mixed: move the splits above the classes, "
+            f"{spec}/train/CLASS/IMAGE.jpg, or name path, label and split of each image in a manifest FILE.csv"
+        )
 
 
 def _subfolders(root: Path, findings: _Findings) -> list[Path]:

@@ -13,8 +13,9 @@ from urllib.parse import parse_qs
 
 from vpdeploy.errors import InputError, MissingExtraError, SpecError
 from vpdeploy_train.data.address import Address
-from vpdeploy_train.data.collection import SPLIT_NAMES, UNSPLIT, Collection, Format, Item
+from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item
 from vpdeploy_train.data.example import Record
+from vpdeploy_train.data.splitnames import SPLIT_NAMES, split_named
 
 _log = logging.getLogger(__name__)
 
@@ -119,9 +120,9 @@ def _load(spec: str, request: _Request, datasets: Any) -> dict[str, Any]:
         return {UNSPLIT: loaded}
     tables: dict[str, Any] = {}
     for name, table in loaded.items():
-        split = SPLIT_NAMES.get(str(name).lower())
+        split = split_named(str(name))
         if split is None or split in tables:
-            _log.warning("%s: split '%s' is left out; splits are called train, validation and test", spec, name)
+            _log.warning("%s: split '%s' is left out; splits are called %s", spec, name, ", ".join(SPLIT_NAMES))
         elif len(table):
             tables[split] = table
     if not tables:

@@ -9,9 +9,10 @@ from typing import Final
 
 from vpdeploy.errors import SpecError
 from vpdeploy_train.data.address import Address
-from vpdeploy_train.data.collection import SPLIT_NAMES, UNSPLIT, Collection, Format, Item
+from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item
 from vpdeploy_train.data.listing import listed
 from vpdeploy_train.data.rows import Row, read_csv_rows, read_json_rows, read_jsonl_rows
+from vpdeploy_train.data.splitnames import SPLIT_NAMES, split_named
 
 _log = logging.getLogger(__name__)
 
@@ -92,9 +93,9 @@ def _place(folder: Path, rows: Iterable[Row]) -> dict[Path, tuple[str, str, str]
         first = first or row
         if (row.split is None) != (first.split is None):
             raise SpecError(f"{row.place} and {first.place} differ: expected a split in every row or in none")
-        if row.split is not None and row.split.lower() not in SPLIT_NAMES:
+        split = UNSPLIT if row.split is None else split_named(row.split)
+        if split is None:
             raise SpecError(f"{row.place}: unknown split '{row.split}'; expected {', '.join(SPLIT_NAMES)}")
-        split = UNSPLIT if row.split is None else SPLIT_NAMES[row.split.lower()]
         source = folder / row.path
         if source in placed:
             label, earlier_split, place = placed[source]

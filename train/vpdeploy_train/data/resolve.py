@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +18,8 @@ from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item, na
 from vpdeploy_train.data.example import SPLITS, DataSource, Example
 from vpdeploy_train.data.listing import listening
 from vpdeploy_train.data.partition import carve
+
+_log = logging.getLogger(__name__)
 
 FORMATS: Final[tuple[Format, ...]] = (
     digits.FORMAT,
@@ -68,11 +72,13 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
     }
 
     # Where the format names no splits, hold out a test part.
+    carved: list[str] = []
     if UNSPLIT in parts:
         whole = parts.pop(UNSPLIT)
         least = 3 if val_fraction > 0 and not final else 2
         _require_images(spec, whole, label_names, least, "a train, val and test part")
         parts["train"], parts["test"] = carve(whole, TEST_FRACTION, seed=seed)
+        carved.append("test")
 
     # Join the validation images to the training, or make sure that there are some.
     if final:
@@ -80,6 +86,7 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
     elif not parts.get("val") and parts.get("train") and val_fraction > 0:
         _require_images(spec, parts["train"], label_names, 2, "a train and val part")
         parts["train"], parts["val"] = carve(parts["train"], val_fraction, seed=seed)
+        carved.append("val")
 
     return DataSource(
         spec=spec,
@@ -88,6 +95,7 @@ def resolve_data(spec: str, *, seed: int, val_fraction: float = 0.2, labels: Seq
         val=parts.get("val", ()),
         test=parts.get("test", ()),
         augmentation=collection.augmentation,
+        carved=tuple(carved),
     )
 
 
@@ -175,27 +183,41 @@ def _class_map(spec: str, collection: Collection, labels: Sequence[str] | None) 
     if not items:
         found = ", ".join(split for split in SPLITS if collection.splits.get(split)) or "no images at all"
         raise SpecError(f"{spec}: no training images; expected a train split, found {found}")
-    names = sorted({item.class_name for item in items}, key=natural_key)
+    names = sorted({composed(item.class_name) for item in items}, key=natural_key)
     if len(names) < 2:
         raise SpecError(f"{spec}: the training images have the one class '{names[0]}'; expected at least two classes")
-    return collection.labels or tuple(names)
+    if collection.labels:
+        return collection.labels
+    folded: dict[str, str] = {}
+    for name in names:
+        if (other := folded.setdefault(name.casefold(), name)) != name:
+            _log.warning("%s: classes '%s' and '%s' differ in upper and lower case alone", spec, other, name)
+    return tuple(names)
 
 
 def _number(
     spec: str, split: str, items: Sequence[Item], labels: tuple[str, ...], *, given: bool
 ) -> tuple[Example, ...]:
     """Turn class names into indices."""
-    indices = {name: index for index, name in enumerate(labels)}
-    strangers = sorted({item.class_name for item in items} - indices.keys(), key=natural_key)
+    indices = {composed(name): index for index, name in enumerate(labels)}
+    strangers = sorted({composed(item.class_name) for item in items} - indices.keys(), key=natural_key)
     if strangers:
         owner = "the run's labels have" if given else "train has"
         shown = ", ".join(f"'{name}'" for name in strangers[:3]) + (", ..." if len(strangers) > 3 else "")
+        folded = {name.casefold(): name for name in labels}
+        if (alike := folded.get(strangers[0].casefold())) is not None:
+            shown += f" (not '{alike}': upper and lower case count)"
         where = "the data" if split == UNSPLIT else f"split '{split}'"
         raise SpecError(
             f"{spec}: {where} holds images of {shown}, which is not among the {len(labels)} classes that {owner}: "
             "remove these images or correct their labels"
         )
-    return tuple(Example(source=item.source, label=indices[item.class_name]) for item in items)
+    return tuple(Example(source=item.source, label=indices[composed(item.class_name)]) for item in items)
+
+
+def composed(name: str) -> str:
+    """Return a class name in Unicode's composed form: some systems write ``é`` as one character, others as two."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _require_images(spec: str, examples: Sequence[Example], labels: tuple[str, ...], least: int, parts: str) -> None:
