@@ -1,6 +1,7 @@
 import logging
 import os
 import unicodedata
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,13 @@ def test_classes_are_in_natural_order(tmp_path):
 
 def test_the_order_of_the_file_system_does_not_matter(plain_folder, monkeypatch):
     before = resolve_data(str(plain_folder), seed=0)
-    listing = Path.iterdir
-    monkeypatch.setattr(Path, "iterdir", lambda path: iter(sorted(listing(path), reverse=True)))
+    listing = os.scandir
+
+    def backwards(path):
+        with listing(path) as entries:
+            return nullcontext(sorted(entries, key=lambda entry: entry.name, reverse=True))
+
+    monkeypatch.setattr("vpdeploy_train.data.tree.os.scandir", backwards)
     after = resolve_data(str(plain_folder), seed=0)
     for split in ("train", "val", "test"):
         assert [e.source for e in before.split(split)] == [e.source for e in after.split(split)]
@@ -199,15 +205,28 @@ def test_symbolic_links_in_a_circle_are_refused(plain_folder):
         resolve_data(str(plain_folder), seed=0)
 
 
+def test_files_are_told_from_folders_without_a_look_at_each(plain_folder, monkeypatch):
+    looked_at = []
+    stat = Path.stat
+
+    def note(path, **options):
+        looked_at.append(path.name)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", note)
+    resolve_data(str(plain_folder), seed=0)
+    assert not [name for name in looked_at if name.endswith((".jpg", ".png"))]
+
+
 def test_an_unreadable_folder_is_refused_by_name(plain_folder, monkeypatch):
-    listing = os.listdir
+    listing = os.scandir
 
     def refuse(path):
         if Path(path).name == "dog":
             raise PermissionError(13, "Permission denied", str(path))
         return listing(path)
 
-    monkeypatch.setattr(Path, "iterdir", lambda path: (path / name for name in refuse(path)))
+    monkeypatch.setattr("vpdeploy_train.data.tree.os.scandir", refuse)
     with pytest.raises(SpecError, match=r"dog: the folder cannot be read \(Permission denied\)"):
         resolve_data(str(plain_folder), seed=0)
 

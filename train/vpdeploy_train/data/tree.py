@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -33,11 +34,7 @@ def list_folder(folder: Path) -> list[Path]:
     Raises:
         SpecError: The folder cannot be read.
     """
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise SpecError(f"{folder}: the folder cannot be read ({reason}): check its permissions") from error
+    return [folder / entry.name for entry in _scan(folder)]
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
@@ -54,12 +51,29 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     here = folder.resolve()
     if here in above:
         raise SpecError(f"{folder}: the symbolic link leads back to a folder above it: remove it")
-    for path in list_folder(folder):
+    for entry in _scan(folder):
+        path = folder / entry.name
         if is_hidden(path):
             continue
-        if path.is_dir():
+        # The folder's own listing tells files from folders: only symbolic links are looked at one by one.
+        found = path if entry.is_symlink() else entry
+        if found.is_dir():
             yield from _walk(path, above | {here})
-        elif path.is_file():
+        elif found.is_file():
             yield path
-        elif path.is_symlink():
+        elif found is path:
             raise SpecError(f"{path}: the symbolic link leads nowhere: restore its target or remove it")
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder.
+
+    Raises:
+        SpecError: The folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SpecError(f"{folder}: the folder cannot be read ({reason}): check its permissions") from error
