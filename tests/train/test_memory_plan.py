@@ -33,6 +33,7 @@ WORK = Workload(
     head_is_probed=True,
     computes_here=True,
     decoded_bytes=200_000 * 224 * 224 * 3,
+    threads=2,
     workers=0,
 )
 

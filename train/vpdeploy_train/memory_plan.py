@@ -12,6 +12,7 @@ from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.data import DataSource
 from vpdeploy_train.data.loader import default_workers
 from vpdeploy_train.data.memory import MEMORY_SHARE, free_memory
+from vpdeploy_train.data.preload import decoding_threads
 from vpdeploy_train.device import choose_device
 from vpdeploy_train.head import is_regression
 from vpdeploy_train.methods.method import PromptDimensions
@@ -22,7 +23,8 @@ _TOLERANCE: Final = 1.1  # estimates are good to a tenth or so
 _BACKWARD: Final = 15  # numbers for each token, channel and block that a step with gradients holds; measured 15 to 18
 _FORWARD: Final = 3
 _DATASETS: Final = 3  # training, validation, and training images without augmentation
-_REST_BYTES: Final = 256 << 20  # decoding threads, buffers of matrix products
+_REST_BYTES: Final = 128 << 20  # buffers of matrix products, what a second module loads
+_THREAD_BYTES: Final = 64 << 20  # an image of 12 megapixels, and its copy in another mode
 _WORKER_BYTES: Final = 64 << 20  # the decoder's and torch's own
 _EXAMPLE_BYTES: Final = 1 << 10  # a path and its label, which a forked worker copies when it first counts references
 
@@ -42,6 +44,7 @@ class Workload:
         head_is_probed: Whether the classifier starts at a linear probe.
         computes_here: Whether steps are computed in this machine's memory, not a GPU's.
         decoded_bytes: Of all images, decoded.
+        threads: Threads that decode images before the training.
         workers: Processes that decode the images of each data set; 0 decodes in this one.
     """
 
@@ -55,6 +58,7 @@ class Workload:
     head_is_probed: bool
     computes_here: bool
     decoded_bytes: int
+    threads: int
     workers: int
 
 
@@ -110,7 +114,11 @@ class MemoryPlan:
         if work.computes_here:
             depth = _BACKWARD if work.parameters else _FORWARD
             step = 4 * work.batch_size * (depth * work.cells + 4 * work.classes)
-        rest = _REST_BYTES + _DATASETS * work.workers * (_WORKER_BYTES + _EXAMPLE_BYTES * work.images)
+        rest = (
+            _REST_BYTES
+            + work.threads * _THREAD_BYTES
+            + _DATASETS * work.workers * (_WORKER_BYTES + _EXAMPLE_BYTES * work.images)
+        )
         others = trained + max(probe, step) + rest
         if cache_bytes is None:
             cache_bytes = int(MEMORY_SHARE * max(free_bytes - others, 0))
@@ -208,6 +216,7 @@ def plan_training(
         head_is_probed=settings.head == "probe",
         computes_here=choose_device(settings.device).type == "cpu",
         decoded_bytes=decoded_bytes,
+        threads=decoding_threads(),
         workers=settings.workers or 0,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -19,15 +20,15 @@ def plot_curves(history: list[EpochRow], path: Path) -> None:
     for index, phase in enumerate(phases):
         rows = [row for row in history if row.phase == phase]
         epochs = [row.epoch for row in rows]
-        colour = f"C{index}"
+        colour = colormaps["tab10" if len(phases) <= 10 else "tab20"](index % 20)
         marker = "o" if len(rows) == 1 else None
-        loss.plot(epochs, [row.train_loss for row in rows], colour, ls=":", marker=marker)
-        loss.plot(epochs, [row.val_loss for row in rows], colour, marker=marker, label=phase)
-        accuracy.plot(epochs, [row.train_accuracy for row in rows], colour, ls=":", marker=marker)
-        accuracy.plot(epochs, [row.val_accuracy for row in rows], colour, marker=marker, label=phase)
+        loss.plot(epochs, [row.train_loss for row in rows], color=colour, ls=":", marker=marker)
+        loss.plot(epochs, [row.val_loss for row in rows], color=colour, marker=marker, label=phase)
+        accuracy.plot(epochs, [row.train_accuracy for row in rows], color=colour, ls=":", marker=marker)
+        accuracy.plot(epochs, [row.val_accuracy for row in rows], color=colour, marker=marker, label=phase)
     loss.set(title="cross-entropy (dotted: training, solid: validation)", xlabel="epoch", ylabel="loss")
     accuracy.set(title="top-1 accuracy", xlabel="epoch", ylabel="accuracy")
-    accuracy.legend()
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right upper", fontsize=8)  # beside the curves
     for axes in (loss, accuracy):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)

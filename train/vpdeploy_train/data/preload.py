@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vpdeploy.errors import InputError
+from vpdeploy.machine import usable_cores
 
 if TYPE_CHECKING:
     from vpdeploy_train.data.dataset import ImageDataset
@@ -52,7 +52,7 @@ def preload_images(
     Args:
         datasets: The data sets; the first ones' images are kept first.
         on_progress: Called in this thread with the number of images read and of all images.
-        threads: Number of decoding threads; by default one for each CPU.
+        threads: Number of decoding threads; by default ``decoding_threads()``.
 
     Raises:
         InputError: Images cannot be decoded; the message counts them all and names the first three.
@@ -89,6 +89,11 @@ def preload_sound_images(
     return sound, damaged
 
 
+def decoding_threads() -> int:
+    """Return how many threads decode images where nobody says: one for each CPU, up to a bound."""
+    return min(usable_cores(), _MOST_THREADS)
+
+
 def list_damaged(damaged: Sequence[Damage]) -> str:
     """Return what is wrong with the first three images and how many more there are, in one line."""
     others = f"; and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
@@ -101,7 +106,7 @@ def _read(
     """Decode every image that is not kept yet, keep what the caches have room for, and return what is damaged."""
     waiting = [(number, index) for number, dataset in enumerate(datasets) for index in dataset.missing()]
     damaged: list[Damage] = []
-    prepared = _prepare([(datasets[number], index) for number, index in waiting], threads or os.cpu_count() or 1)
+    prepared = _prepare([(datasets[number], index) for number, index in waiting], threads or decoding_threads())
     for done, ((number, index), result) in enumerate(zip(waiting, prepared, strict=True), start=1):
         if isinstance(result, InputError):
             damaged.append(Damage(dataset=number, index=index, reason=str(result)))
@@ -123,7 +128,6 @@ def _prepare(waiting: Sequence[tuple[ImageDataset, int]], threads: int) -> Itera
             return error
 
     # Each thread holds one image at full size; a few small ones wait for each, as there may be more than memory.
-    threads = min(threads, _MOST_THREADS)
     places = iter(waiting)
     with ThreadPoolExecutor(threads) as pool:
         begun = deque(pool.submit(prepare, place) for place in islice(places, threads * _IN_FLIGHT))
