@@ -37,6 +37,7 @@ class ProgressBar:
         self._started_at = clock()
         self._first_share: float | None = None
         self._shown_at: float | None = None
+        self._line = ""
         self.on_terminal = self._stream.isatty()
 
     def __enter__(self) -> ProgressBar:
@@ -86,6 +87,20 @@ class ProgressBar:
         is_next = self._shown_at is None or now - self._shown_at >= _EVERY_S
         return now - self._started_at >= DELAY_S and is_next
 
+    def print_line(self, line: str) -> None:
+        """Write a line that lasts, above the bar, which is drawn anew below it; nothing where there is no terminal.
+
+        Args:
+            line: Without a line break; unlike the bar it may be longer than the terminal is wide.
+        """
+        if not self.on_terminal:
+            return
+        taken_away = "" if self._shown_at is None else "\r\x1b[K"
+        self._stream.write(f"{taken_away}{line}\n")
+        self._stream.flush()
+        if self._shown_at is not None:
+            self._write(self._line)
+
     def _time_left(self, share: float, spent_s: float) -> str:
         """Return what the rest takes at the pace so far, of which a resumed work's first share is no part."""
         gained = share - (self._first_share or 0.0)
@@ -97,6 +112,7 @@ class ProgressBar:
 
     def _write(self, line: str) -> None:
         """Replace the line by another, cut to the terminal's width: a longer one could not be taken back."""
+        self._line = line
         try:
             columns = os.get_terminal_size(self._stream.fileno()).columns or _COLUMNS
         except OSError:

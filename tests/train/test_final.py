@@ -63,8 +63,8 @@ def test_the_last_epoch_is_the_result_where_nothing_can_be_validated(settings, t
 
     monkeypatch.setattr(StateFolder, "write", note)
     run = train_run(settings, tmp_path / "run").run
-    assert len(kept) == EPOCHS + 1  # after every epoch, and once more at the end
-    assert all((kept[EPOCHS - 1][name] == tensor).all() for name, tensor in run.state.items())
+    assert len(kept) == EPOCHS + 2  # at the start, after every epoch, and once more at the end
+    assert all((kept[EPOCHS][name] == tensor).all() for name, tensor in run.state.items())
     assert any((kept[0][name] != tensor).any() for name, tensor in run.state.items())
 
 

@@ -54,7 +54,14 @@ def candidate(
         images_per_second=1.0,
     )
     return Candidate(
-        phase=phase, model=model, shares=Shares(), parameters=parameters, best=best, epochs=1, finished=finished
+        phase=phase,
+        model=model,
+        shares=Shares(),
+        parameters=parameters,
+        start=None,
+        best=best,
+        epochs=1,
+        finished=finished,
     )
 
 

@@ -40,6 +40,8 @@ COMMON: dict[str, Any] = {
     "warmup_epochs": 1.5,
     "grad_clip": 2.0,
     "early_stop": 4,
+    "class_weights": "balanced",
+    "label_smoothing": 0.1,
     "augment": "flip",
     "workers": 0,
     "seed": 9,
@@ -173,8 +175,8 @@ def test_every_augmentation_can_be_asked_for():
         ("epochs", "5", "int"),
         ("epochs", 5.0, "int"),
         ("epochs", True, "int"),
-        ("lr", "fast", "float"),
-        ("lr", True, "float"),
+        ("lr", "fast", "float or auto"),
+        ("lr", True, "float or auto"),
         ("prune", 1, "bool"),
         ("prune", "yes", "bool"),
         ("kv_shared", 0, "bool"),
@@ -270,13 +272,13 @@ def test_every_refusal_is_one_line():
 
 
 def test_defaults_that_depend_on_other_settings():
-    assert (make().base_lr, make().decay, make().warmup, make().prunes) == (0.1, 0.01, 10.0, True)
+    assert (make().base_lr, make().decay, make().prunes) == (0.1, 0.01, True)
     sgd = make(optimizer="sgd", epochs=20, method="linear")
-    assert (sgd.base_lr, sgd.decay, sgd.warmup, sgd.prunes) == (0.25, 0.001, 2.0, False)
+    assert (sgd.base_lr, sgd.decay, sgd.prunes) == (0.25, 0.001, False)
     assert (make().head_scale, make(head="zero").head_scale, sgd.head_scale) == (0.03, 1.0, 1.0)
     assert make(head_lr_scale=0.5).head_scale == 0.5
     given = make(lr=3.0, weight_decay=0.0, warmup_epochs=0.0, prune=False)
-    assert (given.base_lr, given.decay, given.warmup, given.prunes) == (3.0, 0.0, 0.0, False)
+    assert (given.base_lr, given.decay, given.prunes) == (3.0, 0.0, False)
     assert make(method="vpt-deep", prune=True).prunes
 
 

@@ -87,7 +87,7 @@ def test_a_file_holds_a_table_for_each_setting(tmp_path):
         ("lr = 3", "[lr]: expected values = [...], or low, high"),
         ("[lr]\nlow = 1", "[lr]: expected values = [...], or low, high"),
         ("[lr]\nvalues = []", "[lr]: expected values"),
-        ('[lr]\nvalues = ["a"]', "[lr]: --lr: expected float, found 'a'"),
+        ('[lr]\nvalues = ["a"]', "[lr]: --lr: expected float or auto, found 'a'"),
         ("[kv_shared]\nlow = 0\nhigh = 1", "[kv_shared]: takes no numbers"),
         ("", "names no setting to vary"),
     ],

@@ -36,6 +36,7 @@ from vpdeploy_train.device import choose_device, make_fabric
 from vpdeploy_train.evaluation import Evaluation, evaluate, evaluate_run
 from vpdeploy_train.methods import METHODS
 from vpdeploy_train.methods.method import PromptDimensions
+from vpdeploy_train.pace import Pace
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
@@ -117,6 +118,11 @@ def results(out: Path) -> dict[str, Any]:
     return {"history": history, **{name: (out / name).read_bytes() for name in files}}
 
 
+def trained(out: Path, column: str) -> list[float]:
+    """Return a column of the history over the epochs of all phases, without their starts."""
+    return [float(row[column]) for row in results(out)["history"] if row["epoch"] != "0"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, colours: Path, toy_weights: Path) -> Path:
     """An uninterrupted run of the settings above; no test changes it."""
@@ -151,18 +157,20 @@ def test_the_callers_random_state_does_not_matter(finished, settings, tmp_path):
 def test_the_history_has_every_epoch_of_every_phase(finished):
     rows = results(finished)["history"]
     assert [(row["phase"], row["epoch"]) for row in rows] == [
-        (phase, str(epoch)) for phase in ("train", "prune-1", "prune-2") for epoch in range(1, EPOCHS + 1)
+        (phase, str(epoch)) for phase in ("train", "prune-1", "prune-2") for epoch in range(EPOCHS + 1)
     ]
     for row in rows:
         assert 0 <= float(row["val_accuracy"]) <= 1
-        assert 0 < float(row["train_loss"]) < math.inf
+        if row["epoch"] == "0":
+            assert {row[name] for name in ("lr", "train_loss", "train_accuracy")} == {"nan"}
+        else:
+            assert 0 < float(row["train_loss"]) < math.inf
 
 
 def test_prompts_learn_to_tell_colours_apart(settings, tmp_path):
     run = train(replace(settings, epochs=12, prune=False), tmp_path / "run")
     assert run.card.details["metrics"]["val_accuracy"] == 1.0
-    with (tmp_path / "run" / "history.csv").open(encoding="utf-8", newline="") as stream:
-        losses = [float(row["train_loss"]) for row in csv.DictReader(stream)]
+    losses = trained(tmp_path / "run", "train_loss")
     assert losses[-1] < losses[0] / 2
 
 
@@ -170,7 +178,7 @@ def test_prompts_learn_to_tell_colours_apart(settings, tmp_path):
 def test_methods_of_one_file_learn_are_pruned_and_read_back(settings, tmp_path, method):
     asked = settings.changed(method=method, epochs=8, head="zero", prune=True, keep="0.5", prune_slack=0.99)
     run = train(asked, tmp_path / "run")
-    losses = [float(row["train_loss"]) for row in results(tmp_path / "run")["history"] if row["phase"] == "train"]
+    losses = trained(tmp_path / "run", "train_loss")[:8]
     assert losses[-1] < 0.8 * losses[0]
     assert run.card.details["pruning"]["chosen"] == "prune-1"
     assert [len(block) for block in run.structure["kept"]["tokens"]] == [2, 2]
@@ -209,11 +217,13 @@ def interrupting(phase: str, *moment: Any) -> Callable[[str, int, int], Quiet]:
 
 MOMENTS = [
     ("train", "start", 0),
+    ("train", "epoch", 0),
     ("train", "batch", 1, 1),
     ("train", "batch", 2, 3),
     ("train", "epoch", 1),
     ("train", "epoch", EPOCHS),
     ("prune-1", "start", 0),
+    ("prune-1", "epoch", 0),
     ("prune-1", "batch", 1, 2),
     ("prune-2", "start", 0),
     ("prune-2", "batch", 2, 1),
@@ -316,7 +326,7 @@ def test_a_killed_process_is_resumed_to_the_bytes_of_an_uninterrupted_run(colour
         child = subprocess.Popen([*command, "--out", str(out)], stdout=log, stderr=log, env=environment)
         try:
             for _ in range(20_000):  # 200 seconds at most
-                if (out / "state" / "train.safetensors").exists():
+                if (out / "state" / "train.safetensors").exists() and stored(out, "train")["history"]:
                     break
                 try:
                     child.wait(timeout=0.01)
@@ -407,7 +417,9 @@ def one_epoch(**changes: Any) -> PhaseState:
         val_accuracy=0.5,
         images_per_second=1.0,
     )
-    return PhaseState(**{"history": [row], "best_epoch": 1, "best": {"head.bias": torch.zeros(2)}, **changes})
+    pace = Pace(lr=0.1, head_scale=1.0, weight_decay=0.0, warmup_steps=0)
+    fields = {"pace": pace, "history": [row], "best_epoch": 1, "best": {"head.bias": torch.zeros(2)}}
+    return PhaseState(**{**fields, **changes})
 
 
 @pytest.mark.parametrize(
@@ -464,11 +476,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(settings, tmp_path):
     assert not (tmp_path / "run" / "task.json").exists()
 
 
-def test_weights_that_are_not_finite_stop_at_the_first_step(settings, toy_weights, tmp_path):
+def test_weights_that_are_not_finite_stop_before_the_first_step(settings, toy_weights, tmp_path):
     state = safetensors.torch.load_file(toy_weights)
     state["norm.bias"][3] = float("nan")
     safetensors.torch.save_file(state, tmp_path / "nan.safetensors")
-    message = rf"the loss is nan at step 1 \(epoch 1, batch 1 of {STEPS}\); lower --lr"
+    message = "the loss is nan on the validation images before the first step; check the backbone's weights"
     with pytest.raises(TrainingError, match=message):
         train(replace(settings, weights=str(tmp_path / "nan.safetensors"), head="zero"), tmp_path / "run")
     with pytest.raises(TrainingError, match="the backbone gives features that are not finite; check its weights"):
@@ -496,8 +508,10 @@ def test_a_loss_that_is_not_finite_on_validation_names_its_epoch(settings, tmp_p
 
     def spoil(*arguments: Any, **options: Any) -> torch.Tensor:
         loss = original(*arguments, **options)
-        return loss * math.nan if options.get("reduction") == "sum" else loss
+        calls.append(options.get("reduction"))
+        return loss * math.nan if calls[-1] == "sum" and calls.count(None) + calls.count("mean") else loss
 
+    calls: list[str | None] = []
     monkeypatch.setattr(F, "cross_entropy", spoil)
     with pytest.raises(TrainingError, match="the loss is nan on the validation images after epoch 1; lower --lr"):
         train(replace(settings, epochs=1, prune=False), tmp_path / "run")
@@ -560,7 +574,7 @@ def test_the_rewind_starts_from_the_initial_values_not_the_trained_ones(settings
 
 
 def test_the_epoch_that_is_best_on_validation_is_the_result(settings, tmp_path, monkeypatch):
-    right_of_four = iter([1, 3, 2])
+    right_of_four = iter([0, 1, 3, 2])
 
     def rate(*_: object) -> Evaluation:
         predicted = np.arange(4) >= next(right_of_four)
@@ -571,13 +585,14 @@ def test_the_epoch_that_is_best_on_validation_is_the_result(settings, tmp_path, 
 
     class Note(Quiet):
         def on_epoch(self, row: EpochRow) -> None:
+            assert len(after) == row.epoch
             after.append(StateFolder(tmp_path / "run" / "state").read("train").current)
 
     run = train(replace(settings, prune=False), tmp_path / "run", make_progress=lambda *_: Note())
     assert run.card.details["metrics"]["val_accuracy"] == 0.75
     for name, value in run.state.items():
-        assert torch.equal(value, after[1][name])
-        assert not torch.equal(value, after[2][name])
+        assert torch.equal(value, after[2][name])
+        assert not torch.equal(value, after[3][name])
 
 
 def test_images_are_varied_anew_in_every_epoch(settings, tmp_path):
@@ -586,7 +601,7 @@ def test_images_are_varied_anew_in_every_epoch(settings, tmp_path):
     losses = {}
     for augment in ("none", "crop-flip"):
         train(replace(settings, augment=augment), tmp_path / augment)
-        losses[augment] = [float(row["train_loss"]) for row in results(tmp_path / augment)["history"]]
+        losses[augment] = trained(tmp_path / augment, "train_loss")
     assert losses["none"] == pytest.approx([losses["none"][0]] * EPOCHS, rel=1e-6)
     assert max(losses["crop-flip"]) - min(losses["crop-flip"]) > 1e-4
 
@@ -630,10 +645,10 @@ def test_a_kind_of_prompt_can_be_left_out(settings, tmp_path, change):
 
 
 def test_early_stopping_ends_a_phase_that_no_longer_improves(settings, tmp_path):
-    # At this rate nothing changes, so the first epoch stays the best.
+    # At this rate nothing changes, so the first epoch stays the best of those that were trained.
     train(replace(settings, lr=1e-30, epochs=10, early_stop=2, prune=False), tmp_path / "run")
-    assert [row["epoch"] for row in results(tmp_path / "run")["history"]] == ["1", "2", "3"]
-    assert stored(tmp_path / "run", "train")["best_epoch"] == 1
+    assert [row["epoch"] for row in results(tmp_path / "run")["history"]] == ["0", "1", "2", "3"]
+    assert stored(tmp_path / "run", "train")["best_epoch"] == 0
 
 
 @contextmanager
@@ -672,7 +687,7 @@ def test_the_rate_warms_up_and_falls_as_a_cosine_at_every_step(settings, tmp_pat
     with watched_steps() as steps:
         train(settings, tmp_path / "run")
     base, total = 1.6 * BATCH / 256, epochs * STEPS
-    warmup = round((epochs / 10 if warmup_epochs is None else warmup_epochs) * STEPS)
+    warmup = 20 if warmup_epochs is None else round(warmup_epochs * STEPS)  # half of the 40 steps: 20 at least
     rates = [step["groups"][0]["lr"] for step in steps]
     expected = [
         base * step / warmup
@@ -689,7 +704,7 @@ def test_the_rate_warms_up_and_falls_as_a_cosine_at_every_step(settings, tmp_pat
     for step in steps:
         prompts, head_weight, head_bias = (group["lr"] for group in step["groups"])
         assert head_weight == head_bias == pytest.approx(0.25 * prompts, rel=1e-9)
-    assert [float(row["lr"]) for row in results(tmp_path / "run")["history"]] == rates[STEPS - 1 :: STEPS]
+    assert trained(tmp_path / "run", "lr") == rates[STEPS - 1 :: STEPS]
 
 
 def test_a_single_step_trains_something(settings, tmp_path):

@@ -29,7 +29,9 @@ class LinearClassifier:
     bias: Floats
 
 
-def fit_discriminant(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> LinearClassifier:
+def fit_discriminant(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], *, balanced: bool = False
+) -> LinearClassifier:
     """Fit linear discriminant analysis with a shrunken covariance.
 
     It is that of Hastie, Tibshirani and Friedman, The Elements of Statistical Learning (2nd edition), eq. 4.10, with
@@ -43,6 +45,7 @@ def fit_discriminant(features: npt.NDArray[np.float32], labels: npt.NDArray[np.i
     Args:
         features: [N, D], finite.
         labels: Class of each, [N].
+        balanced: Take the K classes for equally likely, π_k = 1/K, instead of by their shares.
     """
     # Standardise by mean and deviation, in float64 and in chunks; a constant feature says nothing.
     chunks = [slice(start, start + _CHUNK) for start in range(0, len(features), _CHUNK)]
@@ -65,7 +68,8 @@ def fit_discriminant(features: npt.NDArray[np.float32], labels: npt.NDArray[np.i
     within = (scatter - means.T @ sums) / max(len(features) - len(classes), 1)
     covariance = (1 - _SHRINKAGE) * within + _SHRINKAGE * np.eye(len(mean))
     weight = np.linalg.solve(covariance, means.T).T
-    bias = np.log(counts / len(features)) - (weight * means).sum(1) / 2
+    shares = np.full(len(classes), 1 / len(classes)) if balanced else counts / len(features)
+    bias = np.log(shares) - (weight * means).sum(1) / 2
 
     # The scaling is folded back.
     weight = weight / scale

@@ -14,6 +14,7 @@ from torch import Tensor
 from vpdeploy.errors import TrainingError
 from vpdeploy_train.discriminant import Floats, LinearClassifier, fit_discriminant
 from vpdeploy_train.prompted import PromptedViT
+from vpdeploy_train.settings import ClassWeights
 
 _INVERSE_PENALTY = 0.1
 _ABSENT_BIAS = -10.0  # a probability of e^-10 at most, beside a logit of 0
@@ -25,7 +26,9 @@ _MOST_FEATURES = 1 << 27
 
 
 @torch.no_grad()
-def fit_head(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def fit_head(
+    model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]], *, class_weights: ClassWeights = "none"
+) -> None:
     """Set a model's head to a linear probe of its present features; nothing else is changed.
 
     The probe is logistic regression, or where images × classes or images × features are many (2^24, 2^27) linear
@@ -38,6 +41,7 @@ def fit_head(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> No
     Args:
         model: Its prompts may be trained or not; there may be none.
         batches: Training images: normalised [B, 3, H, W] and labels [B], of two classes at least.
+        class_weights: How the images of each class count in the fit.
 
     Raises:
         TrainingError: A feature is not finite.
@@ -54,7 +58,7 @@ def fit_head(model: PromptedViT, batches: Iterable[tuple[Tensor, Tensor]]) -> No
         )
 
     # Classes without an image keep a zero weight and a bias that makes them improbable.
-    found = _fit_classifier(features, labels)
+    found = _fit_classifier(features, labels, class_weights)
     present = torch.from_numpy(found.classes)
     model.head.weight.zero_()[present] = torch.from_numpy(found.weight).to(model.head.weight)
     model.head.bias.fill_(_ABSENT_BIAS)[present] = torch.from_numpy(found.bias).to(model.head.bias)
@@ -65,17 +69,21 @@ def is_regression(images: int, classes: int, width: int) -> bool:
     return images * classes <= _MOST_SCORES and images * width <= _MOST_FEATURES
 
 
-def _fit_classifier(features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> LinearClassifier:
+def _fit_classifier(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], class_weights: ClassWeights
+) -> LinearClassifier:
     """Fit logistic regression, or where that is too large linear discriminant analysis."""
     if is_regression(len(features), len(np.unique(labels)), features.shape[1]):
-        return _fit_regression(features.astype(np.float64), labels)
-    return fit_discriminant(features, labels)
+        return _fit_regression(features.astype(np.float64), labels, class_weights)
+    return fit_discriminant(features, labels, balanced=class_weights == "balanced")
 
 
-def _fit_regression(features: Floats, labels: npt.NDArray[np.int64]) -> LinearClassifier:
+def _fit_regression(features: Floats, labels: npt.NDArray[np.int64], class_weights: ClassWeights) -> LinearClassifier:
     """Fit logistic regression on standardised features in float64: it is convex but badly scaled."""
     scaler = StandardScaler().fit(features)
-    classifier = LogisticRegression(C=_INVERSE_PENALTY, max_iter=1000).fit(scaler.transform(features), labels)
+    classifier = LogisticRegression(
+        C=_INVERSE_PENALTY, max_iter=1000, class_weight=None if class_weights == "none" else class_weights
+    ).fit(scaler.transform(features), labels)
     weight, bias = classifier.coef_, classifier.intercept_
     if len(weight) == 1:  # two classes share one row; split into a row for each, the softmax is the same
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

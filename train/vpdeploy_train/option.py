@@ -64,7 +64,8 @@ def option(default: Any, text: str, *, limits: Limits | None = None, sweep: tupl
     """Declare a field of a dataclass as a setting.
 
     The field's type is ``int``, ``float``, ``bool``, ``str`` or a ``Literal`` of texts, whose members are then the
-    choices; with ``| None`` where None, "not chosen", is its default.
+    choices; with ``| None`` where None, "not chosen", is its default. A number with a ``Literal`` beside it may be one
+    of these words instead.
 
     Args:
         default: Its value where nobody chooses one; ``dataclasses.MISSING`` where somebody has to.
@@ -86,6 +87,7 @@ class Option:
         default: Its value where nobody chooses one; ``dataclasses.MISSING`` where somebody has to.
         help: What it means.
         choices: The texts it may be; empty where any will do.
+        words: The texts that a number may be instead.
         limits: The numbers it may be; None where any will do.
         sweep: The values that a sweep tries by default.
     """
@@ -96,6 +98,7 @@ class Option:
     default: Any
     help: str
     choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     limits: Limits | None = None
     sweep: tuple[Any, ...] = ()
 
@@ -116,7 +119,7 @@ class Option:
     @property
     def meaning(self) -> tuple[Any, ...]:
         """Everything that methods which share the setting have to agree on."""
-        return (self.name, self.kind, self.optional, self.help, self.choices, self.limits)
+        return (self.name, self.kind, self.optional, self.help, self.choices, self.words, self.limits)
 
     def typed(self, value: Any, *, origin: str = "") -> Any:
         """Return a value from a file or the command line as the setting's type; an integer serves as a float.
@@ -128,14 +131,25 @@ class Option:
         Raises:
             SpecError: It is of another type.
         """
+        if isinstance(value, str) and value in self.words:
+            return value
         if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
             try:
                 return float(value)
             except OverflowError:
                 raise SpecError(f"{origin}{self.flag}: the number is too large") from None
         if not isinstance(value, self.kind) or (isinstance(value, bool) and self.kind is not bool):
-            raise SpecError(f"{origin}{self.flag}: expected {self.kind.__name__}, found {value!r}")
+            expected = " or ".join([self.kind.__name__, *self.words])
+            raise SpecError(f"{origin}{self.flag}: expected {expected}, found {value!r}")
         return value
+
+    def parsed(self, text: str) -> Any:
+        """Return what a text of the command line says of a number that may be a word.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        return text if text in self.words else self.kind(text)
 
     def check_choice(self, value: Any) -> None:
         """Check that a text is one of the choices.
@@ -152,8 +166,9 @@ class Option:
         Raises:
             SpecError: It is not.
         """
-        if self.limits is not None and value is not None:
-            require(self.limits.hold(value), self.flag, str(self.limits), value)
+        if self.limits is not None and value is not None and value not in self.words:
+            expected = " or ".join([str(self.limits), *self.words])
+            require(not isinstance(value, str) and self.limits.hold(value), self.flag, expected, value)
 
 
 def options_of(declared: type) -> Mapping[str, Option]:
@@ -205,6 +220,9 @@ def values_of(settings: Any) -> dict[str, Any]:
 def _read(name: str, hint: Any, default: Any, metadata: Mapping[str, Any]) -> Option:
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     kinds = [part for part in parts if part is not type(None)]
+    words = tuple(word for part in kinds[1:] if get_origin(part) is Literal for word in get_args(part))
+    if words and kinds[0] in (int, float):
+        kinds = kinds[:1]
     choices = get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
     kind = str if choices and all(isinstance(choice, str) for choice in choices) else kinds[0]
     if len(kinds) != 1 or kind not in _KINDS:
@@ -222,6 +240,7 @@ def _read(name: str, hint: Any, default: Any, metadata: Mapping[str, Any]) -> Op
         default=default,
         help=metadata["help"],
         choices=choices,
+        words=words,
         limits=metadata["limits"],
         sweep=tuple(metadata["sweep"]),
     )

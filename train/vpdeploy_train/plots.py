@@ -13,7 +13,7 @@ from vpdeploy_train.state import EpochRow
 
 
 def plot_curves(history: list[EpochRow], path: Path) -> None:
-    """Draw loss and accuracy over the epochs of every phase."""
+    """Draw loss and accuracy over the epochs of every phase; its start, which has no training loss, is at 0."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     phases = list(dict.fromkeys(row.phase for row in history))
@@ -21,7 +21,7 @@ def plot_curves(history: list[EpochRow], path: Path) -> None:
         rows = [row for row in history if row.phase == phase]
         epochs = [row.epoch for row in rows]
         colour = colormaps["tab10" if len(phases) <= 10 else "tab20"](index % 20)
-        marker = "o" if len(rows) == 1 else None
+        marker = "o" if sum(epoch > 0 for epoch in epochs) == 1 else None
         loss.plot(epochs, [row.train_loss for row in rows], color=colour, ls=":", marker=marker)
         loss.plot(epochs, [row.val_loss for row in rows], color=colour, marker=marker, label=phase)
         accuracy.plot(epochs, [row.train_accuracy for row in rows], color=colour, ls=":", marker=marker)

@@ -32,12 +32,12 @@ class Progress(Protocol):
         ...
 
     def on_epoch(self, row: EpochRow) -> None:
-        """An epoch is complete and stored."""
+        """An epoch is complete and stored; epoch 0 is the start, which was validated before the first step."""
         ...
 
 
 class ConsoleProgress:
-    """A progress bar on stderr; where stderr is no terminal, one line an epoch instead.
+    """One line an epoch on stderr and, where it is a terminal, a progress bar below them.
 
     Args:
         title: Shown before the bar.
@@ -69,15 +69,21 @@ class ConsoleProgress:
 
     def on_epoch(self, row: EpochRow) -> None:
         """See ``Progress``."""
-        if not self._bar.on_terminal:
-            logger.info(
-                "%s: epoch %d: loss %.4f, accuracy %.4f, %s, %.0f images/s",
-                self._title,
-                row.epoch,
-                row.train_loss,
-                row.train_accuracy,
-                "no validation"
-                if math.isnan(row.val_loss)
-                else f"validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.4f}",
-                row.images_per_second,
-            )
+        line = f"{self._title}: {describe_epoch(row)}"
+        if self._bar.on_terminal:
+            self._bar.print_line(line)
+        else:
+            logger.info("%s", line)
+
+
+def describe_epoch(row: EpochRow) -> str:
+    """Return what an epoch came to, in a short line."""
+    validated = (
+        "no validation"
+        if math.isnan(row.val_loss)
+        else f"validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.4f}"
+    )
+    if row.epoch == 0:
+        return f"start: {validated}"
+    trained = f"loss {row.train_loss:.4f}, accuracy {row.train_accuracy:.4f}"
+    return f"epoch {row.epoch}: {trained}, {validated}, {row.images_per_second:.0f} images/s"

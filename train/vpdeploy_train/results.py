@@ -31,6 +31,51 @@ class Validation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChosenEpoch:
+    """Which epoch of which phase the result is, and what it had to beat.
+
+    Attributes:
+        phase: ``train``, or the phase of the pruning search whose prompt set was chosen.
+        epoch: Counted from 1; 0 is the phase's start, before the first step.
+        epochs: How many epochs the phase was trained.
+        lr: Learning rate of the run, for batches of 256 images.
+        lr_reason: Why ``--lr auto`` chose it; None where it did not choose.
+        start: Validation results of the phase's start; None where nothing was validated.
+        first_start: Those of the first phase's start, which the whole training has to beat.
+    """
+
+    phase: str
+    epoch: int
+    epochs: int
+    lr: float
+    lr_reason: str | None
+    start: Validation | None
+    first_start: Validation | None
+
+    @classmethod
+    def from_document(cls, document: Document) -> ChosenEpoch:
+        """Read the JSON form.
+
+        Raises:
+            BundleCorruptError: A field is missing or of another type.
+        """
+        return cls(
+            phase=document.take("phase", str),
+            epoch=document.take("epoch", int),
+            epochs=document.take("epochs", int),
+            lr=document.take("lr", float),
+            lr_reason=None if document.fields.get("lr_reason") is None else document.take("lr_reason", str),
+            start=validation_from(document.nested("start")),
+            first_start=validation_from(document.nested("first_start")),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON form; its keys are the attributes' names."""
+        starts = {"start": metrics_to_json(self.start), "first_start": metrics_to_json(self.first_start)}
+        return vars(self) | starts
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromptCounts:
     """How large a prompt set is.
 
@@ -89,6 +134,7 @@ class TrainingResult:
     Attributes:
         run: The run, as it lies on disk.
         validation: Results of the chosen epoch; None where there are no validation images.
+        chosen: Which epoch that is, and where it started; None for a run of an earlier version, which did not say.
         prompts: How large the prompt set is.
         pruning: What the pruning search did; None where nothing was pruned.
 
@@ -97,11 +143,12 @@ class TrainingResult:
         >>> 0 <= result.validation.accuracy <= 1
         True
         >>> list(result.to_json())
-        ['run', 'task', 'metrics', 'prompts']
+        ['run', 'task', 'metrics', 'chosen', 'prompts']
     """
 
     run: Run
     validation: Validation | None
+    chosen: ChosenEpoch | None
     prompts: PromptCounts
     pruning: PruningReport | None
 
@@ -119,12 +166,12 @@ class TrainingResult:
         """
         run = Run.read(path)
         details = Document(f"{path / CARD_FILE}: details", run.card.details)
-        metrics = details.nested("metrics")
         return cls(
             run=run,
-            validation=None
-            if metrics.fields.get("val_accuracy") is None
-            else Validation(accuracy=metrics.take("val_accuracy", float), loss=metrics.take("val_loss", float)),
+            validation=validation_from(details.nested("metrics")),
+            chosen=None
+            if details.fields.get("chosen") is None
+            else ChosenEpoch.from_document(details.nested("chosen")),
             prompts=PromptCounts.from_document(details.nested("prompts")),
             pruning=None
             if details.fields.get("pruning") is None
@@ -137,6 +184,7 @@ class TrainingResult:
             "run": str(self.run.path),
             "task": self.run.card.name,
             "metrics": metrics_to_json(self.validation),
+            "chosen": None if self.chosen is None else self.chosen.to_json(),
             "prompts": self.prompts.to_json(),
         }
 
@@ -181,3 +229,14 @@ def metrics_to_json(validation: Validation | None) -> dict[str, float | None]:
     if validation is None:
         return {"val_accuracy": None, "val_loss": None}
     return {"val_accuracy": validation.accuracy, "val_loss": validation.loss}
+
+
+def validation_from(document: Document) -> Validation | None:
+    """Read the JSON form of validation results; None where nothing was validated.
+
+    Raises:
+        BundleCorruptError: A field is missing or of another type.
+    """
+    if document.fields.get("val_accuracy") is None:
+        return None
+    return Validation(accuracy=document.take("val_accuracy", float), loss=document.take("val_loss", float))

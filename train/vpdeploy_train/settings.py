@@ -36,6 +36,7 @@ Optimizer = Literal["sgd", "adamw"]
 PruneScope = Literal["layer", "shared"]
 PruneMode = Literal["remove", "zero"]
 PruneSearch = Literal["halving", "full"]
+ClassWeights = Literal["none", "balanced"]
 Head = Literal["zero", "probe"]
 Rewind = Literal["initial", "fresh"]
 Resize = Literal["crop", "squash"]
@@ -45,6 +46,9 @@ DeviceChoice = Literal["auto", "cpu", "cuda"]
 PoolingChoice = Literal["model", "patches", "published"]
 
 _DEFAULT_WEIGHT_DECAY: dict[str, float] = {"sgd": 0.001, "adamw": 0.01}
+
+AUTO_LR: Final = "auto"
+"""The learning rate that a range test chooses."""
 
 VERB_WORDS: Final = frozenset(
     {"out", "name", "config", "resume", "as_json", "json", "help", "threads", "cache"}
@@ -110,8 +114,11 @@ class TrainSettings:
     epochs: int = option(100, "passes over the training images", limits=AT_LEAST_ONE)
     batch_size: int = option(64, "images per step", limits=AT_LEAST_ONE)
     optimizer: Optimizer = option("adamw", "adamw, or sgd (the papers' recipe, momentum 0.9)")
-    lr: float | None = option(
-        None, "learning rate for batches of 256, scaled by batch/256; default: the method's own", limits=POSITIVE
+    lr: float | Literal["auto"] | None = option(
+        None,
+        "learning rate for batches of 256, scaled by batch/256, or auto: by a range test on training images; "
+        "default: the method's own",
+        limits=POSITIVE,
     )
     weight_decay: float | None = option(
         None, "on all trained tensors but the head's bias; default 0.01 adamw, 0.001 sgd", limits=NOT_NEGATIVE
@@ -121,10 +128,20 @@ class TrainSettings:
         "the classifier's learning rate as a multiple of the prompts'; default 0.03 from a probe, else 1",
         limits=POSITIVE,
     )
-    warmup_epochs: float | None = option(None, "linear warm-up before the cosine; default a tenth of the epochs")
+    warmup_epochs: float | None = option(
+        None, "linear warm-up before the cosine; default a tenth of the epochs, at least 20 steps or half of all"
+    )
     grad_clip: float = option(0.0, "largest gradient norm; 0 = no clipping", limits=NOT_NEGATIVE)
     early_stop: int = option(
         0, "stop after this many epochs without a better validation result; 0 = never", limits=NOT_NEGATIVE
+    )
+    class_weights: ClassWeights = option(
+        "none", "balanced: every class counts the same in the training loss and the probe, however many images it has"
+    )
+    label_smoothing: float = option(
+        0.0,
+        "share of the training target that is spread over all classes",
+        limits=Limits(low=0, high=1, high_open=True),
     )
     augment: Augment | None = option(None, "none, flip, crop, crop-flip or rand-augment; default: what suits the data")
     workers: int | None = option(
@@ -163,7 +180,8 @@ class TrainSettings:
         check_options(self)
         if self.recipe is not None:
             recipe_named(self.recipe)
-        require(0 <= self.warmup <= self.epochs, "--warmup-epochs", "0 to --epochs", self.warmup_epochs)
+        if self.warmup_epochs is not None:
+            require(0 <= self.warmup_epochs <= self.epochs, "--warmup-epochs", "0 to --epochs", self.warmup_epochs)
         self.keep_ratios()
         expected = self.kind.Options
         if type(self.options) is MethodOptions and expected is not MethodOptions:
@@ -181,8 +199,8 @@ class TrainSettings:
 
     @property
     def base_lr(self) -> float:
-        """Learning rate for batches of 256 images."""
-        return self.kind.rates.of(self.optimizer) if self.lr is None else self.lr
+        """Learning rate for batches of 256 images; the method's own where none is chosen, or a range test is to."""
+        return self.kind.rates.of(self.optimizer) if self.lr is None or isinstance(self.lr, str) else self.lr
 
     @property
     def head_scale(self) -> float:
@@ -195,11 +213,6 @@ class TrainSettings:
     def decay(self) -> float:
         """Weight decay."""
         return _DEFAULT_WEIGHT_DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay
-
-    @property
-    def warmup(self) -> float:
-        """Epochs of linear warm-up."""
-        return self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
 
     @property
     def prunes(self) -> bool:

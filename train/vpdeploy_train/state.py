@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vpdeploy.errors import TrainingError
 from vpdeploy.files import write_atomically
+from vpdeploy_train.pace import Pace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +24,10 @@ class EpochRow:
 
     Attributes:
         phase: ``train``, or ``prune-1``, ``prune-2``, ... for the retrainings of the pruning search.
-        epoch: Counted from 1.
+        epoch: Counted from 1; 0 is the start, before the first step: its ``lr``, training columns and images per second
+            are NaN.
         lr: Learning rate of the epoch's last step.
-        train_loss: Mean cross-entropy over the epoch.
+        train_loss: Mean training loss over the epoch, with its class weights and label smoothing.
         train_accuracy: In [0, 1].
         val_loss: Mean cross-entropy over the validation images; NaN where there are none.
         val_accuracy: In [0, 1]; NaN where there are no validation images.
@@ -40,6 +43,21 @@ class EpochRow:
     val_accuracy: float
     images_per_second: float
 
+    @classmethod
+    def of_start(cls, phase: str, *, val_loss: float, val_accuracy: float) -> EpochRow:
+        """Return the line of a phase's start, of which there is nothing but validation results."""
+        nothing = math.nan
+        return cls(
+            phase=phase,
+            epoch=0,
+            lr=nothing,
+            train_loss=nothing,
+            train_accuracy=nothing,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            images_per_second=nothing,
+        )
+
 
 @dataclass(kw_only=True)
 class PhaseState:
@@ -47,9 +65,12 @@ class PhaseState:
 
     Attributes:
         finished: Whether the phase is over; then only ``best`` still matters.
+        pace: At what rates it is trained, once it has begun.
+        start: The validation results before the first step; None where the phase has not begun, or there are no
+            validation images.
         history: The epochs so far.
-        best_epoch: The epoch with the best validation result, counted from 1; 0 before the first epoch. Where there
-            are no validation images it is the last epoch.
+        best_epoch: The epoch with the best validation result, counted from 1; 0 is the start. Where there are no
+            validation images it is the last epoch.
         current: Trained tensors after the last epoch.
         best: Trained tensors after the best epoch.
         optimizer: Tensors of the optimizer's state by ``INDEX.NAME``, as torch counts parameters.
@@ -57,6 +78,8 @@ class PhaseState:
     """
 
     finished: bool = False
+    pace: Pace | None = None
+    start: EpochRow | None = None
     history: list[EpochRow] = field(default_factory=list)
     best_epoch: int = 0
     current: dict[str, Tensor] = field(default_factory=dict)
@@ -65,9 +88,14 @@ class PhaseState:
     scaler: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def rows(self) -> list[EpochRow]:
+        """The start, where it was validated, and the epochs so far."""
+        return self.history if self.start is None else [self.start, *self.history]
+
+    @property
     def best_row(self) -> EpochRow:
-        """The epoch with the best validation result."""
-        return self.history[self.best_epoch - 1]
+        """The epoch with the best validation result, which may be the start."""
+        return next(row for row in self.rows if row.epoch == self.best_epoch)
 
 
 _PARTS = ("current", "best", "optimizer")
@@ -95,10 +123,14 @@ class StateFolder:
         try:
             with safetensors.safe_open(path, framework="pt") as opened:
                 fields = json.loads(opened.metadata()["state"])
+                if "pace" not in fields:
+                    raise ValueError("an earlier version wrote it, whose rates it does not name")
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
             rows = [EpochRow(**row) for row in fields["history"]]
+            start = None if fields["start"] is None else EpochRow(**fields["start"])
             best_epoch = fields["best_epoch"]
-            if not isinstance(best_epoch, int) or not bool(rows) <= best_epoch <= len(rows):
+            least = bool(rows) if start is None else 0
+            if not isinstance(best_epoch, int) or not least <= best_epoch <= len(rows):
                 raise ValueError(f"epoch {best_epoch} is said to be the best of {len(rows)}")
             if fields["finished"] and not rows:
                 raise ValueError("it is finished and has no epochs")
@@ -112,6 +144,8 @@ class StateFolder:
             }
             return PhaseState(
                 finished=fields["finished"],
+                pace=Pace(**fields["pace"]),
+                start=start,
                 history=rows,
                 best_epoch=best_epoch,
                 scaler=fields["scaler"],
@@ -130,6 +164,8 @@ class StateFolder:
         """
         fields = {
             "finished": state.finished,
+            "pace": asdict(state.pace) if state.pace is not None else {},
+            "start": None if state.start is None else asdict(state.start),
             "best_epoch": state.best_epoch,
             "scaler": state.scaler,
             "history": [asdict(row) for row in state.history],

@@ -26,7 +26,7 @@ from vpdeploy_train.plots import plot_curves
 from vpdeploy_train.progress import ConsoleProgress, Progress
 from vpdeploy_train.pruning.picture import plot_pruning
 from vpdeploy_train.pruning.request import shares_to_try
-from vpdeploy_train.results import PromptCounts, TrainingResult, Validation, metrics_to_json
+from vpdeploy_train.results import ChosenEpoch, PromptCounts, TrainingResult, Validation, metrics_to_json
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
@@ -114,6 +114,7 @@ def train_run(
     # Say what it came to, once in types and once, in the card's details, for people.
     source = inputs.source
     validation = _validation(result.best)
+    chosen = _chosen(result)
     prompts = PromptCounts.of(result.model, inputs.backbone.vit)
     card = TaskCard(
         name=name or task_name_for(out),
@@ -122,11 +123,12 @@ def train_run(
         backbone=inputs.backbone.identity,
         preprocessing=inputs.preprocessing,
         details={
-            "hyperparameters": settings.to_fields(),
+            "hyperparameters": settings.to_fields() | result.pace.to_fields(),
             "images": {"train": len(source.train), "val": len(source.val), "test": len(source.test)},
             "data": DataSummary.of(source).to_json()
             | {"copies": inputs.copies.to_json(), "skipped": len(inputs.skipped)},
             "metrics": metrics_to_json(validation),
+            "chosen": chosen.to_json(),
             "prompts": prompts.to_json(),
             "pruning": None if result.report is None else result.report.to_json(),
         },
@@ -146,7 +148,7 @@ def train_run(
     # Write the run itself last: it is what makes the folder a finished run.
     _write_reports(out, result)
     run.write()
-    return TrainingResult(run=run, validation=validation, prompts=prompts, pruning=result.report)
+    return TrainingResult(run=run, validation=validation, chosen=chosen, prompts=prompts, pruning=result.report)
 
 
 def task_name_for(out: Path) -> str:
@@ -199,9 +201,23 @@ def _spelled_as_stored(settings: TrainSettings, out: Path) -> TrainSettings:
     return settings
 
 
-def _validation(best: EpochRow) -> Validation | None:
-    """Return the chosen epoch's validation results; None where nothing was validated."""
-    return None if math.isnan(best.val_accuracy) else Validation(accuracy=best.val_accuracy, loss=best.val_loss)
+def _validation(row: EpochRow | None) -> Validation | None:
+    """Return an epoch's validation results; None where nothing was validated."""
+    if row is None or math.isnan(row.val_accuracy):
+        return None
+    return Validation(accuracy=row.val_accuracy, loss=row.val_loss)
+
+
+def _chosen(result: PhasesResult) -> ChosenEpoch:
+    return ChosenEpoch(
+        phase=result.phase,
+        epoch=result.best.epoch,
+        epochs=result.epochs,
+        lr=result.pace.lr,
+        lr_reason=result.pace.reason,
+        start=_validation(result.start),
+        first_start=_validation(result.first_start),
+    )
 
 
 def _write_reports(out: Path, result: PhasesResult) -> None:

@@ -17,9 +17,12 @@ from vpdeploy_train.device import make_fabric
 from vpdeploy_train.inputs import TrainingInputs
 from vpdeploy_train.loop import fit, load_stored
 from vpdeploy_train.methods.method import PromptDimensions, PromptMethod
+from vpdeploy_train.objective import Objective, class_weights
+from vpdeploy_train.pace import Pace
 from vpdeploy_train.progress import Progress
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.settings import TrainSettings
+from vpdeploy_train.rangetest import find_rate
+from vpdeploy_train.settings import AUTO_LR, TrainSettings
 from vpdeploy_train.state import EpochRow, PhaseState, StateFolder
 
 STATE_FOLDER = "state"
@@ -42,10 +45,11 @@ class Workbench:
         train: Training images, varied where an augmentation is asked for.
         val: Validation images.
         scoring: Training images as they are.
+        objective: What training steps minimise.
         fabric: What places models on the device and casts to the precision.
         states: Where the phases' states are stored.
         make_progress: Makes the progress display of each phase.
-        watch: Is told of every epoch, also of those that were stored before a resume.
+        watch: Is told of every trained epoch, also of those that were stored before a resume.
     """
 
     settings: TrainSettings
@@ -54,6 +58,7 @@ class Workbench:
     train: Batches
     val: Batches
     scoring: Batches
+    objective: Objective
     fabric: Fabric
     states: StateFolder
     make_progress: MakeProgress
@@ -87,6 +92,8 @@ class Workbench:
 
         inputs.backbone.vit.to(device)
         train = batches(inputs.train)
+        labels = [example.label for example in inputs.source.train]
+        weights = class_weights(settings.class_weights, labels, len(inputs.source.labels))
         return cls(
             settings=settings,
             backbone=inputs.backbone,
@@ -94,6 +101,9 @@ class Workbench:
             train=train,
             val=batches(inputs.val),
             scoring=train if inputs.scoring is inputs.train else batches(inputs.scoring),
+            objective=Objective(
+                weights=None if weights is None else weights.to(device), smoothing=settings.label_smoothing
+            ),
             fabric=make_fabric(settings.precision, device),
             states=StateFolder(out / STATE_FOLDER),
             make_progress=make_progress,
@@ -121,12 +131,28 @@ class Workbench:
         """Return training images for importance scores; folders are sorted by class, so in random order."""
         return self.scoring.sample(self.settings.score_images, seed=self.settings.seed)
 
-    def run_phase(self, phase: str, model: PromptedViT, *, until: int) -> PhaseState:
+    def choose_pace(self, model: PromptedViT) -> Pace:
+        """Return the rates of the run: those that its settings say, or that a range test on this model chooses.
+
+        Args:
+            model: At its initial values, which it keeps.
+
+        Raises:
+            TrainingError: The test finds no rate.
+        """
+        steps = len(self.train)
+        if self.settings.lr != AUTO_LR:
+            return Pace.of(self.settings, steps_per_epoch=steps)
+        found = find_rate(model, self.train, settings=self.settings, objective=self.objective, fabric=self.fabric)
+        return Pace.of(self.settings, steps_per_epoch=steps, lr=found.lr, reason=found.reason)
+
+    def run_phase(self, phase: str, model: PromptedViT, pace: Pace, *, until: int) -> PhaseState:
         """Bring one phase to an epoch, from its stored state if there is one.
 
         Args:
             phase: The phase's name.
             model: Trained in place; ends with the best epoch's tensors where the phase is finished.
+            pace: At what rates.
             until: The epoch to reach, counted from 1.
 
         Raises:
@@ -150,6 +176,8 @@ class Workbench:
                 phase=phase,
                 state=state,
                 settings=self.settings,
+                pace=pace,
+                objective=self.objective,
                 fabric=self.fabric,
                 progress=progress,
                 store=lambda state: self.states.write(phase, state),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -19,6 +21,25 @@ _CODES: dict[type[VpdeployError], int] = {
     MissingExtraError: MISSING_EXTRA,
     ParityError: PARITY_FAILED,
 }
+
+_MEMORY_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "is killed by signal: Killed",
+    "is killed by signal: Bus error",
+)
+"""What torch says in a plain RuntimeError: its CPU allocator, cuBLAS, the loader of a killed worker."""
+
+_TRAINING_ADVICE = "lower --batch-size, --image-size or --workers, or use --precision bf16"
+_MEMORY_ADVICE: dict[str, tuple[str, str]] = {
+    "train": ("training", _TRAINING_ADVICE),
+    "sweep": ("a trial was training", _TRAINING_ADVICE),
+    "eval": ("evaluating", "lower --batch-size, or use --device cpu"),
+    "export": ("exporting", "export fewer runs at once, or close other programs"),
+}
+"""What a verb does, and what to lower where memory does not do."""
 
 _EXTRAS: dict[str, str] = {
     "torch": "train",
@@ -60,6 +81,29 @@ def exit_damaged(damage: Sequence[str]) -> NoReturn:
     """End a report on files of which some are damaged: the report is on stdout, what is wrong is one line on stderr."""
     typer.echo(f"error: {' '.join('; '.join(damage).split())}", err=True)
     raise typer.Exit(KNOWN_ERROR)
+
+
+def out_of_memory(error: BaseException, verb: str) -> VpdeployError | None:
+    """Return the error that says what to lower where memory ran out, or None if that is not what happened.
+
+    Args:
+        error: What Python, NumPy or torch raised; torch is recognised by its words, for this package does not load it.
+        verb: The verb that was running.
+    """
+    words = str(error)
+    if isinstance(error, OSError):
+        ran_out = error.errno == errno.ENOMEM
+    elif isinstance(error, RuntimeError):
+        ran_out = type(error).__name__ == "OutOfMemoryError" or any(each in words for each in _MEMORY_WORDS)
+    else:
+        ran_out = isinstance(error, MemoryError)
+    if not ran_out:
+        return None
+    asked = next(iter(re.findall(r"(?:allocate|you tried to allocate) ([\d.]+ ?(?:bytes|[KMGT]i?B))", words)), None)
+    device = "the GPU's memory" if "CUDA" in words or "CUBLAS" in words else "memory"
+    amount = "" if asked is None else f", {asked} more could not be had"
+    doing, advice = _MEMORY_ADVICE.get(verb, ("the command was running", "close other programs"))
+    return VpdeployError(f"{device} ran out while {doing}{amount}; {advice}")
 
 
 def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:

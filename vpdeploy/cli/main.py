@@ -103,7 +103,12 @@ def main() -> NoReturn:
         # The reader of our output went away; Python would complain once more while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(exits.KNOWN_ERROR)
-    except OSError as error:
+    except (MemoryError, RuntimeError, OSError) as error:
+        known_cause = exits.out_of_memory(error, _verb_in(sys.argv[1:])[0] or "")
+        if known_cause is not None:
+            _fail(known_cause, exits.KNOWN_ERROR, debug)
+        if not isinstance(error, OSError):
+            raise
         _fail(_storage_error(error), exits.KNOWN_ERROR, debug)
     sys.exit(exits.OK)
 

@@ -89,10 +89,17 @@ def _parameter(option: Option, *, as_text: bool, about: str = "", default: Any =
     text = option.help + about
     if shown not in (None, MISSING):
         text += f" [default: {shown}]"
-    kind: Any = str if as_text else option.kind
+    kind: Any = str if as_text or option.words else option.kind
+    parser = option.parsed if option.words and not as_text else None
     return inspect.Parameter(
         option.name,
         inspect.Parameter.KEYWORD_ONLY,
         default=None,
-        annotation=Annotated[kind | None, typer.Option(help=text, show_default=False)],
+        annotation=Annotated[
+            kind | None, typer.Option(help=text, show_default=False, parser=parser, metavar=_metavar(option))
+        ],
     )
+
+
+def _metavar(option: Option) -> str | None:
+    return f"{option.kind.__name__.upper()}|{'|'.join(option.words)}" if option.words else None

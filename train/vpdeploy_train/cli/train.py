@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,8 @@ from vpdeploy_train.cli.cache import Cache
 from vpdeploy_train.cli.options import add_options, tell_refused_methods
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.settings import TrainSettings
+
+logger = logging.getLogger("vpdeploy.train")
 
 
 def train(
@@ -33,6 +36,7 @@ def train(
     try:
         from vpdeploy_train.device import use_threads
         from vpdeploy_train.training import train_run
+        from vpdeploy_train.verdict import advise, describe_choice
 
         use_threads(threads)
         result = train_run(settings, out, resume=resume, name=name, cache_bytes=cache)
@@ -44,6 +48,8 @@ def train(
             advice = "the training had not begun, so there is nothing to resume: run the same command again"
         typer.echo(f"\nstopped; {advice}", err=True)
         raise typer.Exit(130) from None
+    if (remark := advise(result)) is not None:
+        logger.warning("warning: %s", remark)
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
         return
@@ -56,6 +62,7 @@ def train(
         typer.echo("no validation images: the last epoch is the result")
     else:
         typer.echo(f"validation accuracy {result.validation.accuracy:.4f}, loss {result.validation.loss:.4f}")
+        typer.echo(describe_choice(result))
     if result.pruning is not None:
         before, after = result.pruning.before, result.pruning.after
         typer.echo(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from vpdeploy_train.footprint import paper_parameters
 from vpdeploy_train.head import fit_head
 from vpdeploy_train.loop import best_of, phase_seed
+from vpdeploy_train.pace import Pace
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.pruning.scores import Scores, prunable_method
 from vpdeploy_train.pruning.search import Candidate, kept_for, rank
@@ -34,37 +35,46 @@ class Rung:
 
 
 def race(
-    bench: Workbench, entrants: dict[str, Shares], models: dict[str, PromptedViT], unpruned: list[EpochRow]
+    bench: Workbench,
+    entrants: dict[str, Shares],
+    models: dict[str, PromptedViT],
+    pace: Pace,
+    unpruned: list[EpochRow],
 ) -> tuple[list[Candidate], list[EpochRow]]:
     """Train the candidates rung by rung, and stop the worse ones at each.
 
     What an entrant has reached at a rung is judged by its epochs up to there, so a resumed search goes the same way.
+    Its start tells nothing of how it trains and does not count at a rung; it counts for what the search chooses.
 
     Args:
         bench: What the run's phases share.
         entrants: What each phase may keep.
         models: Each phase's model at its initial values; trained in place.
-        unpruned: The epochs of the unpruned prompts, which compete at every rung.
+        pace: At what rates all are trained.
+        unpruned: The trained epochs of the unpruned prompts, which compete at every rung.
 
     Returns:
-        All candidates, those that were stopped among them, and their epochs, in the order in which they entered.
+        All candidates, those that were stopped among them, and their starts and epochs, in the order in which they
+        entered.
     """
     settings = bench.settings
-    latest: dict[str, Candidate] = {}
-    histories: dict[str, list[EpochRow]] = {}
+    states: dict[str, PhaseState] = {}
     running = list(entrants)
     for rung in rungs_of(settings.prune_search, candidates=len(entrants), epochs=settings.epochs):
         # Bring everyone who is still running to the rung.
+        reached = []
         for phase in running:
-            state = bench.run_phase(phase, models[phase], until=rung.epochs)
-            latest[phase] = candidate_at(phase, models[phase], entrants[phase], state, until=rung.epochs)
-            histories[phase] = state.history
+            states[phase] = bench.run_phase(phase, models[phase], pace, until=rung.epochs)
+            reached.append(candidate_at(phase, models[phase], entrants[phase], states[phase], until=rung.epochs))
 
         # Rank them there, the unpruned prompts at the same epoch among them, and let the best go on.
         reference = best_of(unpruned[: rung.epochs]).val_accuracy
-        ranked = rank([latest[phase] for phase in running], slack=settings.prune_slack, reference=reference)
+        ranked = rank(reached, slack=settings.prune_slack, reference=reference)
         running = sorted((each.phase for each in ranked[: rung.survivors]), key=list(entrants).index)
-    return [latest[phase] for phase in entrants], [row for phase in entrants for row in histories[phase]]
+
+    # What each came to: where it is finished, its model has its best tensors, and those may be its start's.
+    candidates = [candidate_of(phase, models[phase], entrants[phase], states[phase]) for phase in entrants]
+    return candidates, [row for phase in entrants for row in states[phase].rows]
 
 
 def rungs_of(search: PruneSearch, *, candidates: int, epochs: int) -> list[Rung]:
@@ -84,7 +94,7 @@ def rungs_of(search: PruneSearch, *, candidates: int, epochs: int) -> list[Rung]
 
 
 def candidate_at(phase: str, model: PromptedViT, shares: Shares, state: PhaseState, *, until: int) -> Candidate:
-    """Return a phase as the search judges it at an epoch, counted from 1.
+    """Return a phase as the search judges it at an epoch, counted from 1, by its trained epochs up to there.
 
     Args:
         phase: The phase's name.
@@ -94,13 +104,26 @@ def candidate_at(phase: str, model: PromptedViT, shares: Shares, state: PhaseSta
         until: The epoch, counted from 1.
     """
     history = state.history[:until]
+    return replace(candidate_of(phase, model, shares, state), best=best_of(history), epochs=len(history))
+
+
+def candidate_of(phase: str, model: PromptedViT, shares: Shares, state: PhaseState) -> Candidate:
+    """Return what a phase has come to.
+
+    Args:
+        phase: The phase's name.
+        model: The phase's model.
+        shares: What the phase may keep.
+        state: The phase's state.
+    """
     return Candidate(
         phase=phase,
         model=model,
         shares=shares,
         parameters=paper_parameters(model.method),
-        best=best_of(history),
-        epochs=len(history),
+        start=state.start,
+        best=state.best_row,
+        epochs=len(state.history),
         finished=state.finished,
     )
 
@@ -136,7 +159,7 @@ def rewind(
     model = bench.new_model(prunable_method(unpruned).pruned_to(kept, _without_prefix(start, "method.")))
     model.head.load_state_dict(_without_prefix(start, "head."))
     if fresh and settings.head == "probe":
-        fit_head(model, bench.scoring)
+        fit_head(model, bench.scoring, class_weights=settings.class_weights)
     return model
 
 

@@ -27,7 +27,8 @@ class Candidate:
         model: The model.
         shares: What it was allowed to keep.
         parameters: The papers' count: trained numbers, less those of pruned segments.
-        best: Its best epoch so far.
+        start: The validation results of its start; None where it was not validated.
+        best: Its best epoch so far; of one that is finished that may be its start, epoch 0.
         epochs: How many epochs it was trained.
         finished: Whether these were all; only a finished candidate can be chosen.
     """
@@ -36,6 +37,7 @@ class Candidate:
     model: PromptedViT = field(repr=False)
     shares: Shares
     parameters: int
+    start: EpochRow | None
     best: EpochRow
     epochs: int
     finished: bool

@@ -87,6 +87,8 @@ def read_option(name: str, text: str) -> Any:
     """
     option = "--" + name.replace("_", "-")
     kind = _kind_of(name)
+    if text in every_option()[name].words:
+        return text
     if ":" in text and kind in (int, float, "share"):
         parts = text.split(":")
         if len(parts) != 2:
