@@ -66,6 +66,8 @@ def decode_image(source: Path | bytes, *, shorter_side: int | None = None, max_p
             return _to_rgb(image)
     except FileNotFoundError:
         raise InputError(f"{name}: file not found") from None
+    except PermissionError:
+        raise InputError(f"{name}: may not be read: check its permissions") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{name}: more than the accepted {max_pixels} pixels") from None
     except (*_DAMAGE, MemoryError) as error:

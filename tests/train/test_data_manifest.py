@@ -195,7 +195,43 @@ def test_repeated_rows_are_dropped_with_one_warning(folder, caplog):
     assert [record.getMessage()[:6] for record in caplog.records] == ["2 rows"]
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_what_spreadsheets_put_between_fields_is_fine(folder, delimiter):
+    text = csv_text(ROWS).replace(",", delimiter).replace("\n", "\r\n")
+    check_rows(resolve(folder, b"\xef\xbb\xbf" + text.encode()), folder)
+    check_rows(resolve(folder, text.replace("path", '"path"').replace("label", '"label"')), folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_with_a_byte_order_mark_is_fine(folder, encoding):
+    mark = {"utf-16": b"", "utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}[encoding]
+    check_rows(resolve(folder, mark + csv_text(ROWS).encode(encoding)), folder)
+
+
+def test_paths_as_windows_writes_them_are_fine(folder):
+    rows = [(path.replace("/", "\\"), label, split) for path, label, split in ROWS]
+    check_rows(resolve(folder, csv_text(rows)), folder)
+    (folder / "back\\slash.png").touch()
+    assert sizes(resolve(folder, csv_text([*ROWS, ("back\\slash.png", "cat", "train")]))) == (11, 4, 6)
+
+
+def test_a_header_between_the_rows_is_passed_over(folder):
+    lines = csv_text(ROWS).splitlines()
+    check_rows(resolve(folder, "\n".join([*lines[:5], lines[0], *lines[5:]])), folder)
+
+
+def test_a_column_that_the_header_names_twice_is_refused(folder):
+    with pytest.raises(SpecError, match=r"data\.csv: the header names 'label' twice"):
+        resolve(folder, "path,label,label\nimages/cat0.png,cat,dog\n")
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfep", b"\xfe\xff\xd8\x00\x00\x00"])
+def test_damaged_utf_16_is_refused(folder, data):
+    with pytest.raises(SpecError, match=r"data\.csv: not UTF-16"):
+        resolve(folder, data)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1"])
 def test_another_encoding_is_refused(folder, encoding):
     text = csv_text([("images/cat0.png", "käse", "train")])
     with pytest.raises(SpecError, match=r"data\.csv: not UTF-8"):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 from train.toys import TOY
 from typer.testing import CliRunner
 
@@ -101,6 +102,49 @@ def test_a_resume_on_images_that_were_repaired_or_damaged_since_is_refused(setti
     damage(settings, "train", 1)
     with pytest.raises(SpecError, match=r"0 damaged images were left out when the run began, now it would be 1"):
         train_run(settings, tmp_path / "run", resume=True)
+
+
+def test_a_resume_that_would_leave_other_images_out_is_refused(settings, tmp_path):
+    first, second = (example.source for example in examples(settings, "train")[:2])
+    sound = first.read_bytes()
+    first.write_bytes(b"")
+    train_run(settings, tmp_path / "run")
+    first.write_bytes(sound)
+    second.write_bytes(b"")
+    with pytest.raises(
+        SpecError, match=r"1 damaged images were left out when .* now it would be 1, others than in skip"
+    ):
+        train_run(settings, tmp_path / "run", resume=True)
+
+
+def test_a_file_that_may_not_be_read_is_a_damaged_image(settings, tmp_path, monkeypatch):
+    path = examples(settings, "train")[0].source
+    opened = Image.open
+
+    def refuse(source, *arguments, **options):
+        if source == path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(source, *arguments, **options)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(InputError, match=rf"{path.name}: may not be read: check its permissions"):
+        train_run(settings.changed(skip_corrupt=False), tmp_path / "run")
+    assert train_run(settings, tmp_path / "run").run.card.details["data"]["skipped"] == 1
+
+
+def test_a_link_that_leads_nowhere_is_refused_even_so(settings, tmp_path):
+    path = examples(settings, "train")[0].source
+    path.unlink()
+    path.symlink_to("nothing.png")
+    with pytest.raises(SpecError, match="the symbolic link leads nowhere: restore its target or remove it"):
+        train_run(settings, tmp_path / "run")
+
+
+def test_a_folder_that_is_called_like_an_image_is_a_folder(settings, photos):
+    image = examples(settings, "train")[0].source
+    (photos / "red" / "more.jpg").mkdir()
+    image.rename(photos / "red" / "more.jpg" / "x.png")
+    assert sum(len(examples(settings, split)) for split in ("train", "val", "test")) == 42
 
 
 def test_a_class_that_loses_all_training_images_is_an_error(settings, tmp_path):

@@ -118,7 +118,7 @@ def test_the_best_settings_train_the_best_run_again(plan, tmp_path):
     assert mine == (tmp_path / "again" / "prompts.safetensors").read_bytes()
 
 
-def test_a_sweep_never_opens_the_test_images(plan, tmp_path):
+def test_a_sweep_never_decodes_the_test_images(plan, tmp_path):
     root = write_colours(tmp_path / "split" / "train")
     write_colours(tmp_path / "split" / "test")
     for path in (tmp_path / "split" / "test").rglob("*.png"):
@@ -248,6 +248,18 @@ def test_a_trial_that_is_not_promising_is_stopped(plan, monkeypatch):
 @pytest.mark.parametrize("epochs", [1, 2, 100])
 def test_every_pruner_can_be_made_for_any_length(name, epochs):
     assert make_pruner(name, epochs=epochs) is not None
+
+
+def test_a_sweep_of_relative_data_goes_on_from_another_directory(plan, colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(colours.parent)
+    first = replace(plan, settings=plan.settings.changed(data="colours"), trials=1)
+    sweep(first)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(colours)
+    assert sweep(replace(plan, settings=plan.settings.changed(data="link/"), trials=2)).states == {"complete": 2}
+    assert f'data = "{colours}"' in (plan.out / "trials" / "0000" / "args.toml").read_text()
+    with pytest.raises(SpecError, match="cannot go on with other settings: was data"):
+        sweep(replace(plan, settings=plan.settings.changed(data=str(write_colours(tmp_path / "others"))), trials=3))
 
 
 def test_a_study_is_not_continued_with_other_settings(plan):

@@ -179,11 +179,12 @@ def _skipped_text(inputs: TrainingInputs) -> str:
 def _check_skipped(inputs: TrainingInputs, out: Path) -> None:
     """Check that a resumed run leaves out the images that it left out when it began."""
     path = out / SKIPPED_FILE
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if len(before.splitlines()) != len(inputs.skipped):
+    before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    now = _skipped_text(inputs).splitlines()
+    if [line.partition(": ")[0] for line in before] != [line.partition(": ")[0] for line in now]:
         raise SpecError(
-            f"{out}: {len(before.splitlines())} damaged images were left out when the run began, now it would be "
-            f"{len(inputs.skipped)}, so it cannot be continued: bring the images of {path} back, or use another --out"
+            f"{out}: {len(before)} damaged images were left out when the run began, now it would be {len(now)}, others "
+            f"than in {SKIPPED_FILE}: it cannot go on with other images; bring those back, or use another --out"
         )
 
 

@@ -23,13 +23,24 @@ class Address:
 
     @property
     def place(self) -> Path:
-        """The path with ``~`` replaced."""
-        return self.path.expanduser()
+        """The path with ``~`` replaced, where there is such a user."""
+        try:
+            return self.path.expanduser()
+        except RuntimeError:
+            return self.path
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a folder or file of that name."""
+        try:
+            return self.place.exists()
+        except OSError:  # a name too long for the system, or in a folder that may not be looked into
+            return False
 
     @property
     def is_lost(self) -> bool:
         """Whether the path is relative, and not to the present directory."""
-        return not self.place.is_absolute() and not self.place.exists()
+        return not self.place.is_absolute() and not self.exists
 
     def ends_like(self, other: Address) -> bool:
         """Tell whether the path, from the root, ends with another's, and the rest is the same."""

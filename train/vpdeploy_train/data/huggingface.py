@@ -96,9 +96,8 @@ def _parse(spec: str) -> _Request:
 def _locate(spec: str) -> Address | None:
     """Take a spec apart where it names a folder or file that is there; else it is the name of a data set on the hub."""
     name, mark, query = spec.removeprefix(_PREFIX).partition("?")
-    path = Path(name)
-    is_there = bool(name) and path.expanduser().exists()
-    return Address(before=_PREFIX, path=path, after=mark + query) if is_there or path.is_absolute() else None
+    located = Address(before=_PREFIX, path=Path(name), after=mark + query)
+    return located if name and (located.exists or located.place.is_absolute()) else None
 
 
 def _load(spec: str, request: _Request, datasets: Any) -> dict[str, Any]:

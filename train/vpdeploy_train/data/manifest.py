@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,17 +62,19 @@ def collect(folder: Path, rows: Iterable[Row]) -> Collection:
 
 
 def read_text(path: Path) -> str:
-    """Read a manifest's text, with or without a byte-order mark.
+    """Read a manifest's text: UTF-8 with or without a byte-order mark, or UTF-16 with one.
 
     Raises:
-        SpecError: The file cannot be read, or is not UTF-8.
+        SpecError: The file cannot be read, or is in another encoding.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        data = path.read_bytes()
+        return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
     except FileNotFoundError:
         raise SpecError(f"{path}: file not found") from None
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from None
+        encoding = error.encoding.upper().replace("_", "-")
+        raise SpecError(f"{path}: not {encoding} (byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror or type(error).__name__})") from error
 
@@ -97,6 +100,8 @@ def _place(folder: Path, rows: Iterable[Row]) -> dict[Path, tuple[str, str, str]
         if split is None:
             raise SpecError(f"{row.place}: unknown split '{row.split}'; expected {', '.join(SPLIT_NAMES)}")
         source = folder / row.path
+        if "\\" in row.path and not is_file(source):  # as Windows writes paths
+            source = folder / row.path.replace("\\", "/")
         if source in placed:
             label, earlier_split, place = placed[source]
             if label != row.label:

@@ -129,7 +129,7 @@ def missing_data(spec: str) -> str | None:
     What stands behind the semicolon tells of this machine.
     """
     located = _locate(spec)
-    if located is None or located.place.exists():
+    if located is None or located.exists:
         return None
     if located.is_lost:
         return f"'{spec}' is not there; the path is relative to where the training was started, this is {Path.cwd()}"

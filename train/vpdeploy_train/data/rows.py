@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,22 +30,31 @@ class Row:
 
 
 def read_csv_rows(text: str) -> Iterator[Row]:
-    """Read comma-separated rows below a header that names ``path`` and ``label`` and perhaps ``split``.
+    """Read rows below a header that names ``path`` and ``label`` and perhaps ``split``.
+
+    They are separated by commas, or by semicolons or tabs, as spreadsheets write them, where the header is. A header
+    that is repeated, as between files that were joined, is passed over.
 
     Raises:
         SpecError: The header is another one, or a row is incomplete or too long.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    first = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = next((each for each in ",;\t" if {"path", "label"} <= set(_names(first.split(each)))), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
-        header = [name.strip().lower() for name in next(reader, [])]
+        header = _names(next(reader, []))
         if not {"path", "label"} <= set(header):
             raise SpecError(f"the header is '{','.join(header)}'; expected path,label or path,label,split")
+        if twice := {"path", "label", "split"} & {name for name in header if header.count(name) > 1}:
+            raise SpecError(f"the header names '{min(twice)}' twice: keep one of these columns")
         for values in reader:
-            if not any(value.strip() for value in values):
+            if not any(value.strip() for value in values) or _names(values) == header:
                 continue
             place = f"line {reader.line_num}"
             if len(values) > len(header):
-                raise SpecError(f"{place} has {len(values)} fields; expected {len(header)}: quote fields with commas")
+                raise SpecError(
+                    f"{place} has {len(values)} fields; expected {len(header)}: quote fields that hold a {delimiter!r}"
+                )
             yield _to_row(place, dict(zip(header, values, strict=False)))
     except csv.Error as error:
         raise SpecError(f"line {reader.line_num} is not CSV ({error})") from None
@@ -78,6 +87,11 @@ def read_jsonl_rows(text: str) -> Iterator[Row]:
         if line.strip():
             place = f"line {number}"
             yield _to_row(place, _to_fields(place, _parse(place, line)))
+
+
+def _names(header: Iterable[str]) -> list[str]:
+    """Return the names of columns, which may be quoted."""
+    return [name.strip().strip('"').strip().lower() for name in header]
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -69,7 +69,7 @@ class DataSummary:
                 f"class '{cut_name(largest)}' has {most} training images, '{cut_name(smallest)}' {least}: "
                 "--class-weights balanced lets small classes count as much as large ones"
             )
-        few = [each for each in reversed(self.classes) if each[1] < FEW_IMAGES]
+        few = sorted((each for each in self.classes if each[1] < FEW_IMAGES), key=lambda each: each[1])
         if few:
             named = ", ".join(f"'{cut_name(label)}' {count}" for label, count in few[:_NAMED])
             whose = f"{len(few)} classes have" if len(few) > 1 else "1 class has"
