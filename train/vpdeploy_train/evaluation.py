@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,10 @@ from vpdeploy.text import cut_name
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.data import CacheBudget, ImageDataset, preload_images
-from vpdeploy_train.data.preload import Damage, list_damaged, preload_sound_images
+from vpdeploy_train.data.preload import Damage, list_damaged, preload_sound_images, tell_damaged
 from vpdeploy_train.device import choose_device
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
-
-logger = logging.getLogger("vpdeploy.train")
 
 Numbers = npt.NDArray[np.int64]
 
@@ -289,10 +286,9 @@ def evaluate_run(
             )
         else:
             preload_images([dataset], on_progress=lambda done, total: bar.show(done / total))
-    if damaged:
-        if not len(dataset):
-            raise InputError(f"{source.spec}: all {len(damaged)} images are damaged: {list_damaged(damaged)}")
-        logger.warning("%d damaged images are left out: %s", len(damaged), list_damaged(damaged))
+    if damaged and not len(dataset):
+        raise InputError(f"{source.spec}: all {len(damaged)} images are damaged: {list_damaged(damaged)}")
+    tell_damaged(damaged)
     batches = Batches(dataset=dataset, preprocessing=run.card.preprocessing, batch_size=batch_size, device=target)
     return RunEvaluation(run=run, split=split, evaluation=evaluate(model, batches), skipped=len(damaged))
 

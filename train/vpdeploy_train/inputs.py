@@ -22,7 +22,7 @@ from vpdeploy_train.data import (
 )
 from vpdeploy_train.data.copies import Copies, find_copies
 from vpdeploy_train.data.dataset import prepared_bytes
-from vpdeploy_train.data.preload import Damage, list_damaged, preload_sound_images
+from vpdeploy_train.data.preload import Damage, list_damaged, preload_sound_images, tell_damaged
 from vpdeploy_train.data.summary import DataSummary
 from vpdeploy_train.memory_plan import MemoryPlan, plan_training
 from vpdeploy_train.recipes import recipe_remarks
@@ -103,7 +103,7 @@ def load_inputs(
             preload_images([train, val], on_progress=lambda done, total: bar.show(done / total))
     if damaged:
         source = _without(source, damaged)
-        logger.warning("%d damaged images are left out: %s", len(damaged), list_damaged(damaged))
+        tell_damaged(damaged)
     with ProgressBar("comparing images") as bar:
         copies = find_copies(source, on_progress=lambda done, total: bar.show(done / total))
     for remark in copies.remarks():

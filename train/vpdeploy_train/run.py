@@ -5,6 +5,7 @@
     run/  task.json  prompts.safetensors        the result (``Run.write``, ``Run.read``)
           backbone.safetensors                  of an imported run alone: its backbone
           args.toml  history.csv  curves.png  pruning.png  pruning.json
+          skipped.txt                           images that --skip-corrupt left out; absent where there are none
           state/                                what --resume needs
 """
 

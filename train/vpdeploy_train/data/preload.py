@@ -94,6 +94,13 @@ def decoding_threads() -> int:
     return min(usable_cores(), _MOST_THREADS)
 
 
+def tell_damaged(damaged: Sequence[Damage]) -> None:
+    """Warn, in one line, of the images that are left out, where there are some."""
+    if damaged:
+        whose = f"{len(damaged)} damaged images are" if len(damaged) > 1 else "1 damaged image is"
+        _log.warning("%s left out: %s", whose, list_damaged(damaged))
+
+
 def list_damaged(damaged: Sequence[Damage]) -> str:
     """Return what is wrong with the first three images and how many more there are, in one line."""
     others = f"; and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
