@@ -138,10 +138,14 @@ def link_target(path: Path) -> Path:
 
 @contextlib.contextmanager
 def making_parents(path: Path) -> Iterator[None]:
-    """Make the folders that ``path`` lies in; if the block raises, those that were made and are empty go again."""
-    made = [folder for folder in path.parents if not folder.exists()]
+    """Make the folders that ``path`` lies in; if the block raises, those that were made and are empty go again.
+
+    Where one is a link that leads nowhere, the folder that it should lead to is made.
+    """
+    parent = Path(os.path.realpath(path.parent))
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         with contextlib.suppress(OSError):  # the first that is not empty ends it
@@ -160,6 +164,11 @@ _STORAGE_REASONS = {
 def storage_reason(error: OSError) -> str | None:
     """Return, in words, that there is no room for what was to be written; None where something else is wrong."""
     return _STORAGE_REASONS.get(error.errno or 0)
+
+
+def describe_error(error: OSError) -> str:
+    """Return an error of the operating system in words: which file, and what is wrong."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 @contextlib.contextmanager

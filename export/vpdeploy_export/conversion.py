@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from vpdeploy.errors import BundleError, ParityError, SpecError
-from vpdeploy.files import replacing_folder, sha256_of_file, storage_reason
+from vpdeploy.files import describe_error, replacing_folder, sha256_of_file, storage_reason
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.bundle import Bundle, is_bundle
 from vpdeploy.format.document import Document, to_json
@@ -114,7 +114,7 @@ def convert(
                 card = _card(artifact, target, written, reports, _files(folder))
                 (folder / CARD_FILE).write_text(to_json(card), encoding="utf-8")
         except OSError as error:
-            reason = storage_reason(error) or str(error)
+            reason = storage_reason(error) or describe_error(error)
             raise BundleError(f"{destination}: cannot be written, {reason}; it is as it was before") from error
     return ConversionReport(
         path=destination,

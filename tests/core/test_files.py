@@ -301,6 +301,16 @@ def test_a_link_that_leads_nowhere_makes_what_it_leads_to(tmp_path: Path, write_
     assert names(tmp_path / "far") == ["target"]
 
 
+def test_a_folder_on_the_way_may_be_a_link_that_leads_nowhere(tmp_path: Path):
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "target")
+    with pytest.raises(RuntimeError), replacing_file(tmp_path / "link" / "file"):
+        raise RuntimeError
+    assert names(tmp_path) == ["link"]
+    write(tmp_path / "link" / "file")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "far" / "target") == ["file"]
+
+
 @pytest.mark.parametrize("write_to", [make, remake])
 def test_a_link_to_a_folder_is_written_through(tmp_path: Path, write_to: Callable[[Path], None]):
     (tmp_path / "target").mkdir()

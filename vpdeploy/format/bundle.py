@@ -15,21 +15,33 @@ import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from vpdeploy.errors import (
     BundleCorruptError,
     BundleError,
     SpecError,
+    VpdeployError,
 )
-from vpdeploy.files import creating_folder, locked, replacing_file, sha256_of_file, storage_reason, write_atomically
+from vpdeploy.files import (
+    creating_folder,
+    describe_error,
+    locked,
+    replacing_file,
+    sha256_of_file,
+    storage_reason,
+    write_atomically,
+)
 from vpdeploy.format.datafile import DataFile, move_data
 from vpdeploy.format.document import Document, to_json
 from vpdeploy.format.manifest import GRAPH_FILE, MANIFEST_FILE, BundleFacts, Manifest, TaskEntry
 from vpdeploy.format.promptset import CARD_FILE, TENSOR_FILE, CompiledPromptSet
 from vpdeploy.format.task import check_task_name
+
+_T = TypeVar("_T")
 
 LOCK_FILE = ".lock"
 TASKS_FOLDER = "tasks"
@@ -79,9 +91,13 @@ class Bundle:
             BundleCorruptError: A file is missing or was changed.
         """
         path = self.path / self.manifest.graph_file
-        if not path.is_file():
-            raise BundleCorruptError(f"{path}: file is missing; restore it or export again")
-        if sha256_of_file(path) != self.manifest.graph_sha256:
+        try:
+            found = sha256_of_file(path)
+        except FileNotFoundError:
+            raise BundleCorruptError(f"{path}: file is missing; restore it or export again") from None
+        except OSError as error:
+            raise BundleCorruptError(f"{path}: cannot be read: {error.strerror}; export again") from error
+        if found != self.manifest.graph_sha256:
             raise BundleCorruptError(f"{path}: contents do not match the manifest's sha256; export again")
         if self.manifest.graph_data is not None:
             self.manifest.graph_data.verify(self.path)
@@ -117,6 +133,34 @@ class Bundle:
         if hashlib.sha256(data).hexdigest() != entry.files[entry.version].get(path.name):
             raise BundleCorruptError(f"{path}: contents do not match the manifest's sha256; export again")
         return data
+
+
+def read_consistently(path: Path, read: Callable[[], _T]) -> _T:
+    """Return what ``read`` makes of a bundle, begun again where the bundle was replaced meanwhile.
+
+    A replacement removes the files that it drops, so who has read the manifest before may miss them.
+
+    Args:
+        path: The bundle.
+        read: Reads it, from the manifest on.
+
+    Raises:
+        VpdeployError: What ``read`` raises, of a bundle that nobody has changed meanwhile.
+    """
+    while True:
+        before = _manifest_bytes(path)
+        try:
+            return read()
+        except VpdeployError:
+            if _manifest_bytes(path) == before:
+                raise
+
+
+def _manifest_bytes(path: Path) -> bytes | None:
+    try:
+        return (path / MANIFEST_FILE).read_bytes()
+    except OSError:
+        return None
 
 
 def is_bundle(path: Path) -> bool:
@@ -241,7 +285,7 @@ def publish_tasks(
             raise BundleError(f"{path}: its graph was replaced meanwhile, nothing was added; run the command again")
         for prompt_set in prompt_sets:
             manifest.check_fit(prompt_set)
-        with _removing_unnamed(path, names):
+        with _removing_unnamed(path):
             for prompt_set in prompt_sets:
                 manifest = _with_version(path, manifest, prompt_set)
             _replace_manifest(path, manifest)
@@ -292,7 +336,7 @@ def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[Compile
         manifest = replace(manifest, graph_file=old.manifest.graph_file)
     elif (old.path / GRAPH_FILE).exists():
         manifest = replace(manifest, graph_file=f"{Path(GRAPH_FILE).stem}.{manifest.graph_sha256[:12]}.onnx")
-    with _removing_unnamed(old.path, [prompt_set.card.name for prompt_set in prompt_sets]):
+    with _removing_unnamed(old.path):
         if manifest.graph_data is not None:
             move_data(manifest.graph_data, graph.parent, old.path)
         with replacing_file(old.path / manifest.graph_file) as temporary:
@@ -300,17 +344,11 @@ def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[Compile
         for prompt_set in prompt_sets:
             manifest = _with_version(old.path, manifest, prompt_set)
         _replace_manifest(old.path, manifest)
-    _remove_unnamed_graphs(old.path, manifest)
-    for task, entry in old.manifest.tasks.items():
-        if task not in manifest.tasks:
-            shutil.rmtree(old.path / TASKS_FOLDER / task, ignore_errors=True)
-            continue
-        for version in entry.files.keys() - manifest.tasks[task].files.keys():
-            shutil.rmtree(old.path / TASKS_FOLDER / task / str(version), ignore_errors=True)
+    _remove_unnamed(old.path, manifest)
 
 
 @contextlib.contextmanager
-def _removing_unnamed(path: Path, tasks: Sequence[str]) -> Iterator[None]:
+def _removing_unnamed(path: Path) -> Iterator[None]:
     """If the block raises, remove what it wrote and the manifest does not name: a full disk stays no fuller.
 
     What a reader may be reading is named by the manifest, before as after.
@@ -318,26 +356,32 @@ def _removing_unnamed(path: Path, tasks: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except Exception:  # not an interruption: what that leaves, the next change removes or steps over
-        manifest = Bundle.open(path).manifest
-        _remove_unnamed_graphs(path, manifest)
-        for task in tasks:
-            kept = manifest.tasks[task].files if task in manifest.tasks else {}
-            for folder in (path / TASKS_FOLDER / task).glob("[0-9]*"):
-                if folder.name not in map(str, kept):
-                    shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # it holds versions, or is not there
-                (path / TASKS_FOLDER / task).rmdir()
+        _remove_unnamed(path, Bundle.open(path).manifest)
         raise
 
 
-def _remove_unnamed_graphs(path: Path, manifest: Manifest) -> None:
-    """Remove replaced graphs and their data files, and those that a killed export left."""
+def _remove_unnamed(path: Path, manifest: Manifest) -> None:
+    """Remove graphs, data files and versions that the manifest does not name: replaced ones, and what a kill left."""
     for file in path.iterdir():
         if _WRITTEN_GRAPH.fullmatch(file.name) and file.name != manifest.graph_file:
             file.unlink(missing_ok=True)
     for file in path.glob(f"{Path(GRAPH_FILE).stem}.*.data"):
         if manifest.graph_data is None or file.name != manifest.graph_data.name:
             file.unlink(missing_ok=True)
+    for folder in (path / TASKS_FOLDER).glob("*/[0-9]*"):
+        kept = manifest.tasks[folder.parent.name].files if folder.parent.name in manifest.tasks else {}
+        if folder.name not in map(str, kept):
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds other versions
+                folder.parent.rmdir()
+
+
+def _remove_partial(path: Path) -> None:
+    """Remove what killed processes were writing: who calls this holds the lock, so nobody is writing it any more."""
+    for file in [*path.glob(".manifest.json.*.partial"), *path.glob(".model.*.partial")]:
+        file.unlink(missing_ok=True)
+    for folder in path.glob(f"{TASKS_FOLDER}/*/.*.partial"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _with_version(path: Path, manifest: Manifest, prompt_set: CompiledPromptSet) -> Manifest:
@@ -372,6 +416,7 @@ def _locked(path: Path) -> Iterator[Bundle]:
     """Open a bundle for one writer at a time."""
     Bundle.open(path)
     with _storage_errors(path), locked(path / LOCK_FILE):
+        _remove_partial(path)
         yield Bundle.open(path)
 
 
@@ -381,7 +426,7 @@ def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = storage_reason(error) or str(error)
+        reason = storage_reason(error) or describe_error(error)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             reason = "another process has written there meanwhile"
         raise BundleError(f"{path}: cannot be written, {reason}; it is as it was before") from error

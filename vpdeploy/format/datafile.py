@@ -82,7 +82,11 @@ class DataFile:
             raise BundleCorruptError(
                 f"{path}: expected {self.size_bytes} bytes, found {found}; restore it or export again"
             )
-        if sha256_of_file(path) != self.sha256:
+        try:
+            digest = sha256_of_file(path)
+        except OSError as error:
+            raise BundleCorruptError(f"{path}: cannot be read: {error.strerror}; export again") from error
+        if digest != self.sha256:
             raise BundleCorruptError(f"{path}: contents do not match the sha256 the graph gives; export again")
 
 

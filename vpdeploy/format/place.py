@@ -5,6 +5,7 @@ All of it is found out without a graph, a model or torch, so that a refusal come
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,7 @@ def check_bundle_place(path: Path, tasks: Sequence[str], existing: Existing) -> 
             none and ``existing`` is ``update``; or there is something else.
     """
     check_replaceable(path)
+    _check_writable(path)
     if not is_bundle(path):
         if existing == "update":
             raise BundleError(f"{path}: there is no bundle to update; leave --update out to write one")
@@ -67,11 +69,12 @@ def check_update(
         The bundle.
 
     Raises:
-        BundleError: The bundle cannot be read.
+        BundleError: The bundle cannot be read, or not be written to.
         SpecError: Another graph than the bundle's was asked for.
         LayoutMismatchError: A task belongs to another backbone or preprocessing.
     """
     bundle = Bundle.open(path)
+    _check_writable(path)
     manifest = bundle.manifest
     asked = {
         "precision": (precision, manifest.graph.precision),
@@ -110,6 +113,7 @@ def check_file_place(path: Path, task: str, existing: Existing) -> None:
         raise SpecError(f"{path}: --update is for bundles; a folded model is written as a whole, leave --update out")
     if path.is_dir():
         raise BundleError(f"{path}: is a folder; give the name of an .onnx file")
+    _check_writable(path.parent)
     if not path.exists() or (path.is_file() and path.stat().st_size == 0):
         return
     advice = "give another --out"
@@ -123,6 +127,20 @@ def check_file_place(path: Path, task: str, existing: Existing) -> None:
         raise BundleError(f"{path}: exists and was not written by vpdeploy export; {advice} or remove it") from error
     if found != f"task '{task}'" and existing != "replace":
         raise BundleError(f"{path}: holds {found}, not task '{task}'; {advice}, or --replace to drop it")
+
+
+def _check_writable(folder: Path) -> None:
+    """Check that something can be written into a folder, or into the nearest one above it that is there.
+
+    Raises:
+        BundleError: It is a file, or may not be written to.
+    """
+    real = Path(os.path.realpath(folder))
+    nearest = next(each for each in (real, *real.parents) if each.exists())
+    if not nearest.is_dir():
+        raise BundleError(f"{folder}: cannot be written, {nearest} is not a folder; give another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise BundleError(f"{folder}: cannot be written, {nearest} is read-only here; give another --out")
 
 
 def _losses(manifest: Manifest, tasks: Sequence[str]) -> str:

@@ -346,6 +346,13 @@ def shown_details(card: TaskCard) -> dict[str, Any]:
 
 def _inspect_bundle(path: Path) -> BundleReport:
     bundle = Bundle.open(path)
+    report = _describe_bundle(bundle)
+    if report.damage and Bundle.open(path).manifest != bundle.manifest:  # it was replaced while it was read
+        return _inspect_bundle(path)
+    return report
+
+
+def _describe_bundle(bundle: Bundle) -> BundleReport:
     artifact, manifest = Artifact.of_manifest(bundle), bundle.manifest
     damage = []
     try:
@@ -360,7 +367,7 @@ def _inspect_bundle(path: Path) -> BundleReport:
         damage += _damaged_versions(bundle, name)
     host = HostReport.of(artifact)
     return BundleReport(
-        path=path,
+        path=bundle.path,
         graph=GraphReport.of(artifact),
         backbone=artifact.backbone,
         preprocessing=artifact.preprocessing,

@@ -18,7 +18,7 @@ from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.backends.protocol import Backend
 from vpdeploy.errors import BundleCorruptError, BundleError, SpecError
 from vpdeploy.format.artifact import Artifact
-from vpdeploy.format.bundle import Bundle
+from vpdeploy.format.bundle import Bundle, read_consistently
 from vpdeploy.format.graphfacts import Precision
 from vpdeploy.format.manifest import TaskEntry
 from vpdeploy.format.preprocessing import Preprocessing
@@ -325,8 +325,12 @@ class Session:
         """
         if self._bundle is None:
             return SyncReport()
-        fresh = Bundle.open(self._bundle.path)
-        if fresh.manifest.graph_sha256 != self._bundle.manifest.graph_sha256:
+        path = self._bundle.path
+        return read_consistently(path, lambda: self._follow(Bundle.open(path)))
+
+    def _follow(self, fresh: Bundle) -> SyncReport:
+        """Bring the loaded tasks in line with the bundle as it is now."""
+        if self._bundle is not None and fresh.manifest.graph_sha256 != self._bundle.manifest.graph_sha256:
             raise BundleError(f"{fresh.path}: the graph was replaced; restart to serve it")
         loaded = self._directory.versions()
         entries = fresh.manifest.tasks
@@ -419,4 +423,5 @@ def load(path: Path | str, *, runtime: str = AUTO, threads: int | None = None) -
         ...     session.tasks
         ('flowers', 'birds', 'probe')
     """
-    return Session.of(Artifact.open(Path(path)), runtime=runtime, threads=threads)
+    place = Path(path)
+    return read_consistently(place, lambda: Session.of(Artifact.open(place), runtime=runtime, threads=threads))

@@ -25,7 +25,16 @@ from vpdeploy.errors import (
     VpdeployError,
 )
 from vpdeploy.format import bundle as bundle_module
-from vpdeploy.format.bundle import Bundle, is_bundle, publish_task, roll_back_task, withdraw_task, write_bundle
+from vpdeploy.format.bundle import (
+    Bundle,
+    is_bundle,
+    publish_task,
+    publish_tasks,
+    read_consistently,
+    roll_back_task,
+    withdraw_task,
+    write_bundle,
+)
 from vpdeploy.format.layout import Layout
 
 MANIFEST = "manifest.json"
@@ -339,6 +348,26 @@ def test_a_process_killed_at_any_step_leaves_a_bundle_that_loads_and_changes_aga
     load_all(path)
 
 
+def test_several_tasks_are_published_at_one_moment_or_not_at_all(path: Path, monkeypatch: pytest.MonkeyPatch):
+    before = toy.snapshot(path)
+    real, calls = bundle_module._with_version, 0
+
+    def fail_the_second(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*arguments)
+
+    both = [toy.prompt_set("new"), toy.prompt_set("flowers", seed=9)]
+    with monkeypatch.context() as patched:
+        patched.setattr(bundle_module, "_with_version", fail_the_second)
+        with pytest.raises(BundleError, match="the disk is full; it is as it was before"):
+            publish_tasks(path, both)
+    assert toy.snapshot(path) == before
+    assert publish_tasks(path, both) == {"new": 1, "flowers": 2}
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BundleError, match="cannot be written"):
@@ -440,3 +469,52 @@ def test_a_bundle_can_be_moved(path: Path, tmp_path: Path):
     moved = Path(shutil.move(path, tmp_path / "elsewhere"))
     load_all(moved)
     publish_task(moved, toy.prompt_set("new"))
+
+
+# --- reading while others write ---
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(path: Path):
+    states: list[tuple[str, ...]] = []
+
+    def read() -> tuple[str, ...]:
+        bundle = Bundle.open(path)
+        states.append(bundle.tasks)
+        if len(states) == 1:
+            toy.write(path, toy.prompt_set("fish"), graph=b"another graph")
+        bundle.verified_graph()
+        for task in bundle.tasks:
+            bundle.read_task(task)
+        return bundle.tasks
+
+    assert read_consistently(path, read) == ("fish",)
+    assert states == [("flowers", "birds"), ("fish",)]
+
+
+def test_a_damaged_bundle_is_read_once(path: Path):
+    (path / "model.onnx").unlink()
+    calls = []
+
+    def read() -> Path:
+        calls.append(1)
+        return Bundle.open(path).verified_graph()
+
+    with pytest.raises(BundleCorruptError, match=r"model\.onnx: file is missing"):
+        read_consistently(path, read)
+    assert len(calls) == 1
+
+
+def test_what_killed_processes_left_goes_with_the_next_change(path: Path):
+    (path / ".manifest.json.abc.partial").write_bytes(b"half")
+    (path / ".model.0123456789ab.onnx.abc.partial").write_bytes(b"half")
+    (path / "tasks" / "flowers" / ".2.abc.partial").mkdir()
+    (path / "notes.partial").write_bytes(b"mine")
+    publish_task(path, toy.prompt_set("flowers", seed=2))
+    assert sorted(str(file.relative_to(path)) for file in path.rglob("*partial")) == ["notes.partial"]
+    # A graph and versions that were complete, but never named, go when the bundle is replaced.
+    (path / "model.0123456789ab.onnx").write_bytes(b"whole")
+    (path / "model_mine.onnx").write_bytes(b"mine")
+    (path / "tasks" / "never" / "1").mkdir(parents=True)
+    toy.write(path, toy.prompt_set("flowers", seed=5))
+    assert {file.name for file in path.glob("*.onnx")} == {"model.onnx", "model_mine.onnx"}
+    assert [folder.name for folder in (path / "tasks").iterdir()] == ["flowers"]

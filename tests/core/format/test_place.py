@@ -143,3 +143,26 @@ def test_a_folder_and_a_device_are_no_place_for_a_file(tmp_path: Path):
 def test_a_folded_model_has_nothing_to_update(tmp_path: Path):
     with pytest.raises(SpecError, match="--update is for bundles"):
         check_file_place(tmp_path / "x.onnx", "rgb", "update")
+
+
+# --- places that cannot be written ---
+
+
+def test_a_file_on_the_way_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match=r"zoo: cannot be written, .*file is not a folder"):
+        check_bundle_place(tmp_path / "file" / "a" / "zoo", ["new"], "refuse")
+    with pytest.raises(BundleError, match="file is not a folder"):
+        check_file_place(tmp_path / "file" / "x.onnx", "rgb", "refuse")
+
+
+def test_a_read_only_place_is_named(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) not in (zoo, tmp_path))
+    with pytest.raises(BundleError, match=f"{zoo}: cannot be written, {zoo} is read-only here"):
+        check_bundle_place(zoo, ["new"], "update")
+    with pytest.raises(BundleError, match="read-only"):
+        check_update(zoo, [toy.prompt_set("new").card])
+    with pytest.raises(BundleError, match=f"{tmp_path} is read-only here"):
+        check_bundle_place(tmp_path / "a" / "new", ["new"], "refuse")
+    with pytest.raises(BundleError, match=f"{tmp_path} is read-only here"):
+        check_file_place(tmp_path / "x.onnx", "rgb", "refuse")
