@@ -13,9 +13,9 @@ import numpy.typing as npt
 from vpdeploy.errors import InputError, SpecError, VpdeployError
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import load_pixels
+from vpdeploy.tree import is_image
 from vpdeploy_train.data import ImageDataset
 from vpdeploy_train.data.resolve import data_place
-from vpdeploy_train.data.tree import is_image
 from vpdeploy_train.run import Run
 
 _T = TypeVar("_T")

@@ -99,7 +99,7 @@ def test_the_order_of_the_file_system_does_not_matter(plain_folder, monkeypatch)
         with listing(path) as entries:
             return nullcontext(sorted(entries, key=lambda entry: entry.name, reverse=True))
 
-    monkeypatch.setattr("vpdeploy_train.data.tree.os.scandir", backwards)
+    monkeypatch.setattr("vpdeploy.tree.os.scandir", backwards)
     after = resolve_data(str(plain_folder), seed=0)
     for split in ("train", "val", "test"):
         assert [e.source for e in before.split(split)] == [e.source for e in after.split(split)]
@@ -226,7 +226,7 @@ def test_an_unreadable_folder_is_refused_by_name(plain_folder, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return listing(path)
 
-    monkeypatch.setattr("vpdeploy_train.data.tree.os.scandir", refuse)
+    monkeypatch.setattr("vpdeploy.tree.os.scandir", refuse)
     with pytest.raises(SpecError, match=r"dog: the folder cannot be read \(Permission denied\)"):
         resolve_data(str(plain_folder), seed=0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -57,10 +56,3 @@ class Format:
     matches: Callable[[str], bool]
     locate: Callable[[str], Address | None]
     read: Callable[[str], Collection]
-
-
-def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Return a sort key under which ``class2`` comes before ``class10``."""
-    parts = re.findall(r"[0-9]+|[^0-9]+", name)
-    key = [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part.casefold()) for part in parts]
-    return key, name

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
+from vpdeploy.tree import is_hidden, is_image, list_folder, natural_key, walk_files
 from vpdeploy_train.data.address import Address
-from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item, natural_key
+from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item
 from vpdeploy_train.data.listing import listed
 from vpdeploy_train.data.splitnames import looks_like_split, split_named
-from vpdeploy_train.data.tree import is_hidden, is_image, list_folder, walk_files
 
 _log = logging.getLogger(__name__)
 

@@ -12,9 +12,10 @@ from typing import Final
 
 from vpdeploy.errors import SpecError
 from vpdeploy.progress import ProgressBar
+from vpdeploy.tree import natural_key
 from vpdeploy_train.data import digits, folder, huggingface, manifest, shapes, splitfolder, vtab
 from vpdeploy_train.data.address import Address
-from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item, natural_key
+from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item
 from vpdeploy_train.data.example import SPLITS, DataSource, Example
 from vpdeploy_train.data.listing import listening
 from vpdeploy_train.data.partition import carve

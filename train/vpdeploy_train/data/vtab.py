@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
+from vpdeploy.tree import list_folder
 from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import Collection, Format, Item
 from vpdeploy_train.data.listing import listed
 from vpdeploy_train.data.manifest import is_file, read_text
-from vpdeploy_train.data.tree import list_folder
 
 _PREFIX: Final = "vtab:"
 _LISTS: Final = {"train": "train800.txt", "val": "val200.txt", "test": "test.txt"}
