@@ -280,6 +280,11 @@ def test_classes_may_have_names_like_splits(tmp_path):
     assert len(resolve_data(str(tmp_path), seed=0).labels) == 5
 
 
+def test_classes_that_look_like_one_and_the_same_split_are_classes(tmp_path):
+    fill(tmp_path, "test-positive", "test-negative")
+    assert resolve_data(str(tmp_path), seed=0).labels == ("test-negative", "test-positive")
+
+
 def test_splits_below_the_classes_are_a_question(tmp_path):
     for name in ("cat", "dog"):
         fill(tmp_path / name, "train", "test")

@@ -14,7 +14,7 @@ from vpdeploy.tree import is_hidden, is_image, list_folder, natural_key, walk_fi
 from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item
 from vpdeploy_train.data.listing import listed
-from vpdeploy_train.data.splitnames import looks_like_split, split_named
+from vpdeploy_train.data.splitnames import split_alike, split_named
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def read_folder(spec: str) -> Collection:
 
 
 def _ask_about_lookalikes(spec: str, folders: Sequence[Path]) -> None:
-    """Refuse folders that look like splits by their names and by what they hold, but are not called so.
+    """Refuse folders that look like several splits by their names and by what they hold, but are not called so.
 
     They do where two of them hold folders of the same name, or where there are no other folders.
 
@@ -89,13 +89,14 @@ def _ask_about_lookalikes(spec: str, folders: Sequence[Path]) -> None:
             f"{spec}: the one folder '{folders[0].name}', with {len(inside)} folders in it, would be the one class: "
             f"did you mean {folders[0]}?"
         )
-    alike = [path for path in folders if looks_like_split(path.name)]
-    if len(alike) < 2:
+    alike = {path: split for path in folders if (split := split_alike(path.name)) is not None}
+    if len(set(alike.values())) < 2:
         return
     held = Counter(each.name for path in alike for each in _subfolders(path, _Findings()))
     if any(count > 1 for count in held.values()) or (len(alike) == len(folders) and not held):
+        first = {split: path.name for path, split in reversed(alike.items())}
         raise SpecError(
-            f"{spec}: {' and '.join(repr(path.name) for path in alike[:2])} look like splits, but would be classes: "
+            f"{spec}: {' and '.join(repr(name) for name in first.values())} look like splits, but would be classes: "
             f"call them train, val or test; {_AS_CLASSES}"
         )
 

@@ -27,6 +27,13 @@ def split_named(name: str) -> str | None:
     return SPLIT_NAMES.get(name.strip().lower())
 
 
-def looks_like_split(name: str) -> bool:
-    """Tell whether a name is a split's, or has one at its begin or end: ``train2017``, ``test_set``, ``eval``."""
-    return _LOOKALIKE.fullmatch(name.strip().lower()) is not None
+def split_alike(name: str) -> str | None:
+    """Return the split that a name looks like: ``train2017``, ``test_set``, ``eval``; None where it looks like none.
+
+    It is ``train``, ``val``, ``test``, or a word that may mean either of the latter.
+    """
+    found = _LOOKALIKE.fullmatch(name.strip().lower())
+    if found is None:
+        return None
+    word = found[1] or found[3]
+    return SPLIT_NAMES.get(word, word)
