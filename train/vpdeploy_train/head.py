@@ -12,11 +12,10 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from vpdeploy.errors import TrainingError
-from vpdeploy_train.discriminant import Floats, LinearClassifier, fit_discriminant
+from vpdeploy_train.discriminant import INVERSE_PENALTY, Floats, LinearClassifier, fit_discriminant
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.settings import ClassWeights
 
-_INVERSE_PENALTY = 0.1
 _ABSENT_BIAS = -10.0  # a probability of e^-10 at most, beside a logit of 0
 
 # Of scikit-learn's regression: it holds several float64 arrays of images × classes and of images × features, and takes
@@ -82,7 +81,7 @@ def _fit_regression(features: Floats, labels: npt.NDArray[np.int64], class_weigh
     """Fit logistic regression on standardised features in float64: it is convex but badly scaled."""
     scaler = StandardScaler().fit(features)
     classifier = LogisticRegression(
-        C=_INVERSE_PENALTY, max_iter=1000, class_weight=None if class_weights == "none" else class_weights
+        C=INVERSE_PENALTY, max_iter=1000, class_weight=None if class_weights == "none" else class_weights
     ).fit(scaler.transform(features), labels)
     weight, bias = classifier.coef_, classifier.intercept_
     if len(weight) == 1:  # two classes share one row; split into a row for each, the softmax is the same
