@@ -129,6 +129,40 @@ def test_unknown_paths_and_methods_answer_in_the_same_form(client):
     assert client.get("/v1/predict").status_code == 405
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/tasks/rgb:predict",
+        "/v1/tasks/nowhere:predict",
+        "/v1/predict",
+        "/v2/models/rgb/infer",
+        "/v2/models/rgb/versions/1/infer",
+        "/v2/repository/index",
+    ],
+)
+def test_what_is_only_posted_to_names_that_method_to_all_others(client, path, method):
+    response = client.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert response.headers["content-type"] == "application/json"
+    assert response.text == ("" if method == "HEAD" else '{"error": "Method Not Allowed"}')
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/tasks", "/v1/tasks/rgb", "/v2/models/rgb", "/v2/models/rgb/ready", "/v2/health/live", "/metrics"],
+)
+def test_what_is_only_read_is_not_posted_to(client, path):
+    response = client.post(path, content=encoded("red"))
+    assert (response.status_code, response.headers["allow"]) == (405, "GET")
+
+
+def test_what_no_task_can_do_is_not_found(client):
+    for method in ("GET", "POST"):
+        response = client.request(method, "/v1/tasks/rgb:explain")
+        assert (response.status_code, response.json()) == (404, {"error": "Not Found"})
+
+
 def test_the_api_describes_itself(client):
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/tasks/{task}:predict", "/v1/predict", "/v2/models/{task}/infer", "/metrics"} <= set(paths)

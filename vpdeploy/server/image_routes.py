@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,6 +22,8 @@ from vpdeploy.session.prediction import rank_classes
 DEFAULT_TOP = 5
 
 _MAX_FORM_FIELDS = 8
+
+_TASK_PATH = "/v1/tasks/{task:task}"
 
 _QUERY: list[dict[str, Any]] = [
     {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1, "default": DEFAULT_TOP}},
@@ -42,6 +45,15 @@ _IMAGE_BODY: dict[str, Any] = {
         },
     },
 }
+
+
+class _TaskConvertor(StringConvertor):
+    """A task's name in a path. It holds no colon, so ``x:predict`` is never taken for one."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("task", _TaskConvertor())
 
 
 def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
@@ -89,7 +101,7 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
         return JSONResponse({**_task_fields(task), **fields})
 
     app.add_api_route(
-        "/v1/tasks/{task}:predict",
+        f"{_TASK_PATH}:predict",
         inference_endpoint(service, predict),
         methods=["POST"],
         response_model=None,
@@ -106,7 +118,7 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
     )
     app.add_api_route("/v1/tasks", list_tasks, response_model=None, summary="List the loaded tasks")
     app.add_api_route(
-        "/v1/tasks/{task}",
+        _TASK_PATH,
         show_task,
         response_model=None,
         summary="Show one task and its labels",
