@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
+import stat
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 """Images with more pixels are refused before they are decoded (decompression bombs)."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
+_DEVICES = (Path("/dev"), Path("/proc"))
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
@@ -47,14 +52,18 @@ def decode_image(source: Path | bytes, *, shorter_side: int | None = None, max_p
         max_pixels: Refuse images of more pixels.
 
     Raises:
-        InputError: The file is missing, not an image, damaged, or too large; the message names a file's path.
+        InputError: The file is missing, not an image, damaged, or too large, or the path is that of a folder, a pipe or
+            a URL; the message names a file's path.
         MissingExtraError: Pillow is not installed.
     """
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError:
         raise MissingExtraError("PIL", "serve") from None
-    name = "image" if isinstance(source, bytes) else str(source)
+    # A path has no empty parts: a URL that became one gets its second slash back.
+    name = "image" if isinstance(source, bytes) else _URL.sub(r"\1://", str(source), count=1)
+    if isinstance(source, Path) and (problem := problem_of_place(source)):
+        raise InputError(f"{name}: {problem}")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
             _check_size(image.size, name, max_pixels)
@@ -64,17 +73,39 @@ def decode_image(source: Path | bytes, *, shorter_side: int | None = None, max_p
             with contextlib.suppress(*_DAMAGE):  # unreadable EXIF data asks for no turn
                 ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
-    except FileNotFoundError:
-        raise InputError(f"{name}: file not found") from None
     except PermissionError:
         raise InputError(f"{name}: may not be read: check its permissions") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(f"{name}: more than the accepted {max_pixels} pixels") from None
     except (*_DAMAGE, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(source, bytes) and "cannot identify" in reason:
-            reason = "not in a known image format"  # Pillow would print the buffer's address
+        if "cannot identify" in reason:
+            reason = "not in a known image format"  # Pillow would print the name again, or a buffer's address
         raise InputError(f"{name}: not a readable image ({reason}); expected {', '.join(_FORMATS)}") from error
+
+
+def is_url(name: str) -> bool:
+    """Tell whether a name is spelled as that of something elsewhere."""
+    return _URL.match(name) is not None
+
+
+def problem_of_place(path: Path) -> str | None:
+    """Return why there can be no image at a path, and what to do, without opening it; None where it may be tried.
+
+    A pipe that nobody writes to is refused because it would be waited for without an end. Those that a shell puts in
+    the place of ``<(command)`` are not: somebody does write to them.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "is a URL; download it first (curl -O) and name the file" if is_url(str(path)) else "file not found"
+    except (OSError, ValueError):
+        return None  # opening it says more
+    if stat.S_ISDIR(mode):
+        return "is a folder; name the images in it"
+    if stat.S_ISFIFO(mode) and not any(place in path.parents for place in _DEVICES):
+        return "is a pipe, not a file"
+    return None
 
 
 def fit_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from vpdeploy.backends import AUTO, open_backend
 from vpdeploy.backends.checks import check_images, check_slots
 from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.backends.protocol import Backend
-from vpdeploy.errors import BundleCorruptError, BundleError, SpecError
+from vpdeploy.errors import BundleCorruptError, BundleError, InputError, SpecError
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.bundle import Bundle, read_consistently
 from vpdeploy.format.graphfacts import Precision
@@ -25,14 +26,13 @@ from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.format.task import TaskCard
 from vpdeploy.image import normalise, to_pixels
-from vpdeploy.session.prediction import Prediction, rank_classes
+from vpdeploy.session.prediction import Prediction
 from vpdeploy.session.slots import Lease, TaskDirectory
+from vpdeploy.session.stream import answer_each
 from vpdeploy.table import Table, common_sizes
 
 if TYPE_CHECKING:
     from vpdeploy.image import Picture
-
-MAX_PREDICT_BATCH = 32
 
 _LARGEST_SLOT = np.iinfo(np.int32).max
 
@@ -212,19 +212,43 @@ class Session:
             pictures = list(images)
         else:
             pictures = [images]  # type: ignore[list-item]
+        answers = []
+        with contextlib.closing(self.stream(pictures, task, top=top)) as stream:
+            for _, answer in stream:
+                if isinstance(answer, InputError):
+                    raise answer
+                answers.append(answer)
+        return answers
+
+    def stream(
+        self, pictures: Iterable[Picture], task: str | None = None, *, top: int = 5
+    ) -> Generator[tuple[Picture, Prediction | InputError], None, None]:
+        """Classify any number of pictures, of which a few are in memory at a time; those that cannot be read, too.
+
+        Pictures are decoded in threads, ahead of the batches that they run in.
+
+        Args:
+            pictures: As ``predict`` takes them; an iterator is read as answers are asked for.
+            task: The task to ask; may be left out where only one is loaded. It is leased until the iterator ends.
+            top: How many classes to name at most.
+
+        Returns:
+            An iterator of each picture in order, with its answer, or with the error that says what is wrong with it.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded; raised with the first answer.
+            SpecError: No task was named and several are loaded; raised with the first answer.
+            MissingExtraError: Pillow is needed and not installed.
+
+        Example:
+            >>> with vpdeploy.load(zoo) as session:
+            ...     for picture, answer in session.stream([rose, "none.jpg"], task="flowers"):
+            ...         print(answer if isinstance(answer, vpdeploy.InputError) else answer.task)
+            flowers
+            none.jpg: file not found
+        """
         with self.lease(self._sole_task(task)) as lease:
-            answers: list[Prediction] = []
-            for start in range(0, len(pictures), MAX_PREDICT_BATCH):
-                pixels = np.stack(
-                    [to_pixels(each, self.preprocessing) for each in pictures[start : start + MAX_PREDICT_BATCH]]
-                )
-                slots = np.full(len(pixels), lease.slot, dtype=np.int32)
-                labels = lease.card.labels
-                answers += [
-                    rank_classes(lease.card.name, labels, row[: len(labels)], top=top)
-                    for row in self.run(pixels, slots)
-                ]
-            return answers
+            yield from answer_each(pictures, self._to_pixels, lease, self.run, top=top)
 
     def run(self, images: npt.NDArray[np.uint8], slots: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         """Run one batch whose rows may belong to different tasks. Hold a lease on every slot meanwhile.
@@ -375,6 +399,9 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _to_pixels(self, picture: Picture) -> npt.NDArray[np.uint8]:
+        return to_pixels(picture, self.preprocessing)
 
     def _bind(self, table: Table) -> None:
         self._backend.bind_table(table)

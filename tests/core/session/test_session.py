@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import json
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -35,8 +39,9 @@ from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.machine import gpu_obstacle
 from vpdeploy.session.prediction import softmax
-from vpdeploy.session.session import MAX_PREDICT_BATCH, Session, load
+from vpdeploy.session.session import Session, load
 from vpdeploy.session.slots import TaskDirectory
+from vpdeploy.session.stream import MAX_PREDICT_BATCH
 from vpdeploy.table import Table
 
 Pixels = npt.NDArray[np.uint8]
@@ -231,6 +236,80 @@ def test_predict_takes_one_batch_array_of_any_length(session: Session, random_pi
     expected = logits(session, "birds", pixels[:, :]).argmax(1)
     assert [answer.ranking[0].index for answer in answers] == expected.tolist()
     assert all(len(answer.ranking) == 1 for answer in answers)
+
+
+def test_a_stream_takes_two_batches_of_what_may_never_end(session: Session, random_pixels: MakePixels):
+    pixels = random_pixels(5)
+    taken = itertools.count()
+
+    def endless() -> Iterator[Pixels]:
+        while True:
+            yield pixels[next(taken) % 5]
+
+    expected = logits(session, "birds", pixels).argmax(1)
+    with contextlib.closing(session.stream(endless(), "birds", top=1)) as stream:
+        for place, (picture, answer) in enumerate(itertools.islice(stream, 3 * MAX_PREDICT_BATCH)):
+            assert not isinstance(answer, InputError)
+            assert answer.ranking[0].index == expected[place % 5]
+            assert np.array_equal(picture, pixels[place % 5])
+    # Three batches were answered, one more was being decoded.
+    assert next(taken) <= 5 * MAX_PREDICT_BATCH
+
+
+def test_a_stream_gives_the_error_of_a_picture_in_its_place_and_goes_on(session: Session, random_pixels: MakePixels):
+    good = random_pixels(1)[0]
+    pictures = [good, b"not an image", *[good] * MAX_PREDICT_BATCH, "none.png", good]
+    found = [answer for _, answer in session.stream(iter(pictures), "birds")]
+    wrong = {place: str(answer) for place, answer in enumerate(found) if isinstance(answer, InputError)}
+    assert len(found) == len(pictures)
+    assert list(wrong) == [1, MAX_PREDICT_BATCH + 2]
+    assert wrong[1].startswith("image: not a readable image")
+    assert wrong[MAX_PREDICT_BATCH + 2] == "none.png: file not found"
+
+
+def test_a_stream_of_pictures_that_cannot_be_read_runs_nothing(session: Session, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "run", None)
+    assert all(isinstance(answer, InputError) for _, answer in session.stream([b"", b"x"], "birds"))
+    assert list(session.stream([], "birds")) == []
+
+
+def test_a_stream_holds_its_task_until_it_is_closed(live: Session, random_pixels: MakePixels):
+    stream = live.stream([random_pixels(1)[0]] * 99, "birds")
+    next(stream)
+    live.remove_task("birds")
+    with pytest.raises(TaskNotFoundError):
+        live.predict(random_pixels(1), "birds")
+    assert not isinstance(next(stream)[1], InputError)
+    free = live._directory._free
+    assert not free
+    stream.close()
+    assert len(free) == 1
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("photos", "photos: is a folder; name the images in it"),
+        ("https://example.org/a.jpg", "https://example.org/a.jpg: is a URL; download it first (curl -O)"),
+        ("photos/pipe.jpg", "photos/pipe.jpg: is a pipe, not a file"),
+        ("photos/none.jpg", "photos/none.jpg: file not found"),
+    ],
+)
+def test_predict_says_what_a_path_that_is_no_file_is(
+    session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    as_path: Callable[[str], str | Path],
+    name: str,
+    message: str,
+):
+    pytest.importorskip("PIL", reason="needs Pillow")
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    os.mkfifo("photos/pipe.jpg")
+    with pytest.raises(InputError, match=re.escape(message)):
+        session.predict([as_path(name)], "birds")
 
 
 def test_predict_resizes_arrays_of_another_size(session: Session, random_pixels: MakePixels):
