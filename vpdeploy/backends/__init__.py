@@ -77,6 +77,19 @@ RUNTIMES: dict[str, Runtime] = {
 """The runtimes by name, the fastest first."""
 
 
+def check_runtime(runtime: str) -> None:
+    """Check a runtime's name, before a graph is read that it could load.
+
+    Args:
+        runtime: A name in ``RUNTIMES``, or ``auto``.
+
+    Raises:
+        SpecError: There is no runtime of that name.
+    """
+    if runtime != AUTO and runtime not in RUNTIMES:
+        raise SpecError(f"unknown runtime '{runtime}'; choose one of: {AUTO}, {', '.join(RUNTIMES)}")
+
+
 def open_backend(artifact: Artifact, *, runtime: str = AUTO, threads: int | None = None) -> Backend:
     """Load a graph with the runtime asked for, or with the fastest that works here.
 
@@ -91,10 +104,9 @@ def open_backend(artifact: Artifact, *, runtime: str = AUTO, threads: int | None
         BundleCorruptError: An engine beside the graph is not what its sidecar says.
         EngineIncompatibleError: The runtime asked for refuses the engine that fits this machine.
     """
+    check_runtime(runtime)
     if runtime == AUTO:
         return _open_fastest(artifact, threads)
-    if runtime not in RUNTIMES:
-        raise SpecError(f"unknown runtime '{runtime}'; choose one of: {AUTO}, {', '.join(RUNTIMES)}")
     if obstacle := RUNTIMES[runtime].obstacle(artifact):
         raise BackendError(f"runtime '{runtime}' does not work here: {obstacle}")
     return RUNTIMES[runtime].open(artifact, threads, "asked for")
