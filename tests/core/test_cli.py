@@ -459,3 +459,68 @@ def test_an_error_of_several_lines_is_joined(
 
     monkeypatch.setattr("vpdeploy.inspection.report.is_bundle", fail)
     assert_one_line_error(run_main("inspect", toy_zoo), 1, "error: first second\n")
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+OUT_OF_MEMORY = {
+    "torch on a CPU": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 9437184000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "torch on a GPU": OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity ..."
+    ),
+    "NumPy": MemoryError("Unable to allocate 74.5 GiB for an array with shape (100000, 100000) and data type float64"),
+    "Python": MemoryError(),
+    "the system": OSError(12, "Cannot allocate memory"),
+    "a worker": RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+@pytest.mark.parametrize(
+    ("verb", "doing", "advice"),
+    [
+        ("train", "training", "lower --batch-size, --image-size or --workers"),
+        ("sweep", "a trial was training", "lower --batch-size"),
+        ("eval", "evaluating", "lower --batch-size"),
+        ("export", "exporting", "export fewer runs at once"),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_that_says_what_to_lower(run_main, monkeypatch, error, verb, doing, advice):
+    def fail(*_: object) -> Callable[[], None]:
+        raise error
+
+    monkeypatch.setattr("vpdeploy.cli.main.build_app", fail)
+    code, out, err = run_main(verb, "anything")
+    assert (code, out) == (exits.KNOWN_ERROR, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "memory ran out while " + doing in err
+    assert advice in err
+
+
+def test_what_could_not_be_had_is_told(run_main, monkeypatch):
+    for key, amount in {
+        "torch on a CPU": "9437184000 bytes",
+        "torch on a GPU": "2.00 GiB",
+        "NumPy": "74.5 GiB",
+    }.items():
+
+        def fail(*_: object, key: str = key) -> None:
+            raise OUT_OF_MEMORY[key]
+
+        monkeypatch.setattr("vpdeploy.cli.main.build_app", fail)
+        assert f", {amount} more could not be had" in run_main("train")[2]
+
+
+def test_another_runtime_error_is_still_a_bug(run_main, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr("vpdeploy.cli.main.build_app", fail)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run_main("train")

@@ -132,3 +132,27 @@ def test_things_of_a_known_number_have_a_bar(clock: Clock):
     clock.now += 3
     bar.count(5, 10)
     assert "50%" in terminal.lines[0]
+
+
+def test_a_line_that_lasts_stands_above_the_bar(clock: Clock):
+    terminal = Terminal()
+    with ProgressBar("training", stream=terminal, clock=clock) as bar:
+        bar.print_line("start: accuracy 0.5")
+        clock.now += 3
+        bar.show(0.5)
+        bar.print_line("epoch 1: accuracy 0.6")
+    drawn = "training [" + 15 * "#" + 15 * "." + "]  50% 0:03 left"
+    assert terminal.getvalue() == (
+        "start: accuracy 0.5\n"
+        f"\r{drawn[: len(drawn) - 10]}\x1b[K"
+        "\r\x1b[Kepoch 1: accuracy 0.6\n"
+        f"\r{drawn[: len(drawn) - 10]}\x1b[K"
+        "\r\x1b[K"
+    )
+
+
+def test_a_line_that_lasts_is_for_terminals_only(clock: Clock):
+    pipe = io.StringIO()
+    with ProgressBar("training", stream=pipe, clock=clock) as bar:
+        bar.print_line("epoch 1: accuracy 0.6")
+    assert pipe.getvalue() == ""

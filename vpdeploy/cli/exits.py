@@ -99,7 +99,7 @@ def out_of_memory(error: BaseException, verb: str) -> VpdeployError | None:
         ran_out = isinstance(error, MemoryError)
     if not ran_out:
         return None
-    asked = next(iter(re.findall(r"(?:allocate|you tried to allocate) ([\d.]+ ?(?:bytes|[KMGT]i?B))", words)), None)
+    asked = next(iter(re.findall(r"llocate ([\d.]+ ?(?:bytes|[KMGT]i?B))", words)), None)
     device = "the GPU's memory" if "CUDA" in words or "CUBLAS" in words else "memory"
     amount = "" if asked is None else f", {asked} more could not be had"
     doing, advice = _MEMORY_ADVICE.get(verb, ("the command was running", "close other programs"))
