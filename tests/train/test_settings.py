@@ -272,7 +272,7 @@ def test_every_refusal_is_one_line():
 
 
 def test_defaults_that_depend_on_other_settings():
-    assert (make().base_lr, make().decay, make().prunes) == (0.1, 0.01, True)
+    assert (make().base_lr, make().decay, make().prunes) == (0.03, 0.01, True)
     sgd = make(optimizer="sgd", epochs=20, method="linear")
     assert (sgd.base_lr, sgd.decay, sgd.prunes) == (0.25, 0.001, False)
     assert (make().head_scale, make(head="zero").head_scale, sgd.head_scale) == (0.03, 1.0, 1.0)
@@ -284,7 +284,7 @@ def test_defaults_that_depend_on_other_settings():
 
 def test_each_method_has_its_own_default_rate():
     rates = {method: make(method=method).base_lr for method in ("vapt", "vpt-deep", "lora", "full")}
-    assert rates == {"vapt": 0.4, "vpt-deep": 0.1, "lora": 4e-3, "full": 4e-4}
+    assert rates == {"vapt": 0.1, "vpt-deep": 0.03, "lora": 4e-3, "full": 4e-4}
     assert make(method="vapt", optimizer="sgd").base_lr == 0.25
     assert make(method="vapt", lr=0.05).base_lr == 0.05
 

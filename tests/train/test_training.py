@@ -168,7 +168,7 @@ def test_the_history_has_every_epoch_of_every_phase(finished):
 
 
 def test_prompts_learn_to_tell_colours_apart(settings, tmp_path):
-    run = train(replace(settings, epochs=12, prune=False), tmp_path / "run")
+    run = train(replace(settings, epochs=12, lr=0.1, prune=False), tmp_path / "run")
     assert run.card.details["metrics"]["val_accuracy"] == 1.0
     losses = trained(tmp_path / "run", "train_loss")
     assert losses[-1] < losses[0] / 2
@@ -176,7 +176,7 @@ def test_prompts_learn_to_tell_colours_apart(settings, tmp_path):
 
 @pytest.mark.parametrize("method", ["vfpt", "da-vpt"])
 def test_methods_of_one_file_learn_are_pruned_and_read_back(settings, tmp_path, method):
-    asked = settings.changed(method=method, epochs=8, head="zero", prune=True, keep="0.5", prune_slack=0.99)
+    asked = settings.changed(method=method, epochs=8, lr=0.1, head="zero", prune=True, keep="0.5", prune_slack=0.99)
     run = train(asked, tmp_path / "run")
     losses = trained(tmp_path / "run", "train_loss")[:8]
     assert losses[-1] < 0.8 * losses[0]

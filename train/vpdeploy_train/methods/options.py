@@ -66,5 +66,5 @@ class Rates:
         return self.sgd if optimizer == "sgd" else self.adamw
 
 
-PROMPT_RATES = Rates(sgd=0.25, adamw=0.1)
+PROMPT_RATES = Rates(sgd=0.25, adamw=0.03)
 """Of prompts and of a classifier alone; where a backbone's own weights move, they have to move far less."""

@@ -73,7 +73,7 @@ class VAPT(PrunableMethod):
 
     form = "adaptive"
     parts = frozenset({"tokens", "hidden"})
-    rates = Rates(sgd=PROMPT_RATES.sgd, adamw=0.4)
+    rates = Rates(sgd=PROMPT_RATES.sgd, adamw=0.1)
 
     def __init__(
         self,
