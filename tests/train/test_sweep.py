@@ -359,3 +359,29 @@ def test_the_command_line_prints_where_the_sweep_stands(plan):
     assert Path(fields["run"], "task.json").is_file()
     text = CliRunner().invoke(build_app(arguments), arguments).stdout
     assert f"best: trial 0, validation accuracy {fields['best']['val_accuracy']:.4f}" in text
+
+
+def test_every_trial_finds_its_own_rate_where_that_is_asked_for(plan):
+    (plan.out.parent / "c.toml").write_text(plan.settings.to_toml(), encoding="utf-8")
+    arguments = ["sweep", "--config", str(plan.out.parent / "c.toml"), "--out", str(plan.out), "--trials", "2"]
+    arguments += ["--lr", "auto", "--prompt-tokens", "1,3", "--pruner", "none"]
+    result = CliRunner().invoke(build_app(arguments), [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    assert "lr" not in json.loads(result.stdout)["values"]
+    assert result.stderr.count("--lr auto: ") == 2
+
+
+@pytest.mark.parametrize("text", ["auto,0.1", "auto:1"])
+def test_auto_is_no_part_of_a_range_or_a_list(text):
+    arguments = ["sweep", "--data", "digits", "--out", "nowhere", "--lr", text]
+    with pytest.raises(SpecError, match="--lr: 'auto' is not a number; expected a value, LOW:HIGH or A,B,C"):
+        CliRunner().invoke(build_app(arguments), arguments, catch_exceptions=False)
+    assert not Path("nowhere").exists()
+
+
+def test_a_best_trial_that_is_no_better_than_its_start_is_told(plan, monkeypatch):
+    (plan.out.parent / "c.toml").write_text(plan.settings.to_toml(), encoding="utf-8")
+    monkeypatch.setattr("vpdeploy_train.verdict.advise", lambda result: f"nothing at {result.run.card.name}")
+    arguments = ["sweep", "--config", str(plan.out.parent / "c.toml"), "--out", str(plan.out), "--trials", "1"]
+    result = CliRunner().invoke(build_app(arguments), [*arguments, "--lr", "0.01:1"])
+    assert "warning: of the best trial, nothing at sweep" in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from vpdeploy_train.option import options_of
 from vpdeploy_train.recipes import recipe_named
 from vpdeploy_train.settings import TrainSettings, every_option
 from vpdeploy_train.sweep.space import Choices, Interval, applies, default_space, may_vary, read_option, read_space
+
+logger = logging.getLogger("vpdeploy.train")
 
 
 def sweep(
@@ -53,7 +56,9 @@ def sweep(
         import optuna  # noqa: F401  (named first where it is missing)
 
         from vpdeploy_train.device import use_threads
+        from vpdeploy_train.results import TrainingResult
         from vpdeploy_train.sweep.sweeping import SweepPlan, run_sweep
+        from vpdeploy_train.verdict import advise
 
         use_threads(threads)
         plan = SweepPlan(
@@ -70,6 +75,8 @@ def sweep(
     except KeyboardInterrupt:
         typer.echo("\nstopped; the same command continues the sweep", err=True)
         raise typer.Exit(130) from None
+    if result.best_run is not None and (remark := advise(TrainingResult.read(result.best_run))) is not None:
+        logger.warning("warning: of the best trial, %s", remark)
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
         return
