@@ -32,7 +32,8 @@ from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.results import TrainingResult, Validation
 from vpdeploy_train.run import CARD_FILE
 from vpdeploy_train.settings import TrainSettings
-from vpdeploy_train.training import ARGS_FILE, train_run
+from vpdeploy_train.place import ARGS_FILE
+from vpdeploy_train.training import train_run
 from vpdeploy_train.workbench import STATE_FOLDER
 
 

@@ -8,12 +8,12 @@ LayerNorms of eps 1e-6, and no pretrained weights. Checkpoints of research code,
 from __future__ import annotations
 
 import re
-from typing import Final
-
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models.vision_transformer import VisionTransformer
+from typing import TYPE_CHECKING, Final
 
 from vpdeploy.errors import SpecError
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 PREFIX: Final = "plain_vit_"
 """What such names start with."""
@@ -48,6 +48,15 @@ def is_plain_name(name: str) -> bool:
     return name.startswith(PREFIX)
 
 
+def check_plain_name(name: str) -> None:
+    """Check that the dimensions that a name carries make a vision transformer.
+
+    Raises:
+        SpecError: They do not, or the name cannot be read.
+    """
+    _parse(name)
+
+
 def create_plain(name: str, *, image_size: int | None = None, global_pool: str = "token") -> VisionTransformer:
     """Create a plain vision transformer, without classifier and with random weights.
 
@@ -59,6 +68,10 @@ def create_plain(name: str, *, image_size: int | None = None, global_pool: str =
     Raises:
         SpecError: The name cannot be read, or its dimensions make no vision transformer.
     """
+    # Imported here: the command line reads such names without torch.
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.models.vision_transformer import VisionTransformer
+
     patch, own_size, width, depth, heads, hidden = _parse(name)
     size = own_size if image_size is None else image_size
     parameters = width * ((size // patch) ** 2 + 3 * patch**2 + depth * (4 * width + 2 * hidden))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import vpdeploy_train.embedded  # noqa: F401  (registers the embedded architectu
 from vpdeploy.errors import SpecError
 from vpdeploy.format.task import BackboneId
 from vpdeploy_train.architectures import create_plain, is_plain_name
+from vpdeploy_train.catalogue import unknown_backbone
 from vpdeploy_train.trunks import Trunk, trunk_of
 from vpdeploy_train.weights import adopt_state, load_weights
 
@@ -69,9 +69,7 @@ def load_backbone(
         if weights is None:
             raise SpecError(f"backbone '{name}' has no pretrained weights: give a state dict with --weights FILE")
     elif not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else "; see timm.list_models('vit_*')"
-        raise SpecError(f"unknown backbone '{name}'{hint}")
+        raise SpecError(unknown_backbone(name, timm.list_models()))
 
     # Create the model, load its weights and freeze it.
     vit = _create(name, pretrained=weights is None, image_size=image_size, averages=averages)

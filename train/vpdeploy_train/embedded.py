@@ -13,7 +13,9 @@ from typing import Any, Final
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-NAME: Final = "vit_mini_patch8_64"
+from vpdeploy_train.catalogue import EMBEDDED
+
+NAME: Final = EMBEDDED
 WEIGHTS: Final = Path(__file__).parent / "assets" / f"{NAME}.safetensors"
 
 # timm looks this table up by its name, in the module of the entry point that is being registered.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from vpdeploy_train.inputs import TrainingInputs, load_inputs
 from vpdeploy_train.methods import require_storable
 from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.phases import PhasesResult, run_phases
+from vpdeploy_train.place import ARGS_FILE, check_begun, check_new_place, choose_task_name, note_task_name
 from vpdeploy_train.plots import plot_curves
 from vpdeploy_train.progress import ConsoleProgress, Progress
 from vpdeploy_train.pruning.picture import plot_pruning
@@ -32,7 +32,6 @@ from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
 from vpdeploy_train.workbench import MakeProgress, Watch, Workbench
 
-ARGS_FILE = "args.toml"
 SKIPPED_FILE = "skipped.txt"
 """Images that ``--skip-corrupt`` left out, one a line with what is wrong; absent where there are none."""
 
@@ -63,7 +62,7 @@ def train_run(
         settings: What the run is asked to do.
         out: The run folder.
         resume: Continue an interrupted run in ``out``.
-        name: The task's name; None takes the name of the folder.
+        name: The task's name; None takes that of the run that is resumed, or of the folder.
         make_progress: Makes the progress display of each phase.
         backbone: The loaded backbone, where the caller trains several tasks on it.
         inputs: Loaded images and backbone, where the caller trains several times on them.
@@ -76,7 +75,7 @@ def train_run(
         The run as it was written, and what it came to.
 
     Raises:
-        SpecError: Settings, data or folder do not fit.
+        SpecError: Settings, data or folder do not fit, or the name cannot name a task.
         InputError: Images cannot be decoded.
         TrainingError: The loss is not finite, or the stored state is damaged.
 
@@ -90,6 +89,7 @@ def train_run(
     """
     # Refuse what cannot work before anything is loaded, then load images and backbone.
     _check_folder(settings, out, resume=resume)
+    name = choose_task_name(out, name=name, resume=resume)
     settings = (_spelled_as_stored(settings, out) if resume else settings).located()
     device = choose_device(settings.device)
     if inputs is None:
@@ -105,6 +105,7 @@ def train_run(
         require_storable(settings.method, method, PromptDimensions.of(inputs.backbone.trunk))
         if settings.prunes:
             shares_to_try(settings, method)
+        note_task_name(out, name)
         if not resume:
             if inputs.skipped:
                 write_atomically(out / SKIPPED_FILE, _skipped_text(inputs).encode())
@@ -117,7 +118,7 @@ def train_run(
     chosen = _chosen(result)
     prompts = PromptCounts.of(result.model, inputs.backbone.vit)
     card = TaskCard(
-        name=name or task_name_for(out),
+        name=name,
         labels=source.labels,
         method=settings.method,
         backbone=inputs.backbone.identity,
@@ -151,24 +152,15 @@ def train_run(
     return TrainingResult(run=run, validation=validation, chosen=chosen, prompts=prompts, pruning=result.report)
 
 
-def task_name_for(out: Path) -> str:
-    """Return a task name made of a run folder's name."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", out.resolve().name).lstrip("._-")[:64]
-    return name or "task"
-
-
 def _check_folder(settings: TrainSettings, out: Path, *, resume: bool) -> None:
     """Check that the folder may be used."""
-    args = out / ARGS_FILE
-    if resume:
-        if not args.is_file():
-            raise SpecError(f"{out}: nothing to resume, {ARGS_FILE} is missing; start without --resume")
-        stored = TrainSettings.merge(read_toml(args))
-        if difference := stored.difference(settings):
-            raise SpecError(f"{out}: cannot resume with other settings: {difference}; use another --out")
+    if not resume:
+        check_new_place(out)
         return
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise SpecError(f"{out}: exists and is not empty; continue it with --resume, or give another --out")
+    check_begun(out)
+    stored = TrainSettings.merge(read_toml(out / ARGS_FILE))
+    if difference := stored.difference(settings):
+        raise SpecError(f"{out}: cannot resume with other settings: {difference}; use another --out")
 
 
 def _skipped_text(inputs: TrainingInputs) -> str:

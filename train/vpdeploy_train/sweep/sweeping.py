@@ -16,6 +16,7 @@ from vpdeploy.errors import SpecError, TrainingError, VpdeployError
 from vpdeploy.files import locked
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
 from vpdeploy_train.phases import FIRST_PHASE
+from vpdeploy_train.place import ARGS_FILE
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
 from vpdeploy_train.sweep.claims import Claim, claim, give_up, reclaim
@@ -23,7 +24,7 @@ from vpdeploy_train.sweep.outcome import TrialOutcome
 from vpdeploy_train.sweep.results import SweepResult, publish
 from vpdeploy_train.sweep.space import Space, check_space, with_values
 from vpdeploy_train.sweep.study import ERROR, LOCK_FILE, Pruner, ask, counts, draw, opened_study
-from vpdeploy_train.training import ARGS_FILE, console_progress, train_run
+from vpdeploy_train.training import console_progress, train_run
 from vpdeploy_train.workbench import MakeProgress
 
 logger = logging.getLogger("vpdeploy.train")

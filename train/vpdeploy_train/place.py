@@ -1,0 +1,95 @@
+"""The folder that a run is written to: whether it may be used, and what its task is called.
+
+All of it is found out without torch, so that a refusal comes at once.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Final
+
+from vpdeploy.errors import SpecError
+from vpdeploy.files import write_atomically
+from vpdeploy.format.run import STATE_FOLDER
+from vpdeploy.format.task import check_task_name
+
+ARGS_FILE: Final = "args.toml"
+NAME_FILE: Final = "name.txt"
+"""Beside what ``--resume`` needs: the task's name, which is no setting of a training."""
+
+
+def check_new_place(out: Path) -> None:
+    """Check that a folder may be written to by something new: it does not exist, or is empty.
+
+    Raises:
+        SpecError: It is a file, or holds something.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise SpecError(f"--out {out}: exists and is no folder; give another --out")
+    if any(out.iterdir()):
+        continued = "continue it with --resume, or " if (out / ARGS_FILE).is_file() else ""
+        raise SpecError(f"{out}: exists and is not empty; {continued}give another --out")
+
+
+def check_begun(out: Path) -> None:
+    """Check that a folder holds a run that can be continued.
+
+    Raises:
+        SpecError: Nothing was begun there.
+    """
+    if not (out / ARGS_FILE).is_file():
+        raise SpecError(f"{out}: nothing to resume, {ARGS_FILE} is missing; start without --resume")
+
+
+def task_name_for(out: Path) -> str:
+    """Return the name that a run folder gives its task: the folder's own, as it is.
+
+    Raises:
+        SpecError: The folder's name cannot name a task.
+    """
+    name = out.resolve().name
+    try:
+        return check_task_name(name)
+    except SpecError as error:
+        near = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:64]
+        example = f", e.g. --name {near}" if len(near) * 2 > len(name) else ""
+        raise SpecError(f"{error}; it is the name of the run folder, so give another with --name{example}") from None
+
+
+def choose_task_name(out: Path, *, name: str | None, resume: bool) -> str:
+    """Return what the task of a run is called: the given name, that of the run that is continued, or the folder's.
+
+    Args:
+        out: The run folder.
+        name: The name that is asked for; None where there is none.
+        resume: Whether the run in the folder is continued.
+
+    Raises:
+        SpecError: It cannot name a task.
+    """
+    if name is not None:
+        return check_task_name(name)
+    stored = out / STATE_FOLDER / NAME_FILE
+    if resume and stored.is_file():
+        return check_task_name(stored.read_text(encoding="utf-8").strip())
+    return task_name_for(out)
+
+
+def note_task_name(out: Path, name: str) -> None:
+    """Write the task's name where a run that continues finds it."""
+    write_atomically(out / STATE_FOLDER / NAME_FILE, f"{name}\n".encode())
+
+
+def resume_command(out: Path, *, threads: int | None = None) -> str:
+    """Return the command line that continues a run, to be pasted into a shell; the settings are in the run.
+
+    Args:
+        out: The run folder.
+        threads: CPU threads that were asked for; None where none were.
+    """
+    chosen = [] if threads is None else ["--threads", str(threads)]
+    return shlex.join(["vpdeploy", "train", "--out", str(out), "--resume", *chosen])
