@@ -28,11 +28,11 @@ from vpdeploy_train.footprint import count_macs, shape_of
 from vpdeploy_train.inputs import make_preprocessing
 from vpdeploy_train.methods.method import NoPrompts
 from vpdeploy_train.phases import FIRST_PHASE
+from vpdeploy_train.place import ARGS_FILE
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.results import TrainingResult, Validation
 from vpdeploy_train.run import CARD_FILE
 from vpdeploy_train.settings import TrainSettings
-from vpdeploy_train.place import ARGS_FILE
 from vpdeploy_train.training import train_run
 from vpdeploy_train.workbench import STATE_FOLDER
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,10 @@ def test_what_is_said_after_an_interruption_is_true(tmp_path, monkeypatch, begun
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vpdeploy_train.training.train_run", stop)
-    result = invoke(f"--out={tmp_path / 'run'}", "--data=digits", "--name=numbers")
+    out = tmp_path / "my run's"
+    result = invoke(f"--out={out}", "--data=digits", "--name=numbers", "--threads=1")
     assert result.exit_code == 130
     assert advice in result.stderr
-    assert ("--name numbers --resume" in result.stderr) == begun
+    command = result.stderr.strip().partition("continue with: ")[2]
+    expected = ["vpdeploy", "train", "--out", str(out), "--resume", "--threads", "1"] if begun else []
+    assert shlex.split(command) == expected

@@ -27,7 +27,7 @@ def run_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_verb_prints_a_summary(tmp_path: Path, monkeypatch, capsys):
-    out = tmp_path / "my run"
+    out = tmp_path / "my-run"
     options = ["--format", "e2vpt", "--out", out, "--std", "0.5", "0.5", "0.5", "--resize", "squash", "--json"]
     code, text, _ = run_verb(monkeypatch, capsys, path_of("e2vpt_toy"), *options)
     assert code == 0

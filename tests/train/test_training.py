@@ -37,11 +37,12 @@ from vpdeploy_train.evaluation import Evaluation, evaluate, evaluate_run
 from vpdeploy_train.methods import METHODS
 from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.pace import Pace
+from vpdeploy_train.place import task_name_for
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow, PhaseState, StateFolder
-from vpdeploy_train.training import task_name_for, train_run
+from vpdeploy_train.training import train_run
 
 EPOCHS = 3
 TRAIN_IMAGES = 27
@@ -875,10 +876,45 @@ def test_a_phases_state_survives_the_file(finished):
     assert StateFolder(finished / "state").read("prune-9").history == []
 
 
-@pytest.mark.parametrize(("name", "expected"), [("my run!", "my-run"), ("..", None), ("--", "task"), ("a" * 80, None)])
-def test_a_tasks_name_comes_from_the_folder(name, expected, tmp_path):
-    found = task_name_for(tmp_path / name)
-    assert 1 <= len(found) <= 64
-    assert found[0].isalnum()
-    if expected is not None:
-        assert found.rstrip("-") == expected
+@pytest.mark.parametrize("name", ["flowers", "a", "1.2_b-C", "a" * 64])
+def test_a_tasks_name_is_that_of_the_folder(name, tmp_path):
+    assert task_name_for(tmp_path / name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("my run!", "another with --name, e.g. --name my-run"),
+        ("ünï 🌹", "another with --name$"),
+        ("--", "another with --name$"),
+        ("a" * 65, "another with --name, e.g. --name a{64}$"),
+        ("-x", "another with --name, e.g. --name x$"),
+        ("a\n", "e.g. --name a$"),
+    ],
+)
+def test_a_folder_whose_name_cannot_name_a_task_asks_for_one(name, advice, tmp_path):
+    with pytest.raises(SpecError, match=advice):
+        task_name_for(tmp_path / name)
+
+
+def test_a_name_that_cannot_name_a_task_is_refused_before_anything_is_loaded(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("vpdeploy_train.training.load_inputs", None)
+    for name in ("a/b", "../x", "my task", "", "a\n"):
+        with pytest.raises(SpecError, match="cannot name a task"):
+            train_run(settings, tmp_path / "run", name=name)
+    with pytest.raises(SpecError, match="give another with --name"):
+        train_run(settings, tmp_path / "my run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resume_keeps_the_tasks_name_unless_it_is_given_another(settings, tmp_path):
+    settings = replace(settings, epochs=1, prune=False)
+    out = tmp_path / "ünï 🌹"
+    train_run(settings, out, name="roses", make_progress=quiet)
+    assert train_run(settings, out, resume=True).run.card.name == "roses"
+    assert train_run(settings, out, resume=True, name="tulips").run.card.name == "tulips"
+    assert train_run(settings, out, resume=True).run.card.name == "tulips"
+    # A run of an earlier version says nothing of its name.
+    (out / "state" / "name.txt").unlink()
+    with pytest.raises(SpecError, match="give another with --name"):
+        train_run(settings, out, resume=True)

@@ -56,7 +56,8 @@ class Catalogue:
         if name == EMBEDDED or architecture in self.renamed:
             return None
         if architecture not in self.architectures:
-            return unknown_backbone(name, [EMBEDDED, *self.architectures])
+            usable = [each for each, kind in self.architectures.items() if kind is None or kind in FAMILIES]
+            return unknown_backbone(name, [EMBEDDED, *usable])
         kind = self.architectures[architecture]
         if kind is not None and kind not in FAMILIES:
             return unsupported_backbone(name, kind)
@@ -71,7 +72,9 @@ class Catalogue:
 
 def unknown_backbone(name: str, known: list[str]) -> str:
     """Return what to say of a name that there is not."""
-    close = difflib.get_close_matches(name.partition(".")[0], known, n=3)
+    architecture = name.partition(".")[0]
+    begun = [each for each in sorted(known, key=len) if len(architecture) >= 4 and each.startswith(architecture)]
+    close = begun[:3] or difflib.get_close_matches(architecture, known, n=3)
     hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models('vit_*')"
     return f"unknown backbone '{name}'; {hint}"
 

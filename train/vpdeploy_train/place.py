@@ -26,11 +26,7 @@ def check_new_place(out: Path) -> None:
     Raises:
         SpecError: It is a file, or holds something.
     """
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise SpecError(f"--out {out}: exists and is no folder; give another --out")
-    if any(out.iterdir()):
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         continued = "continue it with --resume, or " if (out / ARGS_FILE).is_file() else ""
         raise SpecError(f"{out}: exists and is not empty; {continued}give another --out")
 
@@ -56,7 +52,7 @@ def task_name_for(out: Path) -> str:
         return check_task_name(name)
     except SpecError as error:
         near = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:64]
-        example = f", e.g. --name {near}" if len(near) * 2 > len(name) else ""
+        example = f", e.g. --name {near}" if near and name.isascii() else ""
         raise SpecError(f"{error}; it is the name of the run folder, so give another with --name{example}") from None
 
 

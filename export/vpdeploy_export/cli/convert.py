@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from vpdeploy.cli.threads import Threads
+from vpdeploy.errors import SpecError
+from vpdeploy.format.bundle import Bundle
+
+TARGET_NAMES: Final = ("onnx-adapter", "triton", "ep-context")
+"""The names of ``vpdeploy_export.targets.TARGETS``, which loads torch."""
 
 
 def convert(
@@ -35,6 +40,11 @@ def convert(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Convert a bundle for another runtime. Nothing is written unless the result answers as the bundle does."""
+    if to not in TARGET_NAMES:
+        raise SpecError(f"--to '{to}': choose one of {', '.join(TARGET_NAMES)}")
+    if not bundle.is_file():  # which is refused with more words
+        Bundle.open(bundle)
+
     from vpdeploy_export.conversion import convert as convert_bundle
     from vpdeploy_export.targets.target import TargetOptions
     from vpdeploy_train.device import use_threads

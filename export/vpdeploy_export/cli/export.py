@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -15,6 +16,7 @@ from vpdeploy.format.graphfacts import Precision
 from vpdeploy.format.layout import Family
 from vpdeploy.format.place import Existing, check_bundle_place, check_file_place, check_update
 from vpdeploy.format.run import RunCard
+from vpdeploy_train.cli.door import check_file
 
 
 def export(
@@ -68,6 +70,9 @@ def export(
     # The types name the choices that were checked above.
     family: Family | None = layout  # type: ignore[assignment]
     cards = [RunCard.read(run).task for run in runs]
+    _check_names(runs, [card.name for card in cards])
+    if weights is not None:
+        check_file(weights)
     if folded:
         check_file_place(out, cards[0].name, existing)
     else:
@@ -104,3 +109,21 @@ def export(
         typer.echo(f"next: vpdeploy build {quoted}")
     else:
         typer.echo(f"next: vpdeploy {'predict' if folded else 'serve'} {quoted}{' IMAGE' if folded else ''}")
+
+
+def _check_names(runs: Sequence[Path], names: Sequence[str]) -> None:
+    """Refuse runs whose tasks have the same name: a bundle could not tell them apart.
+
+    Raises:
+        SpecError: Two have; the message says how to give one another name.
+    """
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            first, second = runs[names.index(name)], runs[index]
+            if first.resolve() == second.resolve():
+                raise SpecError(f"{second}: was given twice; name each run once")
+            command = shlex.join(["vpdeploy", "train", "--out", str(second), "--resume", "--name", "OTHER"])
+            raise SpecError(
+                f"{first} and {second} are both task '{name}', and a bundle's tasks have names of their own; give "
+                f"one another name: {command} (an imported run: import it again with --name)"
+            )

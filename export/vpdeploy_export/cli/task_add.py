@@ -12,6 +12,7 @@ from vpdeploy.cli.task import AsJson
 from vpdeploy.cli.threads import Threads
 from vpdeploy.format.place import check_update
 from vpdeploy.format.run import RunCard
+from vpdeploy_train.cli.door import check_file
 
 
 def add(
@@ -25,6 +26,8 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Add a run to a bundle, or publish a new version of a task. A running server follows within seconds."""
+    if weights is not None:
+        check_file(weights)
     check_update(bundle, [RunCard.read(run).task])
 
     from vpdeploy_export.export import add_task

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vpdeploy.cli.threads import Threads
+from vpdeploy.format.artifact import Artifact
+from vpdeploy.format.run import RunCard
 from vpdeploy.text import align
+from vpdeploy_train.cli.door import check_file
 
 if TYPE_CHECKING:
     from vpdeploy_export.parity import ParityReport
@@ -39,6 +42,13 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Compare an artifact's answers with its trained models', on any images and runtimes. Exits 4 if they differ."""
+    if not path.exists():
+        Artifact.open(path)  # says what it expected
+    if weights is not None:
+        check_file(weights)
+    for each in run or ():
+        RunCard.read(each)
+
     from vpdeploy_export.models import TrainedModel
     from vpdeploy_export.verification import verify as verify_artifact
     from vpdeploy_train.device import use_threads

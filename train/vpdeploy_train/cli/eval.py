@@ -9,7 +9,11 @@ from typing import Annotated
 import typer
 
 from vpdeploy.cli.threads import Threads
+from vpdeploy.errors import SpecError
+from vpdeploy.format.run import RunCard
 from vpdeploy_train.cli.cache import Cache
+from vpdeploy_train.cli.door import check_data, check_file
+from vpdeploy_train.data.example import SPLITS
 
 
 def evaluate(
@@ -30,6 +34,14 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every class and what is confused.")] = False,
 ) -> None:
     """Print a run's accuracy on labelled images."""
+    if split not in SPLITS:
+        raise SpecError(f"--split '{split}': choose one of {', '.join(SPLITS)}")
+    RunCard.read(run)
+    if data is not None:
+        check_data(data)
+    if weights is not None:
+        check_file(weights)
+
     from vpdeploy_train.device import use_threads
     from vpdeploy_train.evaluation import evaluate_run
     from vpdeploy_train.run import Run

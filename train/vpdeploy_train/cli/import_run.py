@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from vpdeploy.cli.threads import Threads
+from vpdeploy.errors import SpecError
+from vpdeploy_train.cli.door import check_backbone_name, check_file
+from vpdeploy_train.place import check_new_place, choose_task_name
+
+FORMAT_NAMES: Final = ("e2vpt", "vapt", "vpt")
+"""The names of ``vpdeploy_train.importing.FORMATS``, which loads torch."""
 
 
 def import_run(
@@ -48,25 +55,37 @@ def import_run(
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
     """Turn a checkpoint of the public VPT, E²VPT or VAPT code into a run."""
+    if reference not in FORMAT_NAMES:
+        raise SpecError(f"--format '{reference}': choose one of {', '.join(FORMAT_NAMES)}")
+    if not file.is_file():
+        found = "is a folder" if file.is_dir() else "file not found"
+        raise SpecError(f"{file}: {found}; expected a torch file of the public VPT, E²VPT or VAPT code")
+    check_new_place(out)
+    task = choose_task_name(out, name=name, resume=False)
+    if backbone is not None:
+        check_backbone_name(backbone)
+    for given in (weights, labels):
+        if given is not None:
+            check_file(given)
+
     from vpdeploy_train.device import use_threads
     from vpdeploy_train.importing.backbone import BackboneChoice
     from vpdeploy_train.importing.importing import import_checkpoint
     from vpdeploy_train.importing.labels import read_labels
     from vpdeploy_train.importing.pipeline import Pipeline
-    from vpdeploy_train.training import task_name_for
 
     use_threads(threads)
-    given = {"crop_ratio": crop_ratio, "mean": mean, "std": std}
+    prepared = {"crop_ratio": crop_ratio, "mean": mean, "std": std}
     result = import_checkpoint(
         file,
         out,
         format=reference,
-        name=name or task_name_for(out),
+        name=task,
         backbone=BackboneChoice(name=backbone, heads=heads, weights=weights, image_size=image_size),
         pipeline=Pipeline(
             resize=resize,  # type: ignore[arg-type]
             interpolation=interpolation,  # type: ignore[arg-type]
-            **{option: value for option, value in given.items() if value is not None},  # type: ignore[arg-type]
+            **{option: value for option, value in prepared.items() if value is not None},  # type: ignore[arg-type]
         ),
         labels=None if labels is None else read_labels(labels),
     )
@@ -77,4 +96,4 @@ def import_run(
     size = card.preprocessing.image_size
     typer.echo(f"{out}: task '{card.name}', {card.method}, {len(card.labels)} classes, on {card.backbone.name}")
     typer.echo(f"{result.prompts.parameters} prompt parameters; images {card.preprocessing.resize} to {size} px")
-    typer.echo(f"next: vpdeploy export {out} --out {card.name}.onnx")
+    typer.echo(f"next: {shlex.join(['vpdeploy', 'export', str(out), '--out', f'{card.name}.onnx'])}")

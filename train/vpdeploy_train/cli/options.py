@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vpdeploy.cli.late import completed_by
-from vpdeploy_train.config import read_toml
-from vpdeploy_train.methods import METHODS
 from vpdeploy_train.option import Option, options_of
 from vpdeploy_train.settings import TrainSettings, usable_methods
 
 logger = logging.getLogger("vpdeploy.train")
 
 
-def add_options(verb: Callable[..., Any], *, as_text: Callable[[Option], bool] = lambda option: False) -> None:
+def add_options(
+    verb: Callable[..., Any],
+    *,
+    check: Callable[[Sequence[str]], None],
+    as_text: Callable[[Option], bool] = lambda option: False,
+) -> None:
     """Give a verb that takes ``**options`` an option for every setting; None means that it was not given.
 
     The settings that all methods have are added at once, those of the methods themselves when the verb is about to
-    run: they stand in the methods' files, which load torch. Before that, the methods that the command line names are
-    looked for among the installed ones.
+    run: they stand in the methods' files, which load torch. Before that, what the command line says is checked as far
+    as it can be.
 
     Args:
         verb: The verb; its signature becomes the one that Typer reads.
+        check: Raises where the command line behind the verb names something that there is not.
         as_text: Tells the settings whose option takes any text, e.g. because it may be a range.
     """
     own = inspect.signature(verb, eval_str=True)
@@ -42,28 +44,11 @@ def add_options(verb: Callable[..., Any], *, as_text: Callable[[Option], bool] =
         verb.__annotations__ = {each.name: each.annotation for each in parameters}
 
     def complete(arguments: Sequence[str]) -> None:
-        for name in named_methods(arguments):
-            METHODS.require(name)
+        check(arguments)
         sign([*first, *_method_parameters(as_text)])
 
     sign(first)
     completed_by(complete)(verb)
-
-
-def named_methods(arguments: Sequence[str]) -> list[str]:
-    """Return the methods that a command line asks for, by ``--method`` or in its ``--config``; wrong names, too.
-
-    Raises:
-        SpecError: The file is missing or is not TOML.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--method", nargs="?")
-    parser.add_argument("--config", nargs="?", type=Path)
-    found, _ = parser.parse_known_args(arguments)
-    if found.method is None and found.config is not None:
-        stored = read_toml(found.config).get("method")
-        found.method = stored if isinstance(stored, str) else None
-    return [name.strip() for name in (found.method or "").split(",") if name.strip()]
 
 
 def tell_refused_methods() -> None:

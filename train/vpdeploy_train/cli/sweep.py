@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
 from vpdeploy_train.cli.cache import Cache
+from vpdeploy_train.cli.door import check_study_name, check_sweep
 from vpdeploy_train.cli.options import add_options, tell_refused_methods
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.option import options_of
@@ -50,6 +52,7 @@ def sweep(
     --prompt-tokens; a range varies --keep. By default --lr, --weight-decay and the method's numbers of prompts are
     varied; a value fixes one.
     """
+    check_study_name(study)
     tell_refused_methods()
     settings, space = _plan(options, config, search)
     try:
@@ -86,7 +89,8 @@ def sweep(
     values = ", ".join(f"{name} {value}" for name, value in result.values.items())
     typer.echo(f"best: trial {result.best}, validation accuracy {result.val_accuracy:.4f}: {values}")
     typer.echo(f"its run: {result.best_run or 'on the machine that trained it'}; its settings: {out / 'best.toml'}")
-    typer.echo(f"next: vpdeploy train --config {out / 'best.toml'} --seed 1 --out RUN")
+    best = shlex.quote(str(out / "best.toml"))
+    typer.echo(f"next: vpdeploy train --config {best} --seed 1 --out RUN")
 
 
 def _plan(options: dict[str, Any], config: Path | None, search: Path | None) -> tuple[TrainSettings, dict[str, Any]]:
@@ -142,4 +146,4 @@ def _pinned(methods: tuple[str, ...], *layers: Mapping[str, Any]) -> dict[str, A
     }
 
 
-add_options(sweep, as_text=may_vary)
+add_options(sweep, check=check_sweep, as_text=may_vary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,10 @@ import typer
 
 from vpdeploy.cli.threads import Threads
 from vpdeploy_train.cli.cache import Cache
+from vpdeploy_train.cli.door import check_training
 from vpdeploy_train.cli.options import add_options, tell_refused_methods
 from vpdeploy_train.config import read_toml
+from vpdeploy_train.place import ARGS_FILE, check_begun, check_new_place, choose_task_name, resume_command
 from vpdeploy_train.settings import TrainSettings
 
 logger = logging.getLogger("vpdeploy.train")
@@ -20,7 +23,9 @@ logger = logging.getLogger("vpdeploy.train")
 
 def train(
     out: Annotated[Path, typer.Option(help="The run folder to write.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="The task's name; default: the run folder's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The task's name; default: the run folder's, or on --resume the run's.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="Settings from a TOML file; options given here win.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     cache: Cache = None,
@@ -29,8 +34,10 @@ def train(
     **options: Any,
 ) -> None:
     """Learn, and prune, one task's prompts on a frozen backbone."""
+    check_begun(out) if resume else check_new_place(out)
+    choose_task_name(out, name=name, resume=resume)
     tell_refused_methods()
-    stored = read_toml(out / "args.toml") if resume and (out / "args.toml").is_file() else {}
+    stored = read_toml(out / ARGS_FILE) if resume and (out / ARGS_FILE).is_file() else {}
     settings = TrainSettings.merge(stored, {} if config is None else read_toml(config), options)
 
     try:
@@ -41,9 +48,8 @@ def train(
         use_threads(threads)
         result = train_run(settings, out, resume=resume, name=name, cache_bytes=cache)
     except KeyboardInterrupt:
-        if (out / "args.toml").is_file():
-            given = "" if name is None else f"--name {name} "
-            advice = f"continue with: vpdeploy train --out {out} {given}--resume"
+        if (out / ARGS_FILE).is_file():
+            advice = f"continue with: {resume_command(out, threads=threads)}"
         else:
             advice = "the training had not begun, so there is nothing to resume: run the same command again"
         typer.echo(f"\nstopped; {advice}", err=True)
@@ -69,7 +75,7 @@ def train(
             f"pruning chose {result.pruning.chosen}: {before.parameters} to {after.parameters} parameters, "
             f"validation accuracy {before.val_accuracy:.4f} to {after.val_accuracy:.4f}; {out / 'pruning.png'}"
         )
-    typer.echo(f"next: vpdeploy export {out} --out {card.name}.onnx")
+    typer.echo(f"next: {shlex.join(['vpdeploy', 'export', str(out), '--out', f'{card.name}.onnx'])}")
 
 
-add_options(train)
+add_options(train, check=check_training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -79,6 +80,11 @@ class MethodRegistry(Mapping[str, "type[PromptMethod]"]):
                 f"{type(error).__name__}: {' '.join(str(error).split())}; {_ADVICE}"
             ) from error
 
+    @property
+    def are_extended(self) -> bool:
+        """Whether packages are installed that bring methods, or say so; none of them is loaded for it."""
+        return bool(self._foreign)
+
     def require(self, name: str) -> None:
         """Check that there is a method of a name, without loading it.
 
@@ -86,9 +92,9 @@ class MethodRegistry(Mapping[str, "type[PromptMethod]"]):
             SpecError: There is none.
         """
         if name not in self._points:
-            raise SpecError(
-                f"unknown method '{name}'; choose one of: {', '.join(self)}; or install the package that brings it"
-            )
+            close = get_close_matches(name, self, n=1)
+            hint = f"did you mean {close[0]}? There are" if close else "choose one of:"
+            raise SpecError(f"unknown method '{name}'; {hint} {', '.join(self)}; or install the package that brings it")
 
     def named(self, name: str) -> type[PromptMethod]:
         """Load a method by name.
