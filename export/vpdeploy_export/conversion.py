@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def convert(
         size_bytes=sum(file.stat().st_size for file in destination.rglob("*") if file.is_file()),
         parity=tuple(reports),
         source=compared.source,
-        next_step=written.next_step.format(out=out, path=destination),
+        next_step=written.next_step.format(out=shlex.quote(str(out)), path=shlex.quote(str(destination))),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class VerifyReport:
         for report in self.parity:
             if not report.passed:
                 advice = (
-                    f"find the layer with vpdeploy verify {self.path} --bisect"
+                    f"find the layer with vpdeploy verify {shlex.quote(str(self.path))} --bisect"
                     if self.bisection is None
                     else self.bisection.describe()
                 )

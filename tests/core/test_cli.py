@@ -524,3 +524,55 @@ def test_another_runtime_error_is_still_a_bug(run_main, monkeypatch):
     monkeypatch.setattr("vpdeploy.cli.main.build_app", fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         run_main("train")
+
+
+# --- errors as JSON ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "code", "message"),
+    [
+        (("inspect", "none", "--json"), "BundleError", 1, "none: does not exist"),
+        (("task", "list", "none", "--json"), "BundleError", 1, "none"),
+        (("predict", "none", "a.png", "--runtime", "gpu", "--json"), "SpecError", 1, "unknown runtime 'gpu'"),
+        (("bench", "none", "--json", "--batch-sizes", "x"), "SpecError", 1, "--batch-sizes x"),
+        (("build", "none", "--json"), "BundleError", 1, "none"),
+        (("train", "--data", "digits", "--out", "x", "--name", "a/b", "--json"), "SpecError", 1, "cannot name a task"),
+        (("inspect", "--json"), "UsageError", 2, "Missing argument"),
+        (("inspect", "x", "--nope", "--json"), "UsageError", 2, "--nope"),
+        (("fly", "--json"), "UsageError", 2, "No such command 'fly'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else None,
+)
+def test_an_error_is_an_object_on_stdout_where_json_is_asked_for(
+    run_main: Callable[..., Captured], arguments: tuple[str, ...], kind: str, code: int, message: str
+):
+    found, out, err = run_main(*arguments)
+    error = json.loads(out)["error"]
+    assert (found, error["kind"], error["exit_code"]) == (code, kind, code)
+    assert message in error["message"]
+    if code == 1:
+        assert err == f"error: {error['message']}\n"
+    else:
+        assert "Usage" in err
+
+
+def test_a_report_on_stdout_stays_the_one_document(run_main: Callable[..., Captured], toy_zoo: Path):
+    (toy_zoo / "model.onnx").write_bytes(b"tampered")
+    code, out, err = run_main("inspect", toy_zoo, "--json")
+    assert code == 1
+    assert json.loads(out)["damage"]
+    assert err.startswith("error: ")
+
+
+def test_a_file_called_like_the_option_asks_for_no_json(run_main: Callable[..., Captured]):
+    assert_one_line_error(run_main("inspect", "--", "--json"), 1, "--json: does not exist")
+
+
+def test_a_missing_extra_is_told_in_json_too(run_main: Callable[..., Captured], monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("vpdeploy.inspection.report.inspect_path", fail)
+    code, out, _ = run_main("inspect", "x", "--json")
+    assert (code, json.loads(out)["error"]["kind"]) == (3, "MissingExtraError")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import torch
 from train.toys import TOY
 from typer.testing import CliRunner
 
-from vpdeploy.cli.main import build_app
+from vpdeploy.cli.main import build_app, main
 from vpdeploy.errors import SpecError
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.evaluation import evaluate_run
@@ -122,6 +125,21 @@ def test_what_a_recipe_gave_is_written_down(colours, toy_weights, tmp_path):
     assert {name: stored[name] for name in expected} == expected
     preprocessing = Run.read(tmp_path / "run").card.preprocessing
     assert (preprocessing.crop_ratio, preprocessing.mean) == (0.875, (0.485, 0.456, 0.406))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise on Windows")
+def test_sigterm_ends_a_training_with_the_hint(tmp_path, monkeypatch, capsys):
+    def stop(settings: TrainSettings, out: Path, **_: object) -> None:
+        out.mkdir()
+        (out / "args.toml").write_text(settings.to_toml())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("vpdeploy_train.training.train_run", stop)
+    monkeypatch.setattr(sys, "argv", ["vpdeploy", "train", f"--out={tmp_path / 'run'}", "--data=digits"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 143
+    assert f"continue with: vpdeploy train --out {tmp_path / 'run'} --resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("begun", "advice"), [(False, "nothing to resume"), (True, "continue with: vpdeploy train")])

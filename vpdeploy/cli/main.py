@@ -15,16 +15,21 @@ from vpdeploy import __version__
 from vpdeploy.cli import exits
 from vpdeploy.cli.bench import bench
 from vpdeploy.cli.build import build
+from vpdeploy.cli.failure import fail, fail_usage, watching_stdout
 from vpdeploy.cli.inspect import inspect
 from vpdeploy.cli.late import complete_verb
 from vpdeploy.cli.predict import predict
 from vpdeploy.cli.serve import serve
+from vpdeploy.cli.signals import stopping
 from vpdeploy.cli.task import list_tasks, remove, rollback
 from vpdeploy.cli.threads import let_waiting_threads_sleep
 from vpdeploy.errors import VpdeployError
 from vpdeploy.files import storage_reason
 
 VERB_GROUP = "vpdeploy.verbs"
+
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+"""Typer's error of a wrong command line, of which it names one kind publicly."""
 
 _ORDER = (
     "quickstart",
@@ -87,11 +92,26 @@ def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
 
 
 def main() -> NoReturn:
-    """Run the command line and exit: 0 ok, 1 known error, 2 usage, 3 missing extra, 4 parity failed."""
+    """Run the command line and exit.
+
+    The codes: 0 ok, 1 known error, 2 usage, 3 missing extra, 4 parity failed, 130 Ctrl-C, 143 SIGTERM.
+    """
     let_waiting_threads_sleep()
-    debug = "--debug" in sys.argv[1:2] or bool(os.environ.get("VPDEPLOY_DEBUG"))
+    arguments = sys.argv[1:]
+    with stopping() as stop, watching_stdout(arguments):
+        try:
+            code = _run(arguments)
+        except KeyboardInterrupt:
+            code = exits.INTERRUPTED
+        sys.exit(stop.exit_code if code == exits.INTERRUPTED else code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run a verb and return its exit code; an error that is known ends the process."""
+    debug = "--debug" in arguments[:1] or bool(os.environ.get("VPDEPLOY_DEBUG"))
     try:
-        build_app(sys.argv[1:])()
+        # Typer returns the code of ``typer.Exit``, or what the verb returns, which is nothing.
+        code = build_app(arguments)(standalone_mode=False)
     except VpdeployError as error:
         _fail(error, exits.exit_code(error), debug)
     except ModuleNotFoundError as error:
@@ -102,15 +122,21 @@ def main() -> NoReturn:
     except BrokenPipeError:
         # The reader of our output went away; Python would complain once more while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(exits.KNOWN_ERROR)
+        return exits.KNOWN_ERROR
     except (MemoryError, RuntimeError, OSError) as error:
-        known_cause = exits.out_of_memory(error, _verb_in(sys.argv[1:])[0] or "")
+        if isinstance(error, typer.Abort):  # what some versions make of Ctrl-C
+            return exits.INTERRUPTED
+        known_cause = exits.out_of_memory(error, _verb_in(arguments)[0] or "")
         if known_cause is not None:
             _fail(known_cause, exits.KNOWN_ERROR, debug)
         if not isinstance(error, OSError):
             raise
         _fail(_storage_error(error), exits.KNOWN_ERROR, debug)
-    sys.exit(exits.OK)
+    except Exception as error:
+        if not isinstance(error, _USAGE_ERROR):
+            raise
+        fail_usage(error)
+    return code if isinstance(code, int) else exits.OK
 
 
 def _verb_in(arguments: Sequence[str]) -> tuple[str | None, Sequence[str]]:
@@ -153,5 +179,4 @@ def _storage_error(error: OSError) -> VpdeployError:
 def _fail(error: VpdeployError, code: int, debug: bool) -> NoReturn:
     if debug:
         raise error
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-    sys.exit(code)
+    fail(error, code)

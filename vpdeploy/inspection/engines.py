@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def artifact_of_engine(path: Path, card: EngineCard) -> Artifact:
         if artifact.sha256 == card.graph_sha256:
             return artifact
         raise EngineIncompatibleError(
-            f"{path}: was built from another graph than {home} holds now; run: vpdeploy build {home} --runtime "
+            f"{path}: was built from another graph than {home} holds now; run: vpdeploy build {shlex.quote(str(home))} --runtime "
             f"{card.runtime}"
         )
     for candidate in sorted(home.glob("*.onnx")):

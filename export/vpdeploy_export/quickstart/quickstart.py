@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -137,6 +137,18 @@ class QuickstartResult:
     seconds: float
     bundle: Path
     folded: Path
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the JSON form, as ``vpdeploy quickstart --json`` prints it."""
+        return {
+            "tasks": [
+                {**asdict(row), "prompts": {"kept": row.prompts[0], "begun": row.prompts[1]}} for row in self.rows
+            ],
+            "served": {"images": len(self.answers), "right": self.right},
+            "seconds": round(self.seconds, 1),
+            "bundle": str(self.bundle),
+            "folded": str(self.folded),
+        }
 
 
 def run_quickstart(folder: Path, say: Say) -> QuickstartResult:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vpdeploy.cli.exits import INTERRUPTED
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
 from vpdeploy_train.cli.cache import Cache
@@ -77,7 +78,7 @@ def sweep(
         result = run_sweep(plan)
     except KeyboardInterrupt:
         typer.echo("\nstopped; the same command continues the sweep", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     if result.best_run is not None and (remark := advise(TrainingResult.read(result.best_run))) is not None:
         logger.warning("warning: of the best trial, %s", remark)
     if as_json:

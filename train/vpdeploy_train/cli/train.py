@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vpdeploy.cli.exits import INTERRUPTED
 from vpdeploy.cli.threads import Threads
 from vpdeploy_train.cli.cache import Cache
 from vpdeploy_train.cli.door import check_training
@@ -53,7 +54,7 @@ def train(
         else:
             advice = "the training had not begun, so there is nothing to resume: run the same command again"
         typer.echo(f"\nstopped; {advice}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     if (remark := advise(result)) is not None:
         logger.warning("warning: %s", remark)
     if as_json:
