@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _UNSCALED = 10**18
+
+
+def shell_path(path: Path | str) -> str:
+    """Return a path as it is pasted into a shell: quoted where it must be, and never taken for an option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def column_widths(rows: Sequence[Sequence[str]]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.bundle import Bundle, is_bundle
 from vpdeploy.format.document import Document, to_json
 from vpdeploy.session.session import Session
+from vpdeploy.text import shell_path
 from vpdeploy_export.images import GateImages, images_without_run
 from vpdeploy_export.parity import Expectation, ParityReport, compare
 from vpdeploy_export.precision.twins import CPU_RUNTIME, open_wide
@@ -123,7 +123,7 @@ def convert(
         size_bytes=sum(file.stat().st_size for file in destination.rglob("*") if file.is_file()),
         parity=tuple(reports),
         source=compared.source,
-        next_step=written.next_step.format(out=shlex.quote(str(out)), path=shlex.quote(str(destination))),
+        next_step=written.next_step.format(out=shell_path(out), path=shell_path(destination)),
     )
 
 

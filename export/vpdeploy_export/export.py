@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from vpdeploy.format.bundle import Bundle, publish_tasks
 from vpdeploy.format.graphfacts import GraphFacts, Precision
 from vpdeploy.format.place import Existing, check_update
 from vpdeploy.format.task import TaskCard
+from vpdeploy.text import shell_path
 from vpdeploy_export.forms import DeployedForm
 from vpdeploy_export.forms.switchable import require_prompts
 from vpdeploy_export.models import CompiledModel, TrainedModel
@@ -283,6 +283,6 @@ def _warn_of_other_classes(before: Bundle, card: TaskCard) -> None:
             card.name,
             len(old),
             len(card.labels),
-            shlex.quote(str(before.path)),
+            shell_path(before.path),
             card.name,
         )

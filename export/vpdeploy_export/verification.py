@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from vpdeploy.errors import BackendError, LayoutMismatchError, ParityError, Spec
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.task import TaskCard
 from vpdeploy.session.session import Session
+from vpdeploy.text import shell_path
 from vpdeploy_export.images import folder_images, synthetic_images
 from vpdeploy_export.models import TrainedModel
 from vpdeploy_export.parity import TOLERANCES, Expectation, ParityReport, SessionAnswerer, compare
@@ -62,7 +62,7 @@ class VerifyReport:
         for report in self.parity:
             if not report.passed:
                 advice = (
-                    f"find the layer with vpdeploy verify {shlex.quote(str(self.path))} --bisect"
+                    f"find the layer with vpdeploy verify {shell_path(self.path)} --bisect"
                     if self.bisection is None
                     else self.bisection.describe()
                 )

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import pytest
 
-from vpdeploy.text import align, bytes_text, column_widths, count_text
+from vpdeploy.text import align, bytes_text, column_widths, count_text, shell_path
 
 ROWS = [("task", "images", ""), ("birds", "9", "MISSED"), ("a", "1000000", "")]
 
@@ -38,3 +41,10 @@ def test_counts_have_a_unit_without_a_name():
 
 def test_a_number_beyond_any_float_is_text_too():
     assert count_text(10**400) == "1" + "0" * 388 + " T"
+
+
+@pytest.mark.parametrize("name", ["run", "my run", "it's", "-x", "--out", "ünï 🌹", "a\nb", "$HOME", "a*b"])
+def test_a_path_pasted_into_a_shell_is_one_argument_that_names_it(name: str):
+    (argument,) = shlex.split(shell_path(Path(name)))
+    assert Path(argument) == Path(name)
+    assert not argument.startswith("-")

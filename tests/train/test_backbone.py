@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import zipfile
 from pathlib import Path
@@ -151,7 +152,7 @@ def test_a_missing_weights_file_is_named(tmp_path, name):
 
 
 def test_a_folder_is_no_weights_file(tmp_path):
-    with pytest.raises(SpecError, match="weights file not found"):
+    with pytest.raises(SpecError, match="is a folder, expected a weights file"):
         load_backbone(TOY, weights=tmp_path)
 
 
@@ -221,6 +222,77 @@ def test_a_file_of_pickled_objects_is_refused_without_running_it(tmp_path, state
     assert target.exists()
 
 
+def write_cut(path: Path, state: dict[str, torch.Tensor], *, legacy: bool) -> int:
+    """Write the first half of a file of tensors; return how long the whole was."""
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return len(content)
+
+
+@pytest.mark.parametrize(("name", "legacy"), [("w.safetensors", False), ("w.pth", False), ("w.pth", True)])
+def test_a_truncated_file_is_told_as_such_with_its_size(tmp_path, state, name, legacy):
+    whole = write_cut(tmp_path / name, state, legacy=legacy)
+    with pytest.raises(SpecError, match=f"it is truncated: {whole // 2} bytes found.*copy it again") as caught:
+        load_backbone(TOY, weights=tmp_path / name)
+    if name == "w.safetensors":
+        assert f"{whole} expected" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["w.txt", "w.pth", "w.safetensors", "w.npz"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty, 0 bytes"),
+        ("ünï 🌹\n".encode(), "it is text, not a weights file"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "it is a web page"),
+        (b"<?xml version='1.0'?><Error>denied</Error>", "it is a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n",
+            "it is a pointer of Git LFS, .*; run: git lfs pull",
+        ),
+    ],
+    ids=["empty", "text", "page", "xml", "pointer"],
+)
+def test_what_is_no_weights_file_is_told_by_what_it_is(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SpecError, match=f"{name}: cannot be read as .*: {message}"):
+        load_backbone(TOY, weights=tmp_path / name)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_objects_in_a_weights_file_are_named_without_torchs_advice_to_unpickle_them(tmp_path, state, legacy):
+    content = {"model": state, "args": argparse.Namespace(lr=1)}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(SpecError, match=r"other objects than tensors \(argparse\.Namespace\); only tensors") as caught:
+        load_backbone(TOY, weights=tmp_path / "w.pth")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_weights_of_another_model_are_told_by_three_tensors_of_each_kind_and_counts(tmp_path, state):
+    wide = timm.create_model(TOY, pretrained=False, num_classes=0, embed_dim=2 * WIDTH)
+    other = wide.state_dict()
+    del other["norm.bias"]
+    safetensors.torch.save_file({**other, "extra.one": torch.ones(2, 3)}, tmp_path / "w.safetensors")
+    with pytest.raises(SpecError, match="do not fit the architecture") as caught:
+        load_backbone(TOY, weights=tmp_path / "w.safetensors")
+    message = str(caught.value)
+    # All but the norm's bias differ.
+    assert f"{len(state) - 1} tensors of another shape (cls_token [1, 1, {2 * WIDTH}], not [1, 1, {WIDTH}]" in message
+    assert f"; 1 tensors missing (norm.bias [{WIDTH}]); 1 tensors too many (extra.one [2, 3])" in message
+    assert message.count(", not [") == 3
+    assert f": the file is of width {2 * WIDTH}, patch 4" in message
+
+
+def test_weights_under_foreign_names_are_told_as_such(tmp_path):
+    safetensors.torch.save_file({f"layer{index}.conv": torch.ones(1) for index in range(9)}, tmp_path / "w.safetensors")
+    with pytest.raises(SpecError, match=r"9 tensors too many \(layer0\.conv \[1\], .*\.\.\.\): none of its names is"):
+        load_backbone(TOY, weights=tmp_path / "w.safetensors")
+
+
 def test_a_torch_file_of_something_else_is_refused(tmp_path):
     for number, content in enumerate([[1, 2], {"a": 3}, {"model": {"a": "b"}}, torch.zeros(3)]):
         path = tmp_path / f"{number}.pth"
@@ -238,10 +310,51 @@ def test_an_archive_that_is_no_checkpoint_is_refused(tmp_path):
 
 def test_pretrained_weights_that_cannot_be_had_are_asked_for_as_a_file(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    message = r"weights of 'test_vit\.r160_in1k' are not in the local hub cache .*give a state dict with --weights FILE"
+    message = (
+        r"weights of 'test_vit\.r160_in1k' are not in the local hub cache \(model\.safetensors of "
+        r"timm/test_vit\.r160_in1k in .*cannot be reached: .*give a state dict with --weights FILE"
+    )
     with pytest.raises(SpecError, match=message) as caught:
         load_backbone("test_vit.r160_in1k")
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, tmp_path):
+    asked: list[str] = []
+
+    def refuse(url: str, **_: Any) -> None:
+        asked.append(url)
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+    with pytest.raises(SpecError, match="cannot be reached: no route; give"):
+        load_backbone("test_vit.r160_in1k")
+    assert asked == ["https://huggingface.co/timm/test_vit.r160_in1k/resolve/main/model.safetensors"]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(SpecError, match="HF_HUB_OFFLINE is set; give"):
+        load_backbone("test_vit.r160_in1k")
+    assert len(asked) == 1
+
+
+def test_a_hub_that_answers_is_left_to_its_client(monkeypatch, tmp_path):
+    def answer(url: str, **_: Any) -> None:
+        return None
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", answer)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: 1 / 0)
+    with pytest.raises(SpecError, match=r"cannot be downloaded \(division by zero\)"):
+        load_backbone("test_vit.r160_in1k")
+
+
+def test_weights_in_the_cache_are_taken_without_asking_whether_the_hub_is_there(monkeypatch):
+    monkeypatch.setattr("vpdeploy_train.backbone.is_cached", lambda *_, **__: True)
+    monkeypatch.setattr("vpdeploy_train.backbone.why_unreachable", None)
+    state = timm.create_model("test_vit.r160_in1k", pretrained=False).state_dict()
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(state))
+    loaded = load_backbone("test_vit.r160_in1k").vit.state_dict()
+    assert torch.equal(loaded["blocks.0.attn.qkv.weight"], state["blocks.0.attn.qkv.weight"])
 
 
 def test_the_digest_is_independent_of_the_order_of_names(state):

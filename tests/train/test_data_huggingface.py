@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
@@ -161,3 +162,26 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch):
 def test_other_data_does_not_import_it():
     program = "import sys; from vpdeploy_train.data import resolve_data; resolve_data('digits', seed=0)"
     subprocess.run([sys.executable, "-c", f"{program}; assert 'datasets' not in sys.modules"], check=True)
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_the_cache_alone_after_it(monkeypatch):
+    asked: list[str] = []
+    offline: list[bool] = []
+
+    def refuse(url: str, **_: object) -> None:
+        asked.append(url)
+        raise ConnectionError("no route to host")
+
+    def load(*_: object) -> None:
+        offline.append(huggingface_hub.constants.HF_HUB_OFFLINE)
+        raise ConnectionError("Couldn't reach 'some/data' on the Hub")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    with pytest.raises(
+        SpecError, match="hf:some/data: is not in the local cache .* cannot be reached: no route to host"
+    ):
+        resolve_data("hf:some/data", seed=0)
+    assert (len(asked), offline) == (1, [True])
+    assert before == huggingface_hub.constants.HF_HUB_OFFLINE

@@ -244,7 +244,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, share: float):
     content = path_of("vpt_deep_toy").read_bytes()
     path = tmp_path / "cut.pth"
     path.write_bytes(content[: int(share * len(content))])
-    assert_refused(path, "cut.pth: cannot be read as a torch file of tensors alone .* copy it again")
+    assert_refused(path, "cut.pth: cannot be read as a torch file of tensors alone: .* copy it again")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from vpdeploy.errors import SpecError
 from vpdeploy.format.task import BackboneId
 from vpdeploy_train.architectures import create_plain, is_plain_name
 from vpdeploy_train.catalogue import unknown_backbone
+from vpdeploy_train.hub import cache_place, is_cached, why_unreachable
 from vpdeploy_train.trunks import Trunk, trunk_of
 from vpdeploy_train.weights import adopt_state, load_weights
 
@@ -132,6 +133,7 @@ def _create(name: str, *, pretrained: bool, image_size: int | None, averages: bo
         raise SpecError(f"backbone '{name}' cannot be created for {wanted}: {error}") from error
     if not pretrained:
         return model
+    _require_weights(name)
     try:
         source: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **sizes)
     except Exception as error:  # the hub client raises its own, httpx's, requests' and the system's errors
@@ -145,3 +147,26 @@ def _create(name: str, *, pretrained: bool, image_size: int | None, averages: bo
     # timm would refuse the weights of another pooling, or load what fits of them without a word.
     adopt_state(model, source.state_dict(), averages=True)
     return model
+
+
+def _require_weights(name: str) -> None:
+    """Refuse a backbone whose pretrained weights are on the hub alone while the hub cannot be reached.
+
+    Raises:
+        SpecError: They cannot be had; the message says what was looked for, and where.
+    """
+    config = timm.get_pretrained_cfg(name)
+    hub_id = None if config is None or config.file else config.hf_hub_id
+    if not hub_id:
+        return  # the package brings them, or timm says that there are none
+    repository, _, revision = hub_id.partition("@")
+    file = config.hf_hub_filename or "model.safetensors"
+    files = (f"{Path(file).stem.replace('pytorch_model', 'model')}.safetensors", file)  # timm takes either
+    if is_cached(repository, *files, revision=revision or None):
+        return
+    if reason := why_unreachable(repository, files[0]):
+        raise SpecError(
+            f"the pretrained weights of '{name}' are not in the local hub cache ({files[0]} of {repository} in "
+            f"{cache_place()}), and {reason}; give a state dict with --weights FILE, or copy the cache of a machine "
+            "that has them (HF_HOME says where it is)"
+        )

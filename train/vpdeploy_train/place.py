@@ -6,7 +6,6 @@ All of it is found out without torch, so that a refusal comes at once.
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +13,7 @@ from vpdeploy.errors import SpecError
 from vpdeploy.files import write_atomically
 from vpdeploy.format.run import STATE_FOLDER
 from vpdeploy.format.task import check_task_name
+from vpdeploy.text import shell_path
 
 ARGS_FILE: Final = "args.toml"
 NAME_FILE: Final = "name.txt"
@@ -87,5 +87,5 @@ def resume_command(out: Path, *, threads: int | None = None) -> str:
         out: The run folder.
         threads: CPU threads that were asked for; None where none were.
     """
-    chosen = [] if threads is None else ["--threads", str(threads)]
-    return shlex.join(["vpdeploy", "train", "--out", str(out), "--resume", *chosen])
+    chosen = "" if threads is None else f" --threads {threads}"
+    return f"vpdeploy train --out {shell_path(out)} --resume{chosen}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.tensorfile import describe_file, read_torch_file
 from vpdeploy_train.trunks import Trunk
 
 _WRAPPERS = ("state_dict", "model", "teacher")
@@ -18,6 +18,9 @@ _ENCODERS = ("module.base_encoder.", "base_encoder.", "module.momentum_encoder."
 """Where MoCo-v3's checkpoints, of pretraining and of linear probes, keep the backbone; the first that is there."""
 
 _HEAD_KEYS = ("head.", "head_dist.", "fc_norm_head.")
+_NAMED = 3
+"""Tensors of each kind that one line of an error names."""
+
 _POOLING_KEYS = ("norm.", "attn_pool.")
 _MOCO_SMALL = "plain_vit_patch16_224_w384_d12_h12_m1536"
 
@@ -35,20 +38,22 @@ def load_weights(trunk: Trunk, path: Path, *, averages: bool = False) -> None:
         SpecError: The file cannot be read, or its tensors do not fit.
     """
     if not path.is_file():
-        raise SpecError(f"{path}: weights file not found")
+        raise SpecError(
+            f"{path}: {'is a folder, expected a weights file' if path.is_dir() else 'weights file not found'}"
+        )
+    if path.suffix == ".npz":
+        _load_npz(trunk.model, path)
+        return
+    state = _unwrap(read_state_dict(path), trunk, path)
     try:
-        if path.suffix == ".npz":
-            _load_npz(trunk.model, path)
-            return
-        state = _unwrap(read_state_dict(path), trunk, path)
-        adopt_state(trunk.model, trunk.timm_state(state), averages=averages)
-    except SpecError:
-        raise
+        converted = trunk.timm_state(dict(state))
+    except Exception:  # timm's filters expect keys of the architecture, and each stumbles over others in its own way
+        converted = state
+    try:
+        adopt_state(trunk.model, converted, averages=averages)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())
         raise SpecError(f"{path}: the weights do not fit the architecture: {reason}") from error
-    except Exception as error:  # zip, pickle and numpy each have their own; none of them is worth a traceback
-        raise _unreadable(path, error) from error
 
 
 def adopt_state(model: nn.Module, state: dict[str, Tensor], *, averages: bool) -> None:
@@ -61,14 +66,60 @@ def adopt_state(model: nn.Module, state: dict[str, Tensor], *, averages: bool) -
             mean, which stays fresh (gain 1, shift 0) unless the tensors bring one.
 
     Raises:
-        RuntimeError: A tensor is missing, superfluous or of another shape.
+        RuntimeError: A tensor is missing, superfluous or of another shape; the first of each kind are named.
     """
     state = {key: value for key, value in state.items() if not key.startswith(_HEAD_KEYS)}
     if averages:
         own = model.state_dict()
         state = {key: value for key, value in state.items() if key in own or not key.startswith(_POOLING_KEYS)}
         state |= {key: own[key] for key in own if key.startswith("fc_norm.") and key not in state}
+    if misfit := describe_misfit(model.state_dict(), state):
+        raise RuntimeError(misfit)
     model.load_state_dict(state, strict=True)
+
+
+def describe_misfit(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
+    """Return how tensors differ in name or shape from a model's, or None where they do not.
+
+    Args:
+        own: The model's tensors.
+        found: A file's tensors.
+    """
+    shapes = {key: list(value.shape) for key, value in own.items()}
+    others = {key: list(value.shape) for key, value in found.items()}
+    differing = [key for key in shapes if key in others and others[key] != shapes[key]]
+    parts = [
+        _counted("of another shape", [f"{key} {others[key]}, not {shapes[key]}" for key in differing]),
+        _counted("missing", [f"{key} {shape}" for key, shape in shapes.items() if key not in others]),
+        _counted("too many", [f"{key} {shape}" for key, shape in others.items() if key not in shapes]),
+    ]
+    told = "; ".join(part for part in parts if part)
+    return f"{told}{_guess(own, found)}" if told else None
+
+
+def _counted(what: str, names: Sequence[str]) -> str:
+    """Return a count and the first names; nothing where there are none."""
+    more = ", ..." if len(names) > _NAMED else ""
+    return f"{len(names)} tensors {what} ({', '.join(names[:_NAMED])}{more})" if names else ""
+
+
+def _guess(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Say, where the first projection and the blocks tell it, what kind of vision transformer the tensors are of."""
+    if not any(key in own for key in found):
+        return ": none of its names is the model's, it is another kind of model, or its names have a prefix"
+    mine, theirs = _sizes(own), _sizes(found)
+    if mine is None or theirs is None or mine == theirs:
+        return ""
+    return f": the file is of {theirs}, the backbone is of {mine}"
+
+
+def _sizes(state: Mapping[str, Tensor]) -> str | None:
+    """Return width, patch and depth in words; None where the tensors do not tell them."""
+    projection = state.get("patch_embed.proj.weight")
+    if projection is None or projection.ndim != 4:
+        return None
+    blocks = {key.split(".")[1] for key in state if key.startswith("blocks.")}
+    return f"width {projection.shape[0]}, patch {projection.shape[-1]}, {len(blocks)} blocks"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -77,13 +128,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         SpecError: The file is neither, or holds something else.
     """
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except SafetensorError as error:
-            raise SpecError(f"{path}: not a readable safetensors file: {error}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
     except Exception as error:  # a damaged zip, a pickle of objects and a short file raise three different kinds
         raise _unreadable(path, error) from error
     for key in _WRAPPERS:
@@ -117,10 +163,22 @@ def _load_npz(model: Any, path: Path) -> None:
             f"{path}: .npz holds class-token ViTs in Google's layout; for another backbone or pooling give a state "
             "dict under timm's names"
         )
-    with path.open("rb") as stream:  # NumPy leaves a damaged archive open if it opened it
-        model.load_pretrained(stream)
+    try:
+        with path.open("rb") as stream:  # NumPy leaves a damaged archive open if it opened it
+            model.load_pretrained(stream)
+    except KeyError as error:
+        raise SpecError(
+            f"{path}: the weights do not fit the architecture: no array {error.args[0]}; .npz holds a ViT in Google's "
+            "layout"
+        ) from error
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300] or "its arrays have other shapes"
+        raise SpecError(f"{path}: the weights do not fit the architecture: {reason}") from error
+    except Exception as error:  # zip, pickle and numpy each have their own; none of them is worth a traceback
+        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> SpecError:
-    reason = " ".join(str(error).split())[:200]
-    return SpecError(f"{path}: cannot be read as safetensors, .npz or a torch file of tensors alone ({reason})")
+    return SpecError(
+        f"{path}: cannot be read as safetensors, .npz or a torch file of tensors alone: {describe_file(path, error)}"
+    )

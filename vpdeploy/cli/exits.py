@@ -53,6 +53,7 @@ _EXTRAS: dict[str, str] = {
     "tomli_w": "train",
     "optuna": "sweep",
     "datasets": "hf",
+    "huggingface_hub": "train",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxscript": "export",

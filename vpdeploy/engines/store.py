@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from vpdeploy.files import locked, replacing_file, sha256_of_file, storage_reaso
 from vpdeploy.format.artifact import ENGINE_SUFFIX, Artifact
 from vpdeploy.format.document import Document, to_json
 from vpdeploy.machine import Gpu, find_gpu, gpu_obstacle
+from vpdeploy.text import shell_path
 
 CARD_SUFFIX = ".json"
 
@@ -141,7 +141,7 @@ def engine_damage(found: FoundEngine) -> str | None:
 
 def build_command(artifact: Artifact, runtime: str) -> str:
     """Return the command that builds an engine for this machine's GPU."""
-    return f"vpdeploy build {shlex.quote(str(artifact.path))} --runtime {runtime}"
+    return f"vpdeploy build {shell_path(artifact.path)} --runtime {runtime}"
 
 
 def _card_or_fault(folder: Path, name: str) -> EngineCard | str:

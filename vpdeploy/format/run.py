@@ -11,6 +11,7 @@ from vpdeploy.errors import BundleCorruptError, BundleError
 from vpdeploy.files import sha256_of_file
 from vpdeploy.format.document import Document
 from vpdeploy.format.task import TaskCard
+from vpdeploy.text import shell_path
 
 CARD_FILE = "task.json"
 TENSOR_FILE = "prompts.safetensors"
@@ -47,7 +48,11 @@ class RunCard:
         """
         if not (path / CARD_FILE).is_file():
             unfinished = (path / STATE_FOLDER).is_dir()
-            advice = "finish it with vpdeploy train --resume" if unfinished else "write one with vpdeploy train"
+            advice = (
+                f"finish it with: vpdeploy train --out {shell_path(path)} --resume"
+                if unfinished
+                else "write one with vpdeploy train"
+            )
             raise BundleError(f"{path}: not a finished run, {CARD_FILE} is missing; {advice}")
         document = Document.read(path / CARD_FILE)
         version = document.expect_format(FORMAT, 1, FORMAT_VERSION)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.bundle import is_bundle
 from vpdeploy.format.document import Document
 from vpdeploy.machine import find_gpu, gpu_obstacle
+from vpdeploy.text import shell_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +129,8 @@ def artifact_of_engine(path: Path, card: EngineCard) -> Artifact:
         if artifact.sha256 == card.graph_sha256:
             return artifact
         raise EngineIncompatibleError(
-            f"{path}: was built from another graph than {home} holds now; run: vpdeploy build {shlex.quote(str(home))} --runtime "
-            f"{card.runtime}"
+            f"{path}: was built from another graph than {home} holds now; run: vpdeploy build {shell_path(home)} "
+            f"--runtime {card.runtime}"
         )
     for candidate in sorted(home.glob("*.onnx")):
         if sha256_of_file(candidate) == card.graph_sha256:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, get_args
@@ -16,6 +15,7 @@ from vpdeploy.format.graphfacts import Precision
 from vpdeploy.format.layout import Family
 from vpdeploy.format.place import Existing, check_bundle_place, check_file_place, check_update
 from vpdeploy.format.run import RunCard
+from vpdeploy.text import shell_path
 from vpdeploy_train.cli.door import check_file
 
 
@@ -104,7 +104,7 @@ def export(
             f"max |Δ logit| {parity.max_abs_difference:.2g} (allowed {parity.allowed_difference:.2g}), "
             f"top-1 agreement {parity.top1_agreement:.1%} on {parity.source}"
         )
-    quoted = shlex.quote(str(out))
+    quoted = shell_path(out)
     if report.precision == "bf16":  # which no CPU runs
         typer.echo(f"next: vpdeploy build {quoted}")
     else:
@@ -122,7 +122,7 @@ def _check_names(runs: Sequence[Path], names: Sequence[str]) -> None:
             first, second = runs[names.index(name)], runs[index]
             if first.resolve() == second.resolve():
                 raise SpecError(f"{second}: was given twice; name each run once")
-            command = shlex.join(["vpdeploy", "train", "--out", str(second), "--resume", "--name", "OTHER"])
+            command = f"vpdeploy train --out {shell_path(second)} --resume --name OTHER"
             raise SpecError(
                 f"{first} and {second} are both task '{name}', and a bundle's tasks have names of their own; give "
                 f"one another name: {command} (an imported run: import it again with --name)"

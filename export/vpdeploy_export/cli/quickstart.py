@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -12,6 +11,7 @@ import typer
 
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
+from vpdeploy.text import shell_path
 
 
 def quickstart(
@@ -47,7 +47,7 @@ def quickstart(
     if keep is None:
         typer.echo("  vpdeploy quickstart --keep demo              the same, leaving all files")
     else:
-        bundle, folded = (shlex.quote(str(path)) for path in (result.bundle, result.folded))
+        bundle, folded = (shell_path(path) for path in (result.bundle, result.folded))
         typer.echo(f"  vpdeploy serve {bundle}                      then ask it with curl or tritonclient")
         typer.echo(f"  vpdeploy inspect {folded}")
     typer.echo("  vpdeploy train --data YOUR_FOLDER --out runs/mine   a folder of images per class")

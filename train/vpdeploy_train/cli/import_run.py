@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -11,6 +10,7 @@ import typer
 
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
+from vpdeploy.text import shell_path
 from vpdeploy_train.cli.door import check_backbone_name, check_file
 from vpdeploy_train.place import check_new_place, choose_task_name
 
@@ -96,4 +96,4 @@ def import_run(
     size = card.preprocessing.image_size
     typer.echo(f"{out}: task '{card.name}', {card.method}, {len(card.labels)} classes, on {card.backbone.name}")
     typer.echo(f"{result.prompts.parameters} prompt parameters; images {card.preprocessing.resize} to {size} px")
-    typer.echo(f"next: {shlex.join(['vpdeploy', 'export', str(out), '--out', f'{card.name}.onnx'])}")
+    typer.echo(f"next: vpdeploy export {shell_path(out)} --out {card.name}.onnx")

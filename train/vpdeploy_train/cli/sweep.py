@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 from vpdeploy.cli.exits import INTERRUPTED
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
+from vpdeploy.text import shell_path
 from vpdeploy_train.cli.cache import Cache
 from vpdeploy_train.cli.door import check_study_name, check_sweep
 from vpdeploy_train.cli.options import add_options, tell_refused_methods
@@ -90,7 +90,7 @@ def sweep(
     values = ", ".join(f"{name} {value}" for name, value in result.values.items())
     typer.echo(f"best: trial {result.best}, validation accuracy {result.val_accuracy:.4f}: {values}")
     typer.echo(f"its run: {result.best_run or 'on the machine that trained it'}; its settings: {out / 'best.toml'}")
-    best = shlex.quote(str(out / "best.toml"))
+    best = shell_path(out / "best.toml")
     typer.echo(f"next: vpdeploy train --config {best} --seed 1 --out RUN")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 
 from vpdeploy.cli.exits import INTERRUPTED
 from vpdeploy.cli.threads import Threads
+from vpdeploy.text import shell_path
 from vpdeploy_train.cli.cache import Cache
 from vpdeploy_train.cli.door import check_training
 from vpdeploy_train.cli.options import add_options, tell_refused_methods
@@ -76,7 +76,7 @@ def train(
             f"pruning chose {result.pruning.chosen}: {before.parameters} to {after.parameters} parameters, "
             f"validation accuracy {before.val_accuracy:.4f} to {after.val_accuracy:.4f}; {out / 'pruning.png'}"
         )
-    typer.echo(f"next: {shlex.join(['vpdeploy', 'export', str(out), '--out', f'{card.name}.onnx'])}")
+    typer.echo(f"next: vpdeploy export {shell_path(out)} --out {card.name}.onnx")
 
 
 add_options(train, check=check_training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -102,17 +103,29 @@ def _locate(spec: str) -> Address | None:
 
 def _load(spec: str, request: _Request, datasets: Any) -> dict[str, Any]:
     """Load a data set's tables by split; a single table is ``UNSPLIT``."""
+    from vpdeploy_train.hub import why_unreachable, without_the_hub  # loads the hub's client
+
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     path = Path(request.name).expanduser()
+    unreachable: str | None = None
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             loaded = datasets.load_from_disk(str(path))
         elif path.is_file():
             loaded = datasets.load_dataset("parquet", data_files=str(path), split="train")
+        elif path.is_dir():
+            loaded = datasets.load_dataset(str(path), request.config)
         else:
-            loaded = datasets.load_dataset(str(path) if path.is_dir() else request.name, request.config)
+            unreachable = why_unreachable(request.name, "README.md", kind="dataset")
+            with without_the_hub() if unreachable else contextlib.nullcontext():
+                loaded = datasets.load_dataset(request.name, request.config)
     except (OSError, ValueError, RuntimeError, LookupError, datasets.exceptions.DatasetsError) as error:
+        if unreachable:
+            raise SpecError(
+                f"{spec}: is not in the local cache ({datasets.config.HF_DATASETS_CACHE}), and {unreachable}: copy the "
+                "cache of a machine that has it (HF_HOME says where it is), or give a local folder"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SpecError(f"{spec}: cannot be loaded ({reason[:300]}): check the name, or give a local folder") from error
     if isinstance(loaded, datasets.Dataset):

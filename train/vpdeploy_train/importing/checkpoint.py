@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vpdeploy.errors import SpecError
+from vpdeploy_train.tensorfile import describe_file, read_torch_file
 
 _PARALLEL = "module."  # what torch.nn.DataParallel puts before every key
 
@@ -38,13 +39,10 @@ class Checkpoint:
         if not path.is_file():
             raise SpecError(f"{path}: file not found; expected a torch file of the public VPT, E²VPT or VAPT code")
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_torch_file(path)
         except Exception as error:  # a damaged zip, a pickle of objects and a short file raise three different kinds
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120].rstrip(". ")
-            raise SpecError(
-                f"{path}: cannot be read as a torch file of tensors alone ({reason}); copy it again if it is cut off, "
-                'or save {"model": model.state_dict()}'
-            ) from error
+            found = describe_file(path, error)
+            raise SpecError(f"{path}: cannot be read as a torch file of tensors alone: {found}") from error
         return cls(str(path), _state_dict(path, content))
 
     @property
