@@ -129,7 +129,7 @@ def test_importing_a_package_loads_nothing_outside_the_standard_library(package:
     [
         (("train", "--data", "digits", "--out", "run"), "torch", "train"),
         (("train", "--data", "digits", "--out", "run"), "timm", "train"),
-        (("eval", "run", "--data", "digits"), "torch", "train"),
+        (("eval", RUN, "--data", "digits"), "torch", "train"),
         (("export", RUN, "--out", "task.onnx"), "torch", "train"),
         (("export", RUN, "--out", "task.onnx"), "onnx_ir", "export"),
         (("serve", "zoo"), "fastapi", "serve"),

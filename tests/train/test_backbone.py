@@ -310,6 +310,7 @@ def test_an_archive_that_is_no_checkpoint_is_refused(tmp_path):
 
 def test_pretrained_weights_that_cannot_be_had_are_asked_for_as_a_file(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     message = (
         r"weights of 'test_vit\.r160_in1k' are not in the local hub cache \(model\.safetensors of "
         r"timm/test_vit\.r160_in1k in .*cannot be reached: .*give a state dict with --weights FILE"
@@ -327,6 +328,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, tmp_path):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refuse)
     with pytest.raises(SpecError, match="cannot be reached: no route; give"):
         load_backbone("test_vit.r160_in1k")
@@ -342,6 +344,7 @@ def test_a_hub_that_answers_is_left_to_its_client(monkeypatch, tmp_path):
         return None
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", answer)
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: 1 / 0)
     with pytest.raises(SpecError, match=r"cannot be downloaded \(division by zero\)"):
