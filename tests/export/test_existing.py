@@ -319,7 +319,7 @@ def test_a_run_that_is_rewritten_is_never_left_contradicting_itself(
         patched.setattr(Path, "replace", die)
         with pytest.raises(Killed):
             other.write()
-    with pytest.raises(BundleError, match=r"not a finished run.*finish it with vpdeploy train --resume"):
+    with pytest.raises(BundleError, match=r"not a finished run.*finish it with: vpdeploy train --out .* --resume"):
         Run.read(run)
     other.write()
     assert Run.read(run).card.name == "birds"
