@@ -84,7 +84,7 @@ def test_an_unfinished_run_is_no_damaged_one(run: Path):
     with pytest.raises(BundleError, match=r"not a finished run, task\.json is missing; write one with vpdeploy train"):
         RunCard.read(run)
     (run / "state").mkdir()
-    with pytest.raises(BundleError, match="finish it with: vpdeploy train --out .* --resume"):
+    with pytest.raises(BundleError, match=r"finish it with: vpdeploy train --out .* --resume"):
         RunCard.read(run)
 
 
