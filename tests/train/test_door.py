@@ -54,7 +54,7 @@ CASES: Mapping[str, tuple[str, str]] = {
     "file in the folder's place": ("train --data digits --out full/file", "exists and is not empty"),
     "nothing to resume": (f"{TRAIN} --resume", "nothing to resume"),
     "recipe": (f"{TRAIN} --recipe fgvc/cup", "no such recipe; did you mean fgvc/cub?"),
-    "method": (f"{TRAIN} --method e2vp", "unknown method 'e2vp'; did you mean e2vpt?"),
+    "method": (f"{TRAIN} --method e2vp", "unknown method 'e2vp' (did you mean e2vpt?); choose"),
     "backbone": (f"{TRAIN} --backbone vit_bass_patch16_224", "did you mean vit_base_patch16_224"),
     "beginning of a backbone": (f"{TRAIN} --backbone vit_mini", "did you mean vit_mini_patch8_64"),
     "weights of a backbone": (

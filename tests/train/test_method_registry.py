@@ -97,7 +97,9 @@ def test_a_misspelt_method_is_refused_before_torch_is_loaded(tmp_path, arguments
     command = [sys.executable, "-c", textwrap.dedent(program), *arguments, "--data", "digits", "--out", "run"]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert finished.returncode == 1
-    assert re.fullmatch(r"error: unknown method 'e3vpt'; choose one of: e2vpt, vapt, .*\n", finished.stderr)
+    assert re.fullmatch(
+        r"error: unknown method 'e3vpt' \(did you mean e2vpt\?\); choose one of: e2vpt, vapt, .*\n", finished.stderr
+    )
     assert finished.stdout == "False\n"
 
 

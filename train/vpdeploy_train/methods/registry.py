@@ -93,8 +93,10 @@ class MethodRegistry(Mapping[str, "type[PromptMethod]"]):
         """
         if name not in self._points:
             close = get_close_matches(name, self, n=1)
-            hint = f"did you mean {close[0]}? There are" if close else "choose one of:"
-            raise SpecError(f"unknown method '{name}'; {hint} {', '.join(self)}; or install the package that brings it")
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise SpecError(
+                f"unknown method '{name}'{hint}; choose one of: {', '.join(self)}; or install the package that brings it"
+            )
 
     def named(self, name: str) -> type[PromptMethod]:
         """Load a method by name.
