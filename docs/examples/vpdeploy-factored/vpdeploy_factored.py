@@ -42,7 +42,7 @@ class Factored(PrunableMethod):
 
         factored_rank: int = option(4, "rows that all blocks share", limits=between(1, 1024), sweep=(2, 4, 8))
 
-    rates = Rates(sgd=0.25, adamw=0.1)
+    rates = Rates(sgd=0.25, adamw=0.03)
     parts = frozenset({"tokens"})
 
     def __init__(

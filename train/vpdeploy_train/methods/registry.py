@@ -95,7 +95,8 @@ class MethodRegistry(Mapping[str, "type[PromptMethod]"]):
             close = get_close_matches(name, self, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             raise SpecError(
-                f"unknown method '{name}'{hint}; choose one of: {', '.join(self)}; or install the package that brings it"
+                f"unknown method '{name}'{hint}; choose one of: {', '.join(self)}; "
+                "or install the package that brings it"
             )
 
     def named(self, name: str) -> type[PromptMethod]:
