@@ -10,6 +10,7 @@ import io
 import re
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,19 @@ MAX_PIXELS = 64_000_000
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 _DEVICES = (Path("/dev"), Path("/proc"))
 
+_MAX_SCANS = 200
+"""A JPEG of more scans is refused: each costs a pass over all pixels, and some bytes of the file. Encoders write 10."""
+
+_BAND_PIXELS = 1 << 20
+"""Conversions that need wide numbers or layers work on as many pixels at a time."""
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
+_TURNS = (b"Exif", b"eXIf", b"exif", b"EXIF", b"adobe.xmp", b"/xap/", b"XMP ")
+"""What announces data that may ask for a turn; a PNG's may follow its pixels."""
+
+_GREY_OF_16_BIT = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
+"""255/65535 of each 16-bit value, rounded."""
 
 # What Pillow's decoders raise on damaged files; Warning where the caller has turned warnings into errors.
 _DAMAGE = (
@@ -56,6 +69,15 @@ def decode_image(source: Path | bytes, *, shorter_side: int | None = None, max_p
             a URL; the message names a file's path.
         MissingExtraError: Pillow is not installed.
     """
+    image = _decode(source, shorter_side=shorter_side, max_pixels=max_pixels, admit=None)
+    # Also where it is RGB already: what the file told of itself is not kept.
+    return image.convert("RGB")
+
+
+def _decode(
+    source: Path | bytes, *, shorter_side: int | None, max_pixels: int, admit: Callable[[int], None] | None
+) -> Image.Image:
+    """Decode as ``decode_image`` does, but leave grey images grey (mode L): their channels need not be held thrice."""
     try:
         from PIL import Image, ImageOps
     except ModuleNotFoundError:
@@ -67,12 +89,20 @@ def decode_image(source: Path | bytes, *, shorter_side: int | None = None, max_p
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
             _check_size(image.size, name, max_pixels)
+            if isinstance(source, bytes) and image.format == "JPEG" and source.count(b"\xff\xda") > _MAX_SCANS:
+                raise InputError(f"{name}: a JPEG of more than the accepted {_MAX_SCANS} scans")
+            full_size = image.size
             if shorter_side is not None:
                 image.draft("RGB", _draft_size(image.size, shorter_side))
+            if admit is not None:
+                may_turn = (
+                    image.format == "TIFF" or not isinstance(source, bytes) or any(map(source.__contains__, _TURNS))
+                )
+                admit(_decoding_bytes(image, full_size, may_turn=may_turn))
             image.load()
             with contextlib.suppress(*_DAMAGE):  # unreadable EXIF data asks for no turn
                 ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            return _to_8_bit(image)
     except PermissionError:
         raise InputError(f"{name}: may not be read: check its permissions") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -109,7 +139,7 @@ def problem_of_place(path: Path) -> str | None:
 
 
 def fit_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Bring an RGB image to the backbone's size.
+    """Bring an RGB or grey image to the backbone's size.
 
     Returns:
         Pixels, uint8 [H, W, 3] with H = W = ``image_size``, owned by the caller.
@@ -126,13 +156,24 @@ def fit_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[n
         # The centre of the scaled image, cut out of the unscaled one: one resampling, no intermediate.
         side = min(width, height) * preprocessing.crop_ratio
         box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-    return np.array(image.resize((size, size), resample, box=box), dtype=np.uint8)
+    return np.array(image.resize((size, size), resample, box=box).convert("RGB"), dtype=np.uint8)
 
 
 def load_pixels(
-    source: Path | bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_PIXELS
+    source: Path | bytes,
+    preprocessing: Preprocessing,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    admit: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode an image and bring it to the backbone's size.
+
+    Args:
+        source: A file, or the bytes of one.
+        preprocessing: Size, resize mode and interpolation.
+        max_pixels: Refuse images of more pixels.
+        admit: Called before any pixel is decoded, with the bytes of memory that decoding will take at most; what it
+            raises refuses the image.
 
     Returns:
         Pixels, uint8 [H, W, 3] with H = W = ``image_size``.
@@ -142,7 +183,8 @@ def load_pixels(
         MissingExtraError: Pillow is not installed.
     """
     shorter_side = round(preprocessing.image_size / preprocessing.crop_ratio)
-    return fit_image(decode_image(source, shorter_side=shorter_side, max_pixels=max_pixels), preprocessing)
+    image = _decode(source, shorter_side=shorter_side, max_pixels=max_pixels, admit=admit)
+    return fit_image(image, preprocessing)
 
 
 def to_pixels(picture: Picture, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -202,17 +244,67 @@ def _draft_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
     return size[0] * target // shorter, size[1] * target // shorter
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any of Pillow's modes to 8-bit RGB."""
+def _decoding_bytes(image: Image.Image, full_size: tuple[int, int], *, may_turn: bool) -> int:
+    """Return an upper bound of the memory that decoding takes, in bytes, from what the header says.
+
+    Args:
+        image: The image, opened and not yet loaded; of a JPEG, at the scale at which it will be decoded.
+        full_size: Width and height in the file.
+        may_turn: Whether the image may have to be turned upright.
+    """
+    pixels = image.width * image.height
+    # The pixels as decoded, in Pillow's 1, 2 or 4 bytes.
+    wide = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
+    total = pixels * wide
+    # A second copy: turned upright, or converted.
+    if image.mode not in ("RGB", "L") or may_turn:
+        total += pixels * (1 if image.mode.startswith(("I", "F")) else 4)
+    # libwebp holds two canvases beside Pillow's; a JPEG of many scans all its coefficients, 2 bytes each.
+    if image.format == "WEBP":
+        total += pixels * 8
+    if image.info.get("progressive"):
+        total += full_size[0] * full_size[1] * 2 * len(image.getbands())
+    return total
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Convert any of Pillow's modes to 8-bit RGB, or what is grey to mode L; RGB and L are returned as they are."""
+    if image.mode.startswith(("I", "F")):  # 16-bit grey and its relatives
+        return _in_bands(image, "L", _grey_band)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return _in_bands(image, "RGB", _over_white)
+    if image.mode in ("RGB", "L"):
+        return image
+    return image.convert("RGB")
+
+
+def _in_bands(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert some rows at a time, so that what ``convert`` needs on the way is never as large as the image."""
     from PIL import Image
 
-    if image.mode.startswith(("I", "F")):  # 16-bit grey and its relatives
-        values = np.asarray(image, dtype=np.float64)
-        scale = 255.0 / 65535.0 if image.mode.startswith("I") else 1.0
-        grey = np.clip(np.nan_to_num(values) * scale + 0.5, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layered).convert("RGB")
-    return image.convert("RGB")
+    rows = max(1, _BAND_PIXELS // image.width)
+    converted = Image.new(mode, image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        converted.paste(convert(band), (0, top))
+    return converted
+
+
+def _grey_band(band: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, and clip what has other ranges."""
+    from PIL import Image
+
+    values = np.asarray(band)
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return Image.fromarray(_GREY_OF_16_BIT.take(values))
+    scale = 255.0 / 65535.0 if band.mode.startswith("I") else 1.0
+    grey = np.clip(np.nan_to_num(values.astype(np.float64)) * scale + 0.5, 0, 255).astype(np.uint8)
+    return Image.fromarray(grey)
+
+
+def _over_white(band: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    layered = band.convert("RGBA")
+    white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, layered).convert("RGB")

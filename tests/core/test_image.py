@@ -102,6 +102,51 @@ def test_sixteen_bit_grey_keeps_its_range():
     assert pixels[0].tolist() == [[value] * 3 for value in (0, 1, 200, 128, 255)]
 
 
+def test_every_sixteen_bit_grey_is_rounded_to_the_nearest_of_eight_bits():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    pixels = np.asarray(decode_image(encode(Image.fromarray(values))))[..., 0]
+    assert (pixels == np.round(values / 257)).all()
+
+
+def test_images_of_several_bands_are_converted_as_small_ones_are():
+    side = 1100  # more pixels than one band holds
+    across = np.tile(np.arange(side, dtype=np.uint16) * 50, (side, 1))
+    deep = np.asarray(decode_image(encode(Image.fromarray(across))))
+    assert (deep == np.round(across / 257)[..., None]).all()
+    veiled = Image.new("RGBA", (side, side), (255, 0, 0, 51))
+    assert (np.asarray(decode_image(encode(veiled))) == (255, 204, 204)).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "bytes_per_pixel"),
+    [
+        (Image.new("RGB", (40, 30)), 4),
+        (Image.new("L", (40, 30)), 1),
+        (Image.new("RGBA", (40, 30)), 8),
+        (Image.fromarray(np.zeros((30, 40), np.uint16)), 3),
+    ],
+)
+def test_what_decoding_takes_is_told_before_any_pixel_is_decoded(image, bytes_per_pixel):
+    told = []
+
+    def refuse(size: int) -> None:
+        told.append(size)
+        raise InputError("refused")
+
+    data = encode(image)
+    with pytest.raises(InputError, match="refused"):
+        load_pixels(data[: len(data) // 2], preprocessing(16), admit=refuse)
+    assert told == [40 * 30 * bytes_per_pixel]
+
+
+def test_a_jpeg_of_very_many_scans_is_refused():
+    data = encode(smooth_photo(64, 64), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    assert decode_image(data).size == (64, 64)
+    with pytest.raises(InputError, match="200 scans"):
+        decode_image(data[:-2] + scan * 200 + data[-2:])
+
+
 def test_float_grey_is_clipped_and_not_a_number_is_black():
     values = np.array([[-5.0, 0.0, 99.6, 300.0, np.nan]], dtype=np.float32)
     pixels = np.asarray(decode_image(encode(Image.fromarray(values), "TIFF")))
