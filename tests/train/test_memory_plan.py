@@ -12,8 +12,8 @@ from train.toys import TOY
 from typer.testing import CliRunner
 
 from vpdeploy.cli.main import build_app
+from vpdeploy.cli.sizes import parse_size
 from vpdeploy.errors import SpecError
-from vpdeploy_train.cli.cache import parse_cache
 from vpdeploy_train.inputs import load_inputs
 from vpdeploy_train.memory_plan import MemoryPlan, Workload
 from vpdeploy_train.settings import TrainSettings
@@ -179,7 +179,7 @@ def test_a_resume_may_take_another_cache(settings, tmp_path, monkeypatch):
     ],
 )
 def test_a_size_is_a_number_and_a_unit(text, size_bytes):
-    assert parse_cache(text) == size_bytes
+    assert parse_size(text) == size_bytes
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "sweep"])

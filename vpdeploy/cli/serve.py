@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,10 @@ import typer
 
 from vpdeploy.backends import AUTO
 from vpdeploy.cli.runtimes import RuntimeOption
+from vpdeploy.cli.sizes import parse_size
 from vpdeploy.cli.threads import Threads
+from vpdeploy.errors import SpecError
+from vpdeploy.image import MAX_PIXELS
 
 
 class LogFormat(str, Enum):
@@ -36,6 +40,32 @@ def serve(
     deadline_ms: Annotated[
         float | None, typer.Option(help="Give up requests that take longer and name no deadline themselves.")
     ] = None,
+    max_body_bytes: Annotated[
+        int,
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            show_default="64MiB",
+            help="Size of one request's body, also decompressed.",
+        ),
+    ] = 64 << 20,
+    max_buffered_bytes: Annotated[
+        int,
+        typer.Option(
+            parser=parse_size,
+            metavar="SIZE",
+            show_default="512MiB",
+            help="What all requests together may hold in memory.",
+        ),
+    ] = 512 << 20,
+    max_client_bytes: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_size, metavar="SIZE", help="What one client (address) may hold of it; default: three quarters."
+        ),
+    ] = None,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels that one encoded image may have.")] = MAX_PIXELS,
+    max_images: Annotated[int, typer.Option(min=1, help="Images that one request may hold.")] = 128,
     token: Annotated[
         str | None,
         typer.Option(envvar="VPDEPLOY_TOKEN", help="Bearer token that every request but health must carry."),
@@ -52,6 +82,9 @@ def serve(
     from vpdeploy.serving.batcher import BatchSettings
     from vpdeploy.session.session import load
 
+    # Click takes an empty variable for none, which would serve openly what was meant to be guarded.
+    if token is None and os.environ.get("VPDEPLOY_TOKEN") == "":
+        raise SpecError("VPDEPLOY_TOKEN is empty; set it to the token, or unset it to serve without one")
     configure_logs(log_format.value)
     settings = ServerSettings(
         batching=BatchSettings(
@@ -61,6 +94,11 @@ def serve(
             deadline_ms=deadline_ms,
         ),
         token=token,
+        max_body_bytes=max_body_bytes,
+        max_buffered_bytes=max_buffered_bytes,
+        max_client_bytes=max_client_bytes,
+        max_pixels=max_pixels,
+        max_images=max_images,
         watch=path if watch and is_bundle(path) else None,
     )
     if token is None and not _is_loopback(host):

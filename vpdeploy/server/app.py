@@ -17,6 +17,7 @@ from vpdeploy.server.auth import BearerToken
 from vpdeploy.server.bodies import BodyReader
 from vpdeploy.server.image_routes import add_image_routes
 from vpdeploy.server.oip_routes import LIVE_PATH, READY_PATH, add_oip_routes
+from vpdeploy.server.redirects import RelativeRedirects
 from vpdeploy.server.service import ServedSession, Service
 from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.statuses import error_response
@@ -52,14 +53,7 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
 
     app = FastAPI(title="vpdeploy", version=vpdeploy.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    bodies = BodyReader(
-        max_body_bytes=settings.max_body_bytes,
-        max_buffered_bytes=settings.max_buffered_bytes,
-        executor=service.decoder.pool,
-    )
-    service.metrics.watch_value(
-        "vpdeploy_body_bytes", "Bytes of the request bodies that are held.", lambda: bodies.buffered_bytes
-    )
+    bodies = BodyReader(max_body_bytes=settings.max_body_bytes, budget=service.budget, pool=service.pool)
     add_image_routes(app, service, bodies)
     add_oip_routes(app, service, bodies)
 
@@ -70,6 +64,7 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
     app.add_api_route("/metrics", metrics, response_model=None, summary="Metrics for Prometheus")
     app.add_exception_handler(VpdeployError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
+    app.add_middleware(RelativeRedirects)
     if settings.token is not None:
         app.add_middleware(BearerToken, token=settings.token, open_paths=frozenset((LIVE_PATH, READY_PATH)))
     return app

@@ -20,14 +20,16 @@ class BearerToken:
 
     def __init__(self, app: ASGIApp, *, token: str, open_paths: frozenset[str]) -> None:
         self._app = app
-        self._expected = f"Bearer {token}".encode()
+        self._token = token.encode()
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            if not hmac.compare_digest(given, self._expected):
+            scheme, _, token = given.partition(b" ")
+            # The scheme's case is free (RFC 9110, 11.1).
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(token, self._token):
                 response = error_response(UnauthorizedError("send the header 'Authorization: Bearer TOKEN'"))
                 await response(scope, receive, send)
                 return

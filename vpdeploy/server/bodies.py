@@ -3,109 +3,148 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 
-from vpdeploy.errors import InputError, QueueFullError
+from vpdeploy.errors import InputError
+from vpdeploy.server.budget import Budget, Reservation
 from vpdeploy.server.statuses import ClientGoneError, TooLargeError
+from vpdeploy.server.work import WorkPool
 
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 """zlib's names for the containers that HTTP calls gzip and deflate."""
+
+SMALL_BODY_BYTES = 64 << 10
+"""Bodies up to this size are parsed on the event loop: handing them over would take as long."""
+
+_INFLATE_STEP = 256 << 10
+"""Bytes that come out of one step of inflating at most."""
 
 _COMPRESSION_LEVEL = 1
 _MIN_COMPRESSED_BYTES = 1024
 
 
 class BodyReader:
-    """Reads request bodies and bounds the bytes that all of them hold at a time.
+    """Reads request bodies within a budget.
 
     Args:
         max_body_bytes: Size that one body may have, as sent and also after decompression.
-        max_buffered_bytes: Size that all bodies together may have while they are held.
-        executor: The threads that decompress bodies.
+        budget: What all bodies together may hold.
+        pool: The threads that decompress bodies.
     """
 
-    def __init__(self, *, max_body_bytes: int, max_buffered_bytes: int, executor: Executor) -> None:
+    def __init__(self, *, max_body_bytes: int, budget: Budget, pool: WorkPool) -> None:
         self._max_body_bytes = max_body_bytes
-        self._max_buffered_bytes = max_buffered_bytes
-        self._executor = executor
-        self._buffered_bytes = 0
-
-    @property
-    def buffered_bytes(self) -> int:
-        """Bytes of all bodies that are held now."""
-        return self._buffered_bytes
+        self._budget = budget
+        self._pool = pool
 
     @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
+    async def body(self, request: Request, *, line: str) -> AsyncIterator[bytes]:
         """Read and decompress a request's body; its bytes count until the context ends.
+
+        Args:
+            request: The request.
+            line: Whose turn the work on it takes.
 
         Raises:
             TooLargeError: The body is larger than one may be; the rest is not read.
-            QueueFullError: All bodies together are larger than they may be.
+            QueueFullError: All bodies together, or this client's, are larger than they may be.
             InputError: The body's compression is unknown or damaged.
-            ClientGoneError: The client left before the whole body was sent.
+            ClientGoneError: The client left before the whole body was sent, or sent it too slowly.
         """
-        held = 0
-        try:
-            self._check_declared_size(request)
-            chunks: list[bytes] = []
-            async for chunk in request.stream():
-                held += len(chunk)
-                self._buffered_bytes += len(chunk)
-                self._check_sizes(held)
-                chunks.append(chunk)
-            body = b"".join(chunks)
-            chunks.clear()
+        with self._budget.reserve(client_of(request)) as reservation:
+            try:
+                body = await self._read(request, reservation)
+            except ClientDisconnect:
+                raise ClientGoneError("the client left before its request was complete") from None
             encoding = request.headers.get("content-encoding", "identity").strip().lower()
             if encoding not in ("identity", ""):
-                loop = asyncio.get_running_loop()
-                body = await loop.run_in_executor(self._executor, decompress, body, encoding, self._max_body_bytes)
-                held += len(body)
-                self._buffered_bytes += len(body)
+                inflate = partial(decompress, body, encoding, self._max_body_bytes, reservation)
+                inflating = self._pool.submit(line, inflate)
+                sent, body = len(body), b""
+                body = await _result(inflating)
+                del inflate, inflating
+                reservation.shrink(sent)
             yield body
-        except ClientDisconnect:
-            raise ClientGoneError("the client left before its request was complete") from None
-        finally:
-            self._buffered_bytes -= held
 
-    def _check_declared_size(self, request: Request) -> None:
+    async def _read(self, request: Request, reservation: Reservation) -> bytes:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_body_bytes:
             raise _too_large(self._max_body_bytes)
+        held = 0
+        chunks: list[bytes] = []
+        async for chunk in request.stream():
+            held += len(chunk)
+            if held > self._max_body_bytes:
+                raise _too_large(self._max_body_bytes)
+            reservation.grow(len(chunk))
+            chunks.append(chunk)
+        return b"".join(chunks)
 
-    def _check_sizes(self, held: int) -> None:
-        if held > self._max_body_bytes:
-            raise _too_large(self._max_body_bytes)
-        if self._buffered_bytes > self._max_buffered_bytes:
-            raise QueueFullError(
-                f"the requests under way hold more than {self._max_buffered_bytes} bytes; try again later"
-            )
+
+def client_of(request: Request) -> str:
+    """Return whose share of the budget a request takes: its client's address."""
+    return request.client.host if request.client is not None else ""
 
 
-def decompress(data: bytes, encoding: str, max_bytes: int) -> bytes:
+async def _result(job: Future[bytes]) -> bytes:
+    """Wait for a job to end, also where the request is cancelled: until then its bytes are held."""
+    waiting = asyncio.wrap_future(job)
+    try:
+        return await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        if not job.cancel():
+            with contextlib.suppress(Exception):
+                await waiting
+        raise
+
+
+def decompress(data: bytes, encoding: str, max_bytes: int, reservation: Reservation) -> bytes:
     """Decompress a request body, never to more than ``max_bytes``.
+
+    Args:
+        data: The body as sent.
+        encoding: The Content-Encoding.
+        max_bytes: Bytes that may come out.
+        reservation: Grows with what comes out, before it does.
 
     Raises:
         InputError: The encoding is unknown, or the data is damaged, truncated or overlong.
         TooLargeError: More bytes would come out.
+        QueueFullError: The budget does not hold them now.
     """
     if encoding not in _WINDOW_BITS:
         raise InputError(f"Content-Encoding '{encoding[:40]}' is not accepted; expected gzip or deflate")
     inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
+    pieces: list[bytes] = []
+    total = 0
+    rest: bytes | memoryview = memoryview(data)
     try:
-        plain = inflater.decompress(data, max_bytes + 1)
+        # Some input at a time, too: zlib copies what is left of it at every step.
+        for start in range(0, len(data), _INFLATE_STEP):
+            rest = data[start : start + _INFLATE_STEP]
+            while rest and not inflater.eof:
+                step = min(_INFLATE_STEP, max_bytes + 1 - total)
+                reservation.grow(step)
+                pieces.append(inflater.decompress(rest, step))
+                reservation.shrink(step - len(pieces[-1]))
+                total += len(pieces[-1])
+                rest = inflater.unconsumed_tail
+                if total > max_bytes:
+                    raise _too_large(max_bytes)
+            if inflater.eof and (inflater.unused_data or start + _INFLATE_STEP < len(data)):
+                raise InputError(f"the {encoding} body is overlong")
     except zlib.error as error:
         raise InputError(f"the body is not valid {encoding}: {error}") from None
-    if len(plain) > max_bytes:
-        raise _too_large(max_bytes)
-    if not inflater.eof or inflater.unused_data:
-        raise InputError(f"the {encoding} body is {'overlong' if inflater.eof else 'truncated'}")
-    return plain
+    if not inflater.eof:
+        raise InputError(f"the {encoding} body is truncated")
+    return b"".join(pieces)
 
 
 def compress_for(accepted: str, body: bytes) -> tuple[bytes, dict[str, str]]:

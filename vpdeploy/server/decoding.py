@@ -1,14 +1,15 @@
-"""Decoding off the event loop: a bounded pool of threads. Pillow gives up the interpreter lock while it decodes."""
+"""Decoding off the event loop. Pillow gives up the interpreter lock while it decodes."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 
-from vpdeploy.errors import QueueFullError
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import load_pixels
+from vpdeploy.server.budget import Budget
+from vpdeploy.server.work import WorkPool
 from vpdeploy.serving.queue import Pixels
 
 
@@ -17,46 +18,35 @@ class Decoder:
 
     Args:
         preprocessing: How images are brought to the backbone's input.
-        threads: How many images are decoded at a time.
-        max_pending: Images that may wait for a thread; more are refused.
+        pool: The threads that decode.
+        budget: What decoding may hold.
         max_pixels: Images of more pixels are refused.
     """
 
-    def __init__(self, preprocessing: Preprocessing, *, threads: int, max_pending: int, max_pixels: int) -> None:
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="vpdeploy-decode")
+    def __init__(self, preprocessing: Preprocessing, *, pool: WorkPool, budget: Budget, max_pixels: int) -> None:
         self._preprocessing = preprocessing
-        self._max_pending = max_pending
+        self._pool = pool
+        self._budget = budget
         self._max_pixels = max_pixels
-        self._pending = 0
-        self._lock = threading.Lock()
 
-    def submit(self, files: Sequence[bytes]) -> list[Future[Pixels]]:
+    def submit(self, files: Sequence[bytes], *, line: str, client: str) -> list[Future[Pixels]]:
         """Start to decode the images of one request, all of them or none.
 
+        Args:
+            files: Encoded images.
+            line: Whose turn they take.
+            client: Whose share of the budget they take.
+
         Returns:
-            Future pixels, uint8 [H, W, 3] each; they raise InputError for what is no image.
+            Future pixels, uint8 [H, W, 3] each; they raise InputError for what is no image, and QueueFullError where
+            the budget does not hold its pixels now.
 
         Raises:
             QueueFullError: Too many images wait to be decoded.
         """
-        with self._lock:
-            if self._pending + len(files) > self._max_pending:
-                raise QueueFullError(
-                    f"{self._pending} images wait to be decoded and at most {self._max_pending} may; try again later"
-                )
-            self._pending += len(files)
-        futures = [self.pool.submit(self._decode, file) for file in files]
-        for future in futures:
-            future.add_done_callback(self._finish)
-        return futures
+        return self._pool.submit_all(line, [partial(self._decode, file, client) for file in files])
 
-    def close(self) -> None:
-        """Finish what was accepted and stop the threads."""
-        self.pool.shutdown()
-
-    def _decode(self, file: bytes) -> Pixels:
-        return load_pixels(file, self._preprocessing, max_pixels=self._max_pixels)
-
-    def _finish(self, future: Future[Pixels]) -> None:
-        with self._lock:
-            self._pending -= 1
+    def _decode(self, file: bytes, client: str) -> Pixels:
+        # A reservation of its own: decoding goes on for a moment where the client has left and its request has ended.
+        with self._budget.reserve(client) as reservation:
+            return load_pixels(file, self._preprocessing, max_pixels=self._max_pixels, admit=reservation.grow)

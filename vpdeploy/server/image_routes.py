@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.convertors import StringConvertor, register_url_convertor
-from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import Message
 
 from vpdeploy.errors import InputError
-from vpdeploy.server.bodies import BodyReader
+from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of
 from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
+from vpdeploy.server.forms import form_files
 from vpdeploy.server.service import Classified, ServedTask, Service
 from vpdeploy.session.prediction import rank_classes
 
 DEFAULT_TOP = 5
-
-_MAX_FORM_FIELDS = 8
 
 _TASK_PATH = "/v1/tasks/{task:task}"
 
@@ -61,11 +59,19 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
 
     async def ask(request: Request, tasks: Sequence[str]) -> tuple[list[tuple[str, bytes]], list[Classified]]:
         """Put the images of a request to tasks; returns the named files and image by image the answers."""
-        async with bodies.body(request) as body:
-            files = await _files(request, body, max_files=service.settings.max_images)
-            images = [data for _, data in files]
-            work = service.classify(images, tasks, deadline_s=_deadline(request))
-            return files, await unless_client_leaves(request, work)
+        client = client_of(request)
+        line = service.line(tasks, client)
+        deadline_s = _deadline(request)
+        async with bodies.body(request, line=line) as body:
+
+            async def work() -> tuple[list[tuple[str, bytes]], list[Classified]]:
+                read = partial(_files, content_type, body, max_files=service.settings.max_images)
+                files = read() if len(body) <= SMALL_BODY_BYTES else await service.off_loop(line, read)
+                images = [data for _, data in files]
+                return files, await service.classify(images, tasks, client=client, deadline_s=deadline_s)
+
+            content_type = request.headers.get("content-type", "")
+            return await unless_client_leaves(request, work())
 
     async def predict(request: Request) -> Response:
         top = _top(request)
@@ -126,22 +132,13 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
     )
 
 
-async def _files(request: Request, body: bytes, *, max_files: int) -> list[tuple[str, bytes]]:
+def _files(content_type: str, body: bytes, *, max_files: int) -> list[tuple[str, bytes]]:
     """Return the images of a request with their names: the body, or the files of a form."""
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        if not body:
-            raise InputError("the body is empty; send an image, or a form with files")
-        return [("", body)]
-
-    async def replay() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async with Request(request.scope, replay).form(max_files=max_files, max_fields=_MAX_FORM_FIELDS) as form:
-        uploads = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        files = [(upload.filename or "", await upload.read()) for upload in uploads]
-    if not files:
-        raise InputError("the form holds no file; send images as files, e.g. curl -F image=@photo.jpg")
-    return files
+    if content_type.lower().startswith("multipart/form-data"):
+        return form_files(content_type, body, max_files=max_files)
+    if not body:
+        raise InputError("the body is empty; send an image, or a form with files")
+    return [("", body)]
 
 
 def _task_fields(task: ServedTask) -> dict[str, Any]:

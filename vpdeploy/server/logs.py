@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
+import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Literal
 
@@ -27,6 +30,52 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(fields)
 
 
+class Repetitions(logging.Filter):
+    """Lets the first lines of a kind through and counts the others: what clients send must not fill a disk.
+
+    Lines are of one kind where logger and text agree but for what is filled in. A second of rest or more later, one
+    line says how many there were.
+
+    Args:
+        most: Lines of a kind that are shown within ``period_s``.
+        period_s: How long lines are counted together, in s.
+        clock: Returns the time, in s; it never goes backwards.
+    """
+
+    def __init__(self, *, most: int = 5, period_s: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._most = most
+        self._period_s = period_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str, int, str], int] = {}
+        self._begun_at = clock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record is shown; the first one of a new period takes the sums of the last one with it."""
+        kind = (record.name, record.levelno, str(record.msg))
+        with self._lock:
+            now = self._clock()
+            sums = ""
+            if now - self._begun_at >= self._period_s:
+                sums = self._sums(now - self._begun_at)
+                self._counts.clear()
+                self._begun_at = now
+            if kind not in self._counts and len(self._counts) >= _MAX_KINDS:
+                kind = ("", 0, "")
+            count = self._counts[kind] = self._counts.get(kind, 0) + 1
+        if sums:
+            record.msg, record.args = f"{record.getMessage()} ({sums})", None
+        return count <= self._most
+
+    def _sums(self, seconds: float) -> str:
+        hidden = sum(count - self._most for count in self._counts.values() if count > self._most)
+        return f"and {hidden:,} more lines like the ones before in {seconds:.0f} s" if hidden else ""
+
+
+_MAX_KINDS = 1000
+
+
 def configure_logs(log_format: LogFormat) -> None:
     """Send all logs of this process to stderr in one format: vpdeploy's from info on, others' from warning on."""
     handler = logging.StreamHandler(sys.stderr)
@@ -34,6 +83,7 @@ def configure_logs(log_format: LogFormat) -> None:
         handler.setFormatter(JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(Repetitions())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)
     # It logs every malformed form; whoever sent it is told, the log need not be.

@@ -59,7 +59,13 @@ class InferRequest:
 
 
 def parse_request(
-    body: bytes, header_length: str | None, *, image_size: int, max_images: int, max_json_bytes: int
+    body: bytes,
+    header_length: str | None,
+    *,
+    image_size: int,
+    max_images: int,
+    max_json_bytes: int,
+    max_json_values: int,
 ) -> InferRequest:
     """Parse the body of an inference request.
 
@@ -69,6 +75,7 @@ def parse_request(
         image_size: Height and width of images sent as pixels.
         max_images: Images that one request may hold.
         max_json_bytes: Size that the JSON part may have.
+        max_json_values: Values, lists and objects that it may hold.
 
     Raises:
         InputError: The body is no valid request.
@@ -78,6 +85,12 @@ def parse_request(
     if len(text) > max_json_bytes:
         raise TooLargeError(
             f"the JSON has {len(text)} bytes, accepted are {max_json_bytes}; send images as binary data"
+        )
+    # Nothing else runs while JSON is parsed. Counting its marks is a hundred times as fast, and never counts too few.
+    values = sum(map(text.count, (b",", b"[", b"{")))
+    if values > max_json_values:
+        raise TooLargeError(
+            f"the JSON has up to {values} values, accepted are {max_json_values}; send images as binary data"
         )
     document = _parse_json(text)
     parameters = _take(document, "parameters", dict, {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,16 +12,20 @@ from starlette.responses import JSONResponse, Response
 
 import vpdeploy
 from vpdeploy.errors import TaskNotFoundError
-from vpdeploy.server.bodies import BodyReader, compress_for
+from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of, compress_for
 from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
 from vpdeploy.server.oip_binary import HEADER_LENGTH
-from vpdeploy.server.oip_request import parse_request
+from vpdeploy.server.oip_request import InferRequest, parse_request
 from vpdeploy.server.oip_response import model_config, model_metadata, render_response
-from vpdeploy.server.service import ServedTask, Service
+from vpdeploy.server.service import Classified, ServedTask, Service
 from vpdeploy.server.statuses import refusal
+from vpdeploy.text import cut_name
 
 LIVE_PATH = "/v2/health/live"
 READY_PATH = "/v2/health/ready"
+
+_SMALL_ANSWER_VALUES = 4096
+"""Answers of as many logits are encoded on the event loop."""
 
 _INFER_SCHEMA: dict[str, Any] = {
     "summary": "Classify a batch of images",
@@ -40,30 +46,37 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
         version = request.path_params.get("version")
         if version is not None and version != str(task.version):
             raise TaskNotFoundError(
-                f"task '{task.card.name}' is served in version {task.version}, not '{version[:20]}'"
+                f"task '{task.card.name}' is served in version {task.version}, not '{cut_name(version, 20)}'"
             )
         return task
 
     async def infer(request: Request) -> Response:
-        async with bodies.body(request) as body:
+        client = client_of(request)
+        line = service.line([request.path_params["task"]], client)
+        async with bodies.body(request, line=line) as body:
             task = served(request)
-            parsed = parse_request(
-                body,
-                request.headers.get(HEADER_LENGTH),
-                image_size=image_size,
-                max_images=settings.max_images,
-                max_json_bytes=settings.max_json_bytes,
-            )
-            answers = await unless_client_leaves(
-                request, service.classify(parsed.images, [task.card.name], deadline_s=parsed.deadline_s)
-            )
-        content, json_bytes = render_response(parsed, answers)
-        headers = {}
-        if json_bytes is not None:
-            headers[HEADER_LENGTH] = str(json_bytes)
-        content, encoding = compress_for(request.headers.get("accept-encoding", ""), content)
-        media_type = "application/json" if json_bytes is None else "application/octet-stream"
-        return Response(content, headers={**headers, **encoding}, media_type=media_type)
+
+            async def work() -> tuple[bytes, dict[str, str]]:
+                parse = partial(
+                    parse_request,
+                    body,
+                    request.headers.get(HEADER_LENGTH),
+                    image_size=image_size,
+                    max_images=settings.max_images,
+                    max_json_bytes=settings.max_json_bytes,
+                    max_json_values=settings.max_json_values,
+                )
+                parsed = parse() if len(body) <= SMALL_BODY_BYTES else await service.off_loop(line, parse)
+                answers = await service.classify(
+                    parsed.images, [task.card.name], client=client, deadline_s=parsed.deadline_s
+                )
+                encode = partial(_encode, parsed, answers, request.headers.get("accept-encoding", ""))
+                values = sum(len(answer.logits) for answer in answers)
+                return encode() if values <= _SMALL_ANSWER_VALUES else await service.off_loop(line, encode)
+
+            content, headers = await unless_client_leaves(request, work())
+        media_type = "application/octet-stream" if HEADER_LENGTH in headers else "application/json"
+        return Response(content, headers=headers, media_type=media_type)
 
     async def live(request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -117,3 +130,11 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
     app.add_api_route(LIVE_PATH, live, response_model=None)
     app.add_api_route(READY_PATH, ready, response_model=None)
     app.add_api_route("/v2/repository/index", repository_index, methods=["POST"], response_model=None)
+
+
+def _encode(parsed: InferRequest, answers: Sequence[Classified], accepted: str) -> tuple[bytes, dict[str, str]]:
+    """Return a response's body and its headers."""
+    content, json_bytes = render_response(parsed, answers)
+    headers = {} if json_bytes is None else {HEADER_LENGTH: str(json_bytes)}
+    content, encoding = compress_for(accepted, content)
+    return content, {**headers, **encoding}

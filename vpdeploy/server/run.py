@@ -8,17 +8,22 @@ import socket
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from vpdeploy.errors import SpecError
+from vpdeploy.server.protocol import LimitedProtocol
 from vpdeploy.server.service import Service
+from vpdeploy.server.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 
 _DRAIN_S = 30
 """How long requests that were accepted may take to be answered after the signal to stop."""
+
+_TICKS_PER_CHECK = 10
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -66,6 +71,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 ws="none",
                 timeout_graceful_shutdown=_DRAIN_S,
+                http=_protocol_of(app.state.service.settings),
             )
         )
         self._service: Service = app.state.service
@@ -77,6 +83,14 @@ class Server(uvicorn.Server):
         if self.started:
             self._on_listening()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Look after the connections once a second; uvicorn calls this ten times as often."""
+        if counter % _TICKS_PER_CHECK == 0:
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, LimitedProtocol):
+                    connection.check()
+        return await super().on_tick(counter)
+
     def stop(self) -> None:
         """Accept no more connections, answer what was accepted, and return from ``run``."""
         self._service.draining = True
@@ -86,6 +100,16 @@ class Server(uvicorn.Server):
         """Stop in answer to a signal."""
         self._service.draining = True
         super().handle_exit(sig, frame)
+
+
+def _protocol_of(settings: ServerSettings) -> type[LimitedProtocol]:
+    """Return the protocol with its limits: uvicorn makes one for each connection, and hands on none of ours."""
+
+    class Protocol(LimitedProtocol):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(settings=settings, **options)
+
+    return Protocol
 
 
 def run_server(app: FastAPI, listener: socket.socket, *, on_listening: Callable[[], None]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +14,11 @@ import numpy as np
 
 from vpdeploy.errors import BackendError, DeadlineExceededError, InputError
 from vpdeploy.format.task import TaskCard
+from vpdeploy.server.budget import Budget
 from vpdeploy.server.decoding import Decoder
 from vpdeploy.server.metrics import Metrics
 from vpdeploy.server.settings import ServerSettings
+from vpdeploy.server.work import WorkPool
 from vpdeploy.serving.batch import BatchSession
 from vpdeploy.serving.batcher import Batcher
 from vpdeploy.serving.queue import Answer, Logits, Pixels
@@ -75,7 +77,7 @@ class Classified:
 
 
 class Service:
-    """Decoder and batcher of one server. Its coroutines belong to one event loop; ``close`` it at the end.
+    """Budget, decoder and batcher of one server. Its coroutines belong to one event loop; ``close`` it at the end.
 
     Args:
         session: Runs the batches; the caller closes it after the service.
@@ -88,11 +90,15 @@ class Service:
         self.metrics = Metrics()
         self.draining = False
         self.batcher = Batcher(session, settings.batching, observer=self.metrics.count_batch)
-        self.decoder = Decoder(
-            session.preprocessing,
-            threads=settings.decode_threads,
-            max_pending=settings.batching.max_queue_size,
-            max_pixels=settings.max_pixels,
+        self.budget = Budget(total_bytes=settings.max_buffered_bytes, client_bytes=settings.client_bytes)
+        self.pool = WorkPool(threads=settings.decode_threads, max_pending=settings.batching.max_queue_size)
+        self._decoder = Decoder(
+            session.preprocessing, pool=self.pool, budget=self.budget, max_pixels=settings.max_pixels
+        )
+        self.metrics.watch_value(
+            "vpdeploy_body_bytes",
+            "Bytes that requests make the server hold: bodies, and pixels that are being decoded.",
+            lambda: self.budget.held_bytes,
         )
         self.metrics.watch_value(
             "vpdeploy_queue_images", "Images that wait for a batch.", lambda: self.batcher.queue_length
@@ -119,11 +125,29 @@ class Service:
         lease.release()
         return ServedTask(card=lease.card, version=lease.version or 1)
 
+    def line(self, tasks: Sequence[str], client: str) -> str:
+        """Return whose turn the work on a request takes: its task's, else its client's.
+
+        Names that are made up share their client's turns: they must not become lines of their own.
+        """
+        if len(tasks) == 1 and tasks[0] in self.session.tasks:
+            return f"task {tasks[0]}"
+        return f"client {client}"
+
+    async def off_loop(self, line: str, work: Callable[[], _T]) -> _T:
+        """Do in the pool what would hold up the event loop.
+
+        Raises:
+            QueueFullError: Too much work waits.
+        """
+        return (await _results([self.pool.submit(line, work)], None))[0]
+
     async def classify(
         self,
         images: Sequence[bytes] | Sequence[Pixels],
         tasks: Sequence[str],
         *,
+        client: str = "",
         deadline_s: float | None = None,
     ) -> list[Classified]:
         """Ask every task about every image, in one go.
@@ -131,6 +155,7 @@ class Service:
         Args:
             images: Encoded files, or pixels uint8 [H, W, 3] of the backbone's size.
             tasks: Names of loaded tasks.
+            client: Whose share of the budget decoding takes.
             deadline_s: Seconds from now after which the answer is of no use; None for the settings' default.
 
         Returns:
@@ -156,7 +181,9 @@ class Service:
         files = [image for image in images if isinstance(image, bytes)]
         pixels = [image for image in images if not isinstance(image, bytes)]
         if files:
-            pixels = await _results(self.decoder.submit(files), expires_at)
+            pixels = await _results(
+                self._decoder.submit(files, line=self.line(tasks, client), client=client), expires_at
+            )
         rows = [(image, task) for image in pixels for task in tasks]
         answers = self.batcher.submit_all(rows, deadline_s=_remaining(expires_at))
         await _results(answers, expires_at)
@@ -166,7 +193,7 @@ class Service:
         """Finish what was accepted and stop every thread."""
         self.draining = True
         self.batcher.close(drain=True)
-        self.decoder.close()
+        self.pool.close()
 
 
 async def _results(futures: Sequence[Future[_T]], expires_at: float | None) -> list[_T]:

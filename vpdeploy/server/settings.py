@@ -26,11 +26,21 @@ class ServerSettings:
         token: The token that every request but those for health must carry, as ``Authorization: Bearer TOKEN``; None
             asks nobody for one.
         max_body_bytes: Size that one request's body may have, as sent and also after decompression.
-        max_buffered_bytes: Size that all request bodies together may have while they are held.
-        max_json_bytes: Size that the JSON part of one request may have; it is parsed on the event loop.
+        max_buffered_bytes: What all requests together may make the server hold: bodies as sent and inflated, and
+            pixels while they are decoded.
+        max_client_bytes: What the requests of one client, by its address, may hold of that; None for three quarters,
+            and for room for two of the largest bodies. Behind a proxy all clients have one address.
+        max_json_bytes: Size that the JSON part of one request may have.
+        max_json_values: Values, lists and objects that it may hold: parsing keeps all else waiting, so it must be
+            short.
         max_images: Images that one request may hold, and rows that a fan-out may ask for.
         max_pixels: Pixels that one encoded image may have.
-        decode_threads: Threads that decode images.
+        decode_threads: Threads that inflate, parse and decode for one task at a time.
+        max_connections: Connections that may be open; more are closed at once.
+        header_timeout_s: How long the head of a request may take to arrive, in s, and a connection may be idle.
+        body_timeout_s: How long a body may take to arrive, in s, beside a second for each ``min_body_bytes_per_s`` of
+            it; and how long a client may take none of its answer.
+        min_body_bytes_per_s: The slowest upload that is waited for.
         watch: A bundle folder whose manifest is watched for new tasks, or None.
         watch_interval_s: Time between two looks at the manifest, in s.
 
@@ -42,10 +52,16 @@ class ServerSettings:
     token: str | None = field(default=None, repr=False)
     max_body_bytes: int = 64 * _MIB
     max_buffered_bytes: int = 512 * _MIB
+    max_client_bytes: int | None = None
     max_json_bytes: int = 8 * _MIB
+    max_json_values: int = 1_000_000
     max_images: int = 128
     max_pixels: int = MAX_PIXELS
     decode_threads: int = field(default_factory=_default_decode_threads)
+    max_connections: int = 1024
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 10.0
+    min_body_bytes_per_s: int = 16 * 1024
     watch: Path | None = None
     watch_interval_s: float = 2.0
 
@@ -53,15 +69,31 @@ class ServerSettings:
         sizes = {
             "max_body_bytes": self.max_body_bytes,
             "max_buffered_bytes": self.max_buffered_bytes,
+            "max_client_bytes": self.client_bytes,
             "max_json_bytes": self.max_json_bytes,
+            "max_json_values": self.max_json_values,
             "max_images": self.max_images,
             "max_pixels": self.max_pixels,
             "decode_threads": self.decode_threads,
+            "max_connections": self.max_connections,
+            "min_body_bytes_per_s": self.min_body_bytes_per_s,
         }
         for name, value in sizes.items():
             if value < 1:
                 raise SpecError(f"{name} should be at least 1, found {value}")
-        if not self.watch_interval_s > 0:
-            raise SpecError(f"watch_interval_s should be more than 0, found {self.watch_interval_s}")
+        for name, seconds in (
+            ("watch_interval_s", self.watch_interval_s),
+            ("header_timeout_s", self.header_timeout_s),
+            ("body_timeout_s", self.body_timeout_s),
+        ):
+            if not seconds > 0:
+                raise SpecError(f"{name} should be more than 0, found {seconds}")
         if self.token is not None and not (self.token and self.token.isascii() and self.token.isprintable()):
             raise SpecError("the token should be printable ASCII characters, and at least one of them")
+
+    @property
+    def client_bytes(self) -> int:
+        """What the requests of one client may hold."""
+        if self.max_client_bytes is not None:
+            return self.max_client_bytes
+        return min(self.max_buffered_bytes, max(self.max_buffered_bytes * 3 // 4, 2 * self.max_body_bytes))

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from vpdeploy.errors import TableFullError, TaskNotFoundError
 from vpdeploy.format.task import TaskCard
+from vpdeploy.text import cut_name
 
 
 @dataclass(kw_only=True)
@@ -91,7 +92,7 @@ class TaskDirectory:
             resident = self._residents.get(task)
             if resident is None:
                 known = ", ".join(list(self._residents)[:20]) or "none"
-                raise TaskNotFoundError(f"no task '{task}'; loaded: {known}")
+                raise TaskNotFoundError(f"no task '{cut_name(task)}'; loaded: {known}")
             resident.leases += 1
             return Lease(self, resident)
 
