@@ -34,6 +34,9 @@ _DEVICES = (Path("/dev"), Path("/proc"))
 _MAX_SCANS = 200
 """A JPEG of more scans is refused: each costs a pass over all pixels, and some bytes of the file. Encoders write 10."""
 
+_SCAN = b"\xff\xda"
+_WINDOW = 1 << 20
+
 _BAND_PIXELS = 1 << 20
 """Conversions that need wide numbers or layers work on as many pixels at a time."""
 
@@ -89,16 +92,13 @@ def _decode(
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
             _check_size(image.size, name, max_pixels)
-            if isinstance(source, bytes) and image.format == "JPEG" and source.count(b"\xff\xda") > _MAX_SCANS:
+            if isinstance(source, bytes) and image.info.get("progressive") and _count(source, _SCAN) > _MAX_SCANS:
                 raise InputError(f"{name}: a JPEG of more than the accepted {_MAX_SCANS} scans")
             full_size = image.size
             if shorter_side is not None:
                 image.draft("RGB", _draft_size(image.size, shorter_side))
             if admit is not None:
-                may_turn = (
-                    image.format == "TIFF" or not isinstance(source, bytes) or any(map(source.__contains__, _TURNS))
-                )
-                admit(_decoding_bytes(image, full_size, may_turn=may_turn))
+                admit(_decoding_bytes(image, full_size, source))
             image.load()
             with contextlib.suppress(*_DAMAGE):  # unreadable EXIF data asks for no turn
                 ImageOps.exif_transpose(image, in_place=True)
@@ -244,20 +244,21 @@ def _draft_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
     return size[0] * target // shorter, size[1] * target // shorter
 
 
-def _decoding_bytes(image: Image.Image, full_size: tuple[int, int], *, may_turn: bool) -> int:
+def _decoding_bytes(image: Image.Image, full_size: tuple[int, int], source: Path | bytes) -> int:
     """Return an upper bound of the memory that decoding takes, in bytes, from what the header says.
 
     Args:
         image: The image, opened and not yet loaded; of a JPEG, at the scale at which it will be decoded.
         full_size: Width and height in the file.
-        may_turn: Whether the image may have to be turned upright.
+        source: The file, or its bytes.
     """
     pixels = image.width * image.height
     # The pixels as decoded, in Pillow's 1, 2 or 4 bytes.
     wide = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
     total = pixels * wide
-    # A second copy: turned upright, or converted.
-    if image.mode not in ("RGB", "L") or may_turn:
+    # A second copy: converted, or turned upright. Where it matters little, the file is not searched for a reason to.
+    small = pixels <= _BAND_PIXELS or image.format == "TIFF" or not isinstance(source, bytes)
+    if image.mode not in ("RGB", "L") or small or any(_count(source, mark) for mark in _TURNS):
         total += pixels * (1 if image.mode.startswith(("I", "F")) else 4)
     # libwebp holds two canvases beside Pillow's; a JPEG of many scans all its coefficients, 2 bytes each.
     if image.format == "WEBP":
@@ -265,6 +266,11 @@ def _decoding_bytes(image: Image.Image, full_size: tuple[int, int], *, may_turn:
     if image.info.get("progressive"):
         total += full_size[0] * full_size[1] * 2 * len(image.getbands())
     return total
+
+
+def _count(data: bytes, mark: bytes) -> int:
+    """Count occurrences of a mark window by window, so that other threads may run in between."""
+    return sum(data.count(mark, start, start + _WINDOW + len(mark) - 1) for start in range(0, len(data), _WINDOW))
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -120,10 +120,10 @@ def test_images_of_several_bands_are_converted_as_small_ones_are():
 @pytest.mark.parametrize(
     ("image", "bytes_per_pixel"),
     [
-        (Image.new("RGB", (40, 30)), 4),
-        (Image.new("L", (40, 30)), 1),
-        (Image.new("RGBA", (40, 30)), 8),
-        (Image.fromarray(np.zeros((30, 40), np.uint16)), 3),
+        (Image.new("RGB", (1400, 1000)), 4),
+        (Image.new("L", (1400, 1000)), 1),
+        (Image.new("RGBA", (1400, 1000)), 8),
+        (Image.fromarray(np.zeros((1000, 1400), np.uint16)), 3),
     ],
 )
 def test_what_decoding_takes_is_told_before_any_pixel_is_decoded(image, bytes_per_pixel):
@@ -136,7 +136,7 @@ def test_what_decoding_takes_is_told_before_any_pixel_is_decoded(image, bytes_pe
     data = encode(image)
     with pytest.raises(InputError, match="refused"):
         load_pixels(data, preprocessing(16), admit=refuse)
-    assert told == [40 * 30 * bytes_per_pixel]
+    assert told == [1400 * 1000 * bytes_per_pixel]
 
 
 def test_a_jpeg_of_very_many_scans_is_refused():

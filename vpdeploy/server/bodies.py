@@ -23,7 +23,7 @@ _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 SMALL_BODY_BYTES = 64 << 10
 """Bodies up to this size are parsed on the event loop: handing them over would take as long."""
 
-_INFLATE_STEP = 256 << 10
+_INFLATE_STEP = 1 << 20
 """Bytes that come out of one step of inflating at most."""
 
 _COMPRESSION_LEVEL = 1

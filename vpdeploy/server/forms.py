@@ -8,6 +8,7 @@ from vpdeploy.errors import InputError
 
 _MAX_FIELDS = 8
 _MAX_HEAD_BYTES = 16 << 10
+_WINDOW = 1 << 20
 _MAX_BOUNDARY_BYTES = 200
 
 
@@ -28,7 +29,7 @@ def form_files(content_type: str, body: bytes, *, max_files: int) -> list[tuple[
         raise InputError("Missing boundary in multipart.")
     delimiter = b"\r\n--" + boundary
     # What precedes the first boundary is to be ignored (RFC 2046, 5.1.1).
-    begin = 0 if body.startswith(delimiter[2:]) else body.find(delimiter) + 2
+    begin = 0 if body.startswith(delimiter[2:]) else _find(body, delimiter, 0) + 2
     if begin == 1:
         raise _broken("its boundary is not in it")
     files: list[tuple[str, bytes]] = []
@@ -41,7 +42,7 @@ def form_files(content_type: str, body: bytes, *, max_files: int) -> list[tuple[
         head_end = body.find(b"\r\n\r\n", position, position + _MAX_HEAD_BYTES)
         if head_end < 0:
             raise _broken(f"a part's headers do not end within {_MAX_HEAD_BYTES} bytes")
-        end = body.find(delimiter, head_end + 2)
+        end = _find(body, delimiter, head_end + 2)
         if end < 0:
             raise _broken("it is not closed by its boundary")
         name = _file_name(body[position + 2 : head_end])
@@ -57,6 +58,16 @@ def form_files(content_type: str, body: bytes, *, max_files: int) -> list[tuple[
     if not files:
         raise InputError("the form holds no file; send images as files, e.g. curl -F image=@photo.jpg")
     return files
+
+
+def _find(body: bytes, delimiter: bytes, start: int) -> int:
+    """Find the next boundary window by window, so that other threads may run in between; -1 where there is none."""
+    while start < len(body):
+        found = body.find(delimiter, start, start + _WINDOW + len(delimiter) - 1)
+        if found >= 0:
+            return found
+        start += _WINDOW
+    return -1
 
 
 def _file_name(head: bytes) -> str | None:

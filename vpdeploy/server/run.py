@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -24,6 +26,11 @@ _DRAIN_S = 30
 """How long requests that were accepted may take to be answered after the signal to stop."""
 
 _TICKS_PER_CHECK = 10
+
+_MAX_DIGITS = 640
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+"""Numbers of glibc's malloc.h."""
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
@@ -112,6 +119,19 @@ def _protocol_of(settings: ServerSettings) -> type[LimitedProtocol]:
     return Protocol
 
 
+def _bound_the_interpreter() -> None:
+    """Have large memory returned as soon as it is free, and JSON's longest numbers refused rather than computed."""
+    sys.set_int_max_str_digits(_MAX_DIGITS)
+    if sys.platform == "linux":
+        try:
+            mallopt = ctypes.CDLL(None).mallopt
+        except (OSError, AttributeError):
+            return  # not glibc
+        # By default glibc keeps blocks of up to 32 MiB, in as many arenas as eight a core.
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        mallopt(_M_ARENA_MAX, 4)
+
+
 def run_server(app: FastAPI, listener: socket.socket, *, on_listening: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT; everything that was accepted by then is answered first.
 
@@ -121,6 +141,7 @@ def run_server(app: FastAPI, listener: socket.socket, *, on_listening: Callable[
         on_listening: Called once connections are accepted.
     """
     server = Server(app, on_listening=on_listening)
+    _bound_the_interpreter()
     if threading.current_thread() is threading.main_thread():
         # uvicorn raises the signal once more when it is done; by then there is nothing left to stop.
         for number in (signal.SIGINT, signal.SIGTERM):

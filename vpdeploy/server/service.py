@@ -178,16 +178,22 @@ class Service:
         if deadline_s is None and self.settings.batching.deadline_ms is not None:
             deadline_s = self.settings.batching.deadline_ms / 1000
         expires_at = None if deadline_s is None else time.monotonic() + deadline_s
-        files = [image for image in images if isinstance(image, bytes)]
-        pixels = [image for image in images if not isinstance(image, bytes)]
-        if files:
-            pixels = await _results(
-                self._decoder.submit(files, line=self.line(tasks, client), client=client), expires_at
-            )
+        pixels = await self._pixels(images, self.line(tasks, client), client, expires_at)
         rows = [(image, task) for image in pixels for task in tasks]
         answers = self.batcher.submit_all(rows, deadline_s=_remaining(expires_at))
         await _results(answers, expires_at)
         return [_classified(answer) for answer in answers]
+
+    async def _pixels(
+        self, images: Sequence[bytes] | Sequence[Pixels], line: str, client: str, expires_at: float | None
+    ) -> list[Pixels]:
+        """Decode those images that are files."""
+        files = [image for image in images if isinstance(image, bytes)]
+        if not files:
+            return [image for image in images if not isinstance(image, bytes)]
+        with self.budget.reserve(client) as reservation:
+            reservation.grow(sum(map(len, files)))  # cut out of the body, they are held beside it
+            return await _results(self._decoder.submit(files, line=line, client=client), expires_at)
 
     def close(self) -> None:
         """Finish what was accepted and stop every thread."""

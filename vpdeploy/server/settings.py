@@ -54,7 +54,7 @@ class ServerSettings:
     max_buffered_bytes: int = 512 * _MIB
     max_client_bytes: int | None = None
     max_json_bytes: int = 8 * _MIB
-    max_json_values: int = 1_000_000
+    max_json_values: int = 320_000
     max_images: int = 128
     max_pixels: int = MAX_PIXELS
     decode_threads: int = field(default_factory=_default_decode_threads)

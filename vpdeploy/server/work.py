@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from vpdeploy.errors import QueueFullError, ShuttingDownError
@@ -156,7 +157,7 @@ class WorkPool:
                 self._turns.append(line, job)
             self._changed.notify(len(jobs))
         for job in jobs:
-            job.future.add_done_callback(lambda future, job=job: self._drop(line, job) if future.cancelled() else None)
+            job.future.add_done_callback(partial(self._drop, line, job))
         return [job.future for job in jobs]
 
     def close(self) -> None:
@@ -167,9 +168,10 @@ class WorkPool:
         for thread in self._threads:
             thread.join()
 
-    def _drop(self, line: str, job: Job) -> None:
-        with self._lock:
-            self._turns.remove(line, job)
+    def _drop(self, line: str, job: Job, future: Future[Any]) -> None:
+        if future.cancelled():
+            with self._lock:
+                self._turns.remove(line, job)
 
     def _serve(self) -> None:
         while True:

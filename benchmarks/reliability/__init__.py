@@ -1,0 +1,1 @@
+"""What hostile or careless clients do to a server, and what the others notice of it."""
