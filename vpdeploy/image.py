@@ -256,9 +256,14 @@ def _decoding_bytes(image: Image.Image, full_size: tuple[int, int], source: Path
     # The pixels as decoded, in Pillow's 1, 2 or 4 bytes.
     wide = {"1": 1, "L": 1, "P": 1}.get(image.mode, 2 if image.mode.startswith("I;16") else 4)
     total = pixels * wide
-    # A second copy: converted, or turned upright. Where it matters little, the file is not searched for a reason to.
-    small = pixels <= _BAND_PIXELS or image.format == "TIFF" or not isinstance(source, bytes)
-    if image.mode not in ("RGB", "L") or small or any(_count(source, mark) for mark in _TURNS):
+    # A second copy: converted, or turned upright. A small file is not searched for a reason to.
+    upright = (
+        pixels > _BAND_PIXELS
+        and image.format != "TIFF"
+        and isinstance(source, bytes)
+        and not any(_count(source, mark) for mark in _TURNS)
+    )
+    if image.mode not in ("RGB", "L") or not upright:
         total += pixels * (1 if image.mode.startswith(("I", "F")) else 4)
     # libwebp holds two canvases beside Pillow's; a JPEG of many scans all its coefficients, 2 bytes each.
     if image.format == "WEBP":

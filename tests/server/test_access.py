@@ -47,6 +47,12 @@ def test_wrong_tokens_are_refused(guarded, value):
     assert response.status_code == 401
 
 
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEARer"])
+def test_the_schemes_case_does_not_matter(guarded, scheme):
+    assert guarded.get("/v2", headers={"authorization": f"{scheme} secret"}).status_code == 200
+    assert guarded.get("/v2", headers={"authorization": f"{scheme} SECRET"}).status_code == 401
+
+
 def test_a_token_beyond_ascii_is_refused(guarded):
     assert guarded.get("/v2", headers=[(b"authorization", b"Bearer \xff\xfe")]).status_code == 401
 

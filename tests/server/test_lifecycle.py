@@ -242,3 +242,20 @@ def test_the_command_warns_of_an_open_server(tmp_path):
     warning, error = err.splitlines()
     assert warning.startswith("WARNING: listening on 0.0.0.0 without a token")
     assert "does not exist" in error
+
+
+def test_the_command_refuses_an_empty_token(zoo):
+    with command(zoo, "--port", 0, VPDEPLOY_TOKEN="") as process:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out) == (1, "")
+    assert err.startswith("error: VPDEPLOY_TOKEN is empty")
+
+
+def test_the_command_takes_sizes_with_units(zoo):
+    with command(zoo, "--port", 0, "--max-body-bytes", "1KiB", "--max-buffered-bytes", "1MB") as process:
+        url = process.stdout.readline().split()[4]
+        refused = httpx.post(f"{url}/v1/tasks/rgb:predict", content=bytes(1025))
+        assert refused.status_code == 413
+        assert "1024 bytes" in refused.json()["error"]
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=TIMEOUT_S)

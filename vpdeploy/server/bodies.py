@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import zlib
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 
 from starlette.requests import ClientDisconnect, Request
 
 from vpdeploy.errors import InputError
-from vpdeploy.server.budget import Budget, Reservation
+from vpdeploy.server.budget import MemoryBudget, Reservation
 from vpdeploy.server.statuses import ClientGoneError, TooLargeError
 from vpdeploy.server.work import WorkPool
 
@@ -39,7 +36,7 @@ class BodyReader:
         pool: The threads that decompress bodies.
     """
 
-    def __init__(self, *, max_body_bytes: int, budget: Budget, pool: WorkPool) -> None:
+    def __init__(self, *, max_body_bytes: int, budget: MemoryBudget, pool: WorkPool) -> None:
         self._max_body_bytes = max_body_bytes
         self._budget = budget
         self._pool = pool
@@ -68,7 +65,7 @@ class BodyReader:
                 inflate = partial(decompress, body, encoding, self._max_body_bytes, reservation)
                 inflating = self._pool.submit(line, inflate)
                 sent, body = len(body), b""
-                body = await _result(inflating)
+                body = await inflating
                 del inflate, inflating
                 reservation.shrink(sent)
             yield body
@@ -91,18 +88,6 @@ class BodyReader:
 def client_of(request: Request) -> str:
     """Return whose share of the budget a request takes: its client's address."""
     return request.client.host if request.client is not None else ""
-
-
-async def _result(job: Future[bytes]) -> bytes:
-    """Wait for a job to end, also where the request is cancelled: until then its bytes are held."""
-    waiting = asyncio.wrap_future(job)
-    try:
-        return await asyncio.shield(waiting)
-    except asyncio.CancelledError:
-        if not job.cancel():
-            with contextlib.suppress(Exception):
-                await waiting
-        raise
 
 
 def decompress(data: bytes, encoding: str, max_bytes: int, reservation: Reservation) -> bytes:

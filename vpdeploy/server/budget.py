@@ -10,7 +10,7 @@ from vpdeploy.errors import QueueFullError
 from vpdeploy.server.statuses import TooLargeError
 
 
-class Budget:
+class MemoryBudget:
     """Counts what all requests hold together, and what each client's hold. Any thread may use it.
 
     Args:
@@ -68,20 +68,27 @@ class Budget:
 class Reservation:
     """What one request, or one step of it, holds of a budget; as a context manager it ends with the block."""
 
-    def __init__(self, budget: Budget, client: str) -> None:
+    def __init__(self, budget: MemoryBudget, client: str) -> None:
         self._budget = budget
         self._client = client
         self._size = 0
+        self._ended = False
+        self._lock = threading.Lock()
 
     def grow(self, size: int) -> None:
-        """Reserve more bytes, before they are held; raises as ``Budget.take`` does."""
-        self._budget.take(self._client, size)
-        self._size += size
+        """Reserve more bytes, before they are held; raises as ``MemoryBudget.take`` does, and where the request has ended."""
+        with self._lock:
+            if self._ended:  # a thread still works for it
+                raise QueueFullError("the request has ended")
+            self._budget.take(self._client, size)
+            self._size += size
 
     def shrink(self, size: int) -> None:
         """Give back a part."""
-        self._budget.give_back(self._client, size)
-        self._size -= size
+        with self._lock:
+            if not self._ended:
+                self._budget.give_back(self._client, size)
+                self._size -= size
 
     def __enter__(self) -> Reservation:
         return self
@@ -89,5 +96,6 @@ class Reservation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        size, self._size = self._size, 0
-        self._budget.give_back(self._client, size)
+        with self._lock:
+            self._ended = True
+            self._budget.give_back(self._client, self._size)

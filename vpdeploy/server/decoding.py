@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import partial
 
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.image import load_pixels
-from vpdeploy.server.budget import Budget
+from vpdeploy.server.budget import MemoryBudget
 from vpdeploy.server.work import WorkPool
 from vpdeploy.serving.queue import Pixels
 
@@ -23,13 +23,13 @@ class Decoder:
         max_pixels: Images of more pixels are refused.
     """
 
-    def __init__(self, preprocessing: Preprocessing, *, pool: WorkPool, budget: Budget, max_pixels: int) -> None:
+    def __init__(self, preprocessing: Preprocessing, *, pool: WorkPool, budget: MemoryBudget, max_pixels: int) -> None:
         self._preprocessing = preprocessing
         self._pool = pool
         self._budget = budget
         self._max_pixels = max_pixels
 
-    def submit(self, files: Sequence[bytes], *, line: str, client: str) -> list[Future[Pixels]]:
+    def submit(self, files: Sequence[bytes], *, line: str, client: str) -> list[asyncio.Future[Pixels]]:
         """Start to decode the images of one request, all of them or none.
 
         Args:
@@ -38,8 +38,8 @@ class Decoder:
             client: Whose share of the budget they take.
 
         Returns:
-            Future pixels, uint8 [H, W, 3] each; they raise InputError for what is no image, and QueueFullError where
-            the budget does not hold its pixels now.
+            The running loop's future pixels, uint8 [H, W, 3] each; they raise InputError for what is no image, and
+            QueueFullError where the budget does not hold its pixels now.
 
         Raises:
             QueueFullError: Too many images wait to be decoded.

@@ -14,7 +14,7 @@ import numpy as np
 
 from vpdeploy.errors import BackendError, DeadlineExceededError, InputError
 from vpdeploy.format.task import TaskCard
-from vpdeploy.server.budget import Budget
+from vpdeploy.server.budget import MemoryBudget
 from vpdeploy.server.decoding import Decoder
 from vpdeploy.server.metrics import Metrics
 from vpdeploy.server.settings import ServerSettings
@@ -77,7 +77,7 @@ class Classified:
 
 
 class Service:
-    """Budget, decoder and batcher of one server. Its coroutines belong to one event loop; ``close`` it at the end.
+    """MemoryBudget, decoder and batcher of one server. Its coroutines belong to one event loop; ``close`` it at the end.
 
     Args:
         session: Runs the batches; the caller closes it after the service.
@@ -90,8 +90,8 @@ class Service:
         self.metrics = Metrics()
         self.draining = False
         self.batcher = Batcher(session, settings.batching, observer=self.metrics.count_batch)
-        self.budget = Budget(total_bytes=settings.max_buffered_bytes, client_bytes=settings.client_bytes)
-        self.pool = WorkPool(threads=settings.decode_threads, max_pending=settings.batching.max_queue_size)
+        self.budget = MemoryBudget(total_bytes=settings.max_buffered_bytes, client_bytes=settings.client_bytes)
+        self.pool = WorkPool(threads=settings.decode_threads, max_pending=2 * settings.batching.max_queue_size)
         self._decoder = Decoder(
             session.preprocessing, pool=self.pool, budget=self.budget, max_pixels=settings.max_pixels
         )
@@ -140,7 +140,7 @@ class Service:
         Raises:
             QueueFullError: Too much work waits.
         """
-        return (await _results([self.pool.submit(line, work)], None))[0]
+        return await self.pool.submit(line, work)
 
     async def classify(
         self,
@@ -174,7 +174,7 @@ class Service:
             raise InputError(f"a request asks for 1 to {limit} answers (images times tasks), found {row_count}")
         for name in tasks:
             self.task(name)
-        self.batcher.check_room(row_count)
+        self.batcher.check_room(list(tasks) * len(images))
         if deadline_s is None and self.settings.batching.deadline_ms is not None:
             deadline_s = self.settings.batching.deadline_ms / 1000
         expires_at = None if deadline_s is None else time.monotonic() + deadline_s
@@ -202,9 +202,9 @@ class Service:
         self.pool.close()
 
 
-async def _results(futures: Sequence[Future[_T]], expires_at: float | None) -> list[_T]:
+async def _results(futures: Sequence[Future[_T]] | Sequence[asyncio.Future[_T]], expires_at: float | None) -> list[_T]:
     """Wait for all results; what is left is cancelled when time is up, one fails, or the caller is cancelled."""
-    waiting = [asyncio.wrap_future(future) for future in futures]
+    waiting = [future if isinstance(future, asyncio.Future) else asyncio.wrap_future(future) for future in futures]
     try:
         _, pending = await asyncio.wait(waiting, timeout=_remaining(expires_at), return_when=asyncio.FIRST_EXCEPTION)
         failed = [future.exception() for future in waiting if future.done()]

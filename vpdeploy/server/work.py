@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,17 +16,34 @@ from vpdeploy.errors import QueueFullError, ShuttingDownError
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
     """One piece of work that waits.
 
-    Attributes:
-        work: What to do.
-        future: Takes what it returns or raises.
+    Args:
+        line: Whose turn it takes.
+        work: What to do, once.
+        deliver: Called once, on any thread, with what the work returns or raises.
     """
 
-    work: Callable[[], Any]
-    future: Future[Any]
+    def __init__(
+        self, line: str, work: Callable[[], Any], deliver: Callable[[Any, BaseException | None], None]
+    ) -> None:
+        self.line = line
+        self._work = work
+        self._deliver = deliver
+
+    def run(self) -> None:
+        """Do the work, and hold nothing of it any more: bodies are large, and live until the last one lets go."""
+        work, deliver = self._work, self._deliver
+        del self._work, self._deliver
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:  # whatever it is, the request must hear of it
+            failure = error
+        del work
+        deliver(result, failure)
+        del result, failure
 
 
 class Turns:
@@ -51,14 +68,15 @@ class Turns:
         """Return how many jobs of a line wait."""
         return len(self._lines.get(line, ()))
 
-    def append(self, line: str, job: Job) -> None:
+    def append(self, job: Job) -> None:
         """Queue a job behind the others of its line."""
+        line = job.line
         if not self.waiting(line):
             self._used[line] = max(self._used.get(line, 0.0), self._present)
         self._lines.setdefault(line, OrderedDict())[job] = None
         self._length += 1
 
-    def pop(self, *, most_running: int) -> tuple[str, Job] | None:
+    def pop(self, *, most_running: int) -> Job | None:
         """Take the next job, of the line that used the least among those of which fewer than so many run."""
         ready = [line for line in self._lines if self._running.get(line, 0) < most_running]
         if not ready:
@@ -73,7 +91,7 @@ class Turns:
             del self._lines[line]
         self._length -= 1
         self._running[line] = self._running.get(line, 0) + 1
-        return line, job
+        return job
 
     def charge(self, line: str, seconds: float) -> None:
         """Count the time that a job took, once it has ended."""
@@ -86,16 +104,14 @@ class Turns:
             if name not in self._lines and name not in self._running:
                 del self._used[name]
 
-    def remove(self, line: str, job: Job) -> bool:
-        """Take one job out, and tell whether it was there."""
-        jobs = self._lines.get(line)
-        if jobs is None or job not in jobs:
-            return False
-        del jobs[job]
-        if not jobs:
-            del self._lines[line]
-        self._length -= 1
-        return True
+    def remove(self, job: Job) -> None:
+        """Take one job out, if it still waits."""
+        jobs = self._lines.get(job.line)
+        if jobs is not None and job in jobs:
+            del jobs[job]
+            self._length -= 1
+            if not jobs:
+                del self._lines[job.line]
 
 
 class WorkPool:
@@ -125,25 +141,29 @@ class WorkPool:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, line: str, work: Callable[[], _T]) -> Future[_T]:
+    def submit(self, line: str, work: Callable[[], _T]) -> asyncio.Future[_T]:
         """Queue one job; see ``submit_all``."""
         return self.submit_all(line, [work])[0]
 
-    def submit_all(self, line: str, works: Sequence[Callable[[], _T]]) -> list[Future[_T]]:
-        """Queue the jobs of one request, all of them or none.
+    def submit_all(self, line: str, works: Sequence[Callable[[], _T]]) -> list[asyncio.Future[_T]]:
+        """Queue the jobs of one request, all of them or none; called on an event loop.
 
         Args:
             line: Whose turn the jobs take: a task's, or a client's where no one task is asked.
-            works: What to do; each is called once, on any thread.
+            works: What to do; each is called once at most, on any thread.
 
         Returns:
-            Futures of what they return; ``cancel`` those that nobody waits for any more.
+            The running loop's futures of what they return. Cancelling one frees its place; work that has begun goes on.
 
         Raises:
             QueueFullError: Too many jobs wait, of all or of this line.
             ShuttingDownError: The pool is closed.
         """
-        jobs = [Job(work=work, future=Future()) for work in works]
+        loop = asyncio.get_running_loop()
+        # Not futures of concurrent.futures: asyncio ties these into cycles, and a cycle holds its result until it is
+        # collected.
+        futures: list[asyncio.Future[_T]] = [loop.create_future() for _ in works]
+        jobs = [Job(line, work, partial(_deliver, loop, future)) for work, future in zip(works, futures, strict=True)]
         with self._lock:
             if self._closing:
                 raise ShuttingDownError("the server is shutting down; send the request elsewhere")
@@ -154,11 +174,11 @@ class WorkPool:
                     f"{waiting} requests and images wait to be read, {own} of this task; try again later"
                 )
             for job in jobs:
-                self._turns.append(line, job)
+                self._turns.append(job)
             self._changed.notify(len(jobs))
-        for job in jobs:
-            job.future.add_done_callback(partial(self._drop, line, job))
-        return [job.future for job in jobs]
+        for job, future in zip(jobs, futures, strict=True):
+            future.add_done_callback(partial(self._withdraw, job))
+        return futures
 
     def close(self) -> None:
         """Finish what was accepted and stop the threads."""
@@ -168,33 +188,38 @@ class WorkPool:
         for thread in self._threads:
             thread.join()
 
-    def _drop(self, line: str, job: Job, future: Future[Any]) -> None:
+    def _withdraw(self, job: Job, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
             with self._lock:
-                self._turns.remove(line, job)
+                self._turns.remove(job)
 
     def _serve(self) -> None:
         while True:
             with self._lock:
-                while (taken := self._turns.pop(most_running=self._most_running)) is None:
+                while (job := self._turns.pop(most_running=self._most_running)) is None:
                     if self._closing and not self._turns:
                         return
                     self._changed.wait()
-            line, job = taken
             started = self._clock()
-            if job.future.set_running_or_notify_cancel():
-                _complete(job)
+            job.run()
             with self._lock:
-                self._turns.charge(line, self._clock() - started)
+                self._turns.charge(job.line, self._clock() - started)
                 if self._closing:  # otherwise this thread takes what the job's end lets run
                     self._changed.notify_all()
-            del job, taken  # what it holds must not wait for this thread's next job
+            del job  # what it holds must not wait for this thread's next job
 
 
-def _complete(job: Job) -> None:
-    try:
-        result = job.work()
-    except BaseException as error:  # whatever it is, the request must hear of it
-        job.future.set_exception(error)
+def _deliver(
+    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], result: Any, failure: BaseException | None
+) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits
+        loop.call_soon_threadsafe(_settle, future, result, failure)
+
+
+def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+    if future.done():
+        return
+    if failure is None:
+        future.set_result(result)
     else:
-        job.future.set_result(result)
+        future.set_exception(failure)

@@ -35,7 +35,8 @@ class BatchSettings:
     Attributes:
         max_batch_size: Images in one batch at most; a full batch does not wait.
         max_delay_ms: How long the first image waits for others while the device is idle.
-        max_queue_size: Images that may wait; more are refused.
+        max_queue_size: Images that may wait; more are refused, but for tasks that have less than their share of it
+            waiting: they may take as much room again.
         deadline_ms: The deadline of requests that name none; None lets them wait as long as it takes.
 
     Raises:
@@ -175,7 +176,7 @@ class Batcher:
         ]
         try:
             with self._lock:
-                self._refuse_excess(len(rows))
+                self._refuse_excess(Counter(task for _, task in rows))
                 self._enqueue(answers, now)
         except VpdeployError:
             for each in shared.values():
@@ -183,11 +184,11 @@ class Batcher:
             raise
         return answers
 
-    def check_room(self, count: int) -> None:
+    def check_room(self, tasks: Sequence[str]) -> None:
         """Tell early that more images would be refused, before work is spent on them.
 
         Args:
-            count: How many more images are to be queued.
+            tasks: The task of each image that is to be queued.
 
         Raises:
             InputError: The queue never holds as many.
@@ -195,7 +196,7 @@ class Batcher:
             ShuttingDownError: The batcher is closed.
         """
         with self._lock:
-            self._refuse_excess(count)
+            self._refuse_excess(Counter(tasks))
 
     def close(self, *, drain: bool = True) -> None:
         """Accept no more images, deal with those that are queued and stop the threads; may be called again.
@@ -234,13 +235,15 @@ class Batcher:
             raise
         return shared
 
-    def _refuse_excess(self, count: int) -> None:
-        limit = self.settings.max_queue_size
+    def _refuse_excess(self, wanted: Counter[str]) -> None:
+        count, limit = sum(wanted.values()), self.settings.max_queue_size
         if self._closing:
             raise _shutting_down()
         if count > limit:
             raise InputError(f"a request of {count} images never fits the queue of {limit}; split it")
-        if len(self._queue) + count > limit:
+        # A task that floods the queue fills it; beside it, one below its fair share still finds as much room again.
+        within_share = all(self._queue.fits_share(task, more, limit) for task, more in wanted.items())
+        if len(self._queue) + count > (2 * limit if within_share else limit):
             raise QueueFullError(
                 f"{len(self._queue)} images wait already and at most {limit} may; try again later, "
                 "or start the server with a larger --max-queue-size"

@@ -141,6 +141,14 @@ class FairQueue:
         self._turns.setdefault(answer.card.name, OrderedDict())[answer] = None
         self._length += 1
 
+    def fits_share(self, task: str, more: int, limit: int) -> bool:
+        """Tell whether a task, with more images, has no more than its equal share of ``limit`` waiting.
+
+        A task that waits alone has no share: there is nobody to keep room for.
+        """
+        others = len(self._turns) - (task in self._turns)
+        return others > 0 and len(self._turns.get(task, ())) + more <= limit // (others + 1)
+
     def pop(self) -> Answer:
         """Take the oldest image of the task whose turn it is."""
         task, answers = next(iter(self._turns.items()))

@@ -203,10 +203,23 @@ def test_a_full_queue_refuses_at_once(gated):
     session, batcher, _ = gated
     batcher.submit_all([(image(), "a")] * 8)
     with pytest.raises(QueueFullError, match="8 images wait already"):
-        batcher.submit(image(), "b")
+        batcher.submit(image(), "a")
     with pytest.raises(QueueFullError):
-        batcher.check_room(1)
+        batcher.check_room(["a"])
     assert session.leases == 2  # one for the running batch, one shared by the queued images
+
+
+def test_a_task_below_its_share_finds_room_in_a_queue_that_another_filled(gated):
+    session, batcher, _ = gated
+    batcher.submit_all([(image(), "a")] * 8)
+    batcher.submit_all([(image(), "b")] * 4)  # half of 8
+    for task in ("a", "b"):
+        with pytest.raises(QueueFullError, match="12 images wait already"):
+            batcher.submit(image(), task)
+    with pytest.raises(QueueFullError):
+        batcher.submit_all([(image(), "c"), (image(), "a")])
+    batcher.submit_all([(image(), "c")] * 2)  # a third of 8
+    assert batcher.queue_length == 14
 
 
 def test_a_request_is_admitted_whole_or_not_at_all(gated):
@@ -348,7 +361,7 @@ def test_closing_answers_what_was_accepted_and_refuses_more():
     with pytest.raises(ShuttingDownError):
         batcher.submit(image(), "a")
     with pytest.raises(ShuttingDownError):
-        batcher.check_room(1)
+        batcher.check_room(["a"])
     batcher.close()
     assert session.leases == 0
 
