@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import logging
 import socket
 import threading
+import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
@@ -118,6 +121,35 @@ def test_a_task_that_floods_the_queue_is_refused_while_others_are_not(toy_bundle
         assert ask("bgr") == 429  # its half of 4 waits
         gate.permit(20)
         assert [each.result(TIMEOUT_S) for each in asked] == [200] * 8
+
+
+def test_a_failed_job_holds_nothing_of_its_request():
+    class Body:
+        pass
+
+    async def fail() -> None:
+        pool = WorkPool(threads=1, max_pending=8)
+        body = Body()
+        gone = weakref.ref(body)
+
+        def work(body: Body) -> None:
+            try:
+                raise KeyError("inner")
+            except KeyError as error:
+                raise InputError("outer") from error
+
+        failing = pool.submit("line", partial(work, body))
+        del body
+        gc.disable()  # what only the collection of cycles would free does not count
+        try:
+            with pytest.raises(InputError, match="outer"):
+                await failing
+            await asyncio.to_thread(pool.close)
+            assert gone() is None
+        finally:
+            gc.enable()
+
+    asyncio.run(fail())
 
 
 def test_a_budget_has_room_for_others_beside_a_greedy_client():

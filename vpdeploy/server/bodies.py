@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -75,14 +76,15 @@ class BodyReader:
         if declared.isdecimal() and int(declared) > self._max_body_bytes:
             raise _too_large(self._max_body_bytes)
         held = 0
-        chunks: list[bytes] = []
+        # Written piece by piece: joining a list of them would hold everything twice, and all else up meanwhile.
+        buffer = io.BytesIO()
         async for chunk in request.stream():
             held += len(chunk)
             if held > self._max_body_bytes:
                 raise _too_large(self._max_body_bytes)
             reservation.grow(len(chunk))
-            chunks.append(chunk)
-        return b"".join(chunks)
+            buffer.write(chunk)
+        return buffer.getvalue()
 
 
 def client_of(request: Request) -> str:
@@ -107,21 +109,18 @@ def decompress(data: bytes, encoding: str, max_bytes: int, reservation: Reservat
     if encoding not in _WINDOW_BITS:
         raise InputError(f"Content-Encoding '{encoding[:40]}' is not accepted; expected gzip or deflate")
     inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
-    pieces: list[bytes] = []
-    total = 0
+    plain = io.BytesIO()
     rest: bytes | memoryview = memoryview(data)
     try:
         # Some input at a time, too: zlib copies what is left of it at every step.
         for start in range(0, len(data), _INFLATE_STEP):
             rest = data[start : start + _INFLATE_STEP]
             while rest and not inflater.eof:
-                step = min(_INFLATE_STEP, max_bytes + 1 - total)
+                step = min(_INFLATE_STEP, max_bytes + 1 - plain.tell())
                 reservation.grow(step)
-                pieces.append(inflater.decompress(rest, step))
-                reservation.shrink(step - len(pieces[-1]))
-                total += len(pieces[-1])
+                reservation.shrink(step - plain.write(inflater.decompress(rest, step)))
                 rest = inflater.unconsumed_tail
-                if total > max_bytes:
+                if plain.tell() > max_bytes:
                     raise _too_large(max_bytes)
             if inflater.eof and (inflater.unused_data or start + _INFLATE_STEP < len(data)):
                 raise InputError(f"the {encoding} body is overlong")
@@ -129,7 +128,7 @@ def decompress(data: bytes, encoding: str, max_bytes: int, reservation: Reservat
         raise InputError(f"the body is not valid {encoding}: {error}") from None
     if not inflater.eof:
         raise InputError(f"the {encoding} body is truncated")
-    return b"".join(pieces)
+    return plain.getvalue()
 
 
 def compress_for(accepted: str, body: bytes) -> tuple[bytes, dict[str, str]]:

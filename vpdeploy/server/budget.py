@@ -76,7 +76,7 @@ class Reservation:
         self._lock = threading.Lock()
 
     def grow(self, size: int) -> None:
-        """Reserve more bytes, before they are held; raises as ``MemoryBudget.take`` does, and where the request has ended."""
+        """Reserve more bytes, before they are held; raises as the budget does, and where the request has ended."""
         with self._lock:
             if self._ended:  # a thread still works for it
                 raise QueueFullError("the request has ended")

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from vpdeploy.server.metrics import SEVERAL_TASKS, UNKNOWN_TASK
 from vpdeploy.server.service import Service
 from vpdeploy.server.statuses import ClientGoneError, error_response
+from vpdeploy.server.work import forget_frames
 
 _T = TypeVar("_T")
 
@@ -28,7 +29,7 @@ def inference_endpoint(service: Service, handler: Handler) -> Handler:
             response = await handler(request)
         except Exception as error:  # an inference request is always answered
             response = error_response(error)
-            _forget(error)
+            forget_frames(error)
         service.metrics.count_request(
             task=_task_label(service, request, response),
             status=response.status_code,
@@ -37,13 +38,6 @@ def inference_endpoint(service: Service, handler: Handler) -> Handler:
         return response
 
     return endpoint
-
-
-def _forget(error: BaseException | None) -> None:
-    """Let go of what an error's frames hold: bodies, which would else stay until the next collection of cycles."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__context__
 
 
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:

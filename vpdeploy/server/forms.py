@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 from python_multipart.multipart import parse_options_header
 
 from vpdeploy.errors import InputError
@@ -49,7 +51,7 @@ def form_files(content_type: str, body: bytes, *, max_files: int) -> list[tuple[
         if name is None:
             fields += 1
         else:
-            files.append((name, body[head_end + 4 : end]))
+            files.append((name, _cut(body, head_end + 4, end)))
         if len(files) > max_files:
             raise InputError(f"Too many files. Maximum number of files is {max_files}.")
         if fields > _MAX_FIELDS:
@@ -68,6 +70,14 @@ def _find(body: bytes, delimiter: bytes, start: int) -> int:
             return found
         start += _WINDOW
     return -1
+
+
+def _cut(body: bytes, start: int, end: int) -> bytes:
+    """Copy a part of a body window by window."""
+    view, part = memoryview(body), io.BytesIO()
+    for position in range(start, end, _WINDOW):
+        part.write(view[position : min(position + _WINDOW, end)])
+    return part.getvalue()
 
 
 def _file_name(head: bytes) -> str | None:

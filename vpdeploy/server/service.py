@@ -77,7 +77,7 @@ class Classified:
 
 
 class Service:
-    """MemoryBudget, decoder and batcher of one server. Its coroutines belong to one event loop; ``close`` it at the end.
+    """Budget, decoder and batcher of one server. Its coroutines belong to one event loop; ``close`` it at the end.
 
     Args:
         session: Runs the batches; the caller closes it after the service.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from vpdeploy.errors import QueueFullError, ShuttingDownError
+from vpdeploy.errors import QueueFullError, ShuttingDownError, VpdeployError
 
 _T = TypeVar("_T")
 
@@ -41,6 +41,8 @@ class Job:
             result = work()
         except BaseException as error:  # whatever it is, the request must hear of it
             failure = error
+            if isinstance(error, VpdeployError):  # the log shows where others come from
+                forget_frames(error)
         del work
         deliver(result, failure)
         del result, failure
@@ -223,3 +225,10 @@ def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | N
         future.set_result(result)
     else:
         future.set_exception(failure)
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Let go of what an error's frames hold: bodies, which would else stay until the next collection of cycles."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__

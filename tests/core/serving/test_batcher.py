@@ -210,7 +210,7 @@ def test_a_full_queue_refuses_at_once(gated):
 
 
 def test_a_task_below_its_share_finds_room_in_a_queue_that_another_filled(gated):
-    session, batcher, _ = gated
+    _, batcher, _ = gated
     batcher.submit_all([(image(), "a")] * 8)
     batcher.submit_all([(image(), "b")] * 4)  # half of 8
     for task in ("a", "b"):
