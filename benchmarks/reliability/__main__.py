@@ -79,7 +79,7 @@ def _serving(zoo: Path, source: Path) -> Iterator[tuple[subprocess.Popen[str], s
                 "0",
             ],
             cwd=source,
-            env={**os.environ, "PYTHONPATH": str(source)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(str(source / each) for each in ("", "train", "export"))},
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

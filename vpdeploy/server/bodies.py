@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,6 +24,8 @@ SMALL_BODY_BYTES = 64 << 10
 
 _INFLATE_STEP = 1 << 20
 """Bytes that come out of one step of inflating at most."""
+
+_JOINED_AT_ONCE_BYTES = 4 << 20
 
 _COMPRESSION_LEVEL = 1
 _MIN_COMPRESSED_BYTES = 1024
@@ -58,7 +61,7 @@ class BodyReader:
         """
         with self._budget.reserve(client_of(request)) as reservation:
             try:
-                body = await self._read(request, reservation)
+                body = await self._read(request, line, reservation)
             except ClientDisconnect:
                 raise ClientGoneError("the client left before its request was complete") from None
             encoding = request.headers.get("content-encoding", "identity").strip().lower()
@@ -71,20 +74,29 @@ class BodyReader:
                 reservation.shrink(sent)
             yield body
 
-    async def _read(self, request: Request, reservation: Reservation) -> bytes:
+    async def _read(self, request: Request, line: str, reservation: Reservation) -> bytes:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_body_bytes:
             raise _too_large(self._max_body_bytes)
         held = 0
-        # Written piece by piece: joining a list of them would hold everything twice, and all else up meanwhile.
-        buffer = io.BytesIO()
+        chunks: deque[bytes] = deque()
         async for chunk in request.stream():
             held += len(chunk)
             if held > self._max_body_bytes:
                 raise _too_large(self._max_body_bytes)
             reservation.grow(len(chunk))
-            buffer.write(chunk)
-        return buffer.getvalue()
+            chunks.append(chunk)
+        if held <= _JOINED_AT_ONCE_BYTES:
+            return b"".join(chunks)
+        return await self._pool.submit(line, partial(_join, chunks))
+
+
+def _join(chunks: deque[bytes]) -> bytes:
+    """Join chunks one by one, each given up as it goes: nothing is held twice, and other threads may run."""
+    body = io.BytesIO()
+    while chunks:
+        body.write(chunks.popleft())
+    return body.getvalue()
 
 
 def client_of(request: Request) -> str:

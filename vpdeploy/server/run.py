@@ -27,6 +27,9 @@ _DRAIN_S = 30
 
 _TICKS_PER_CHECK = 10
 
+_SWITCH_S = 0.001
+"""How long a thread may keep the interpreter while the event loop waits, in s; Python's default is 5 ms."""
+
 _MAX_DIGITS = 640
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
@@ -122,6 +125,7 @@ def _protocol_of(settings: ServerSettings) -> type[LimitedProtocol]:
 def _bound_the_interpreter() -> None:
     """Have large memory returned as soon as it is free, and JSON's longest numbers refused rather than computed."""
     sys.set_int_max_str_digits(_MAX_DIGITS)
+    sys.setswitchinterval(_SWITCH_S)
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL(None).mallopt
