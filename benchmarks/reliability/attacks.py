@@ -69,6 +69,7 @@ Attack = tuple[int, Callable[[str], bytes]]
 """How many connections there are, and what each of them sends again and again."""
 
 ATTACKS: dict[str, Attack] = {
+    "usual": (8, lambda task: _post(task, bystander_image())),
     "flood": (64, lambda task: _post(task, _big_jpeg())),
     "pngs": (64, lambda task: _post(task, _big_png())),
     "gzip": (
