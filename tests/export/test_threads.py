@@ -13,27 +13,28 @@ import onnxruntime
 import pytest
 import torch
 from exports import export_folded
+from parity_files import path_of
 from typer.testing import CliRunner
 
 from vpdeploy.cli.main import build_app
-from vpdeploy.errors import SpecError, VpdeployError
+from vpdeploy.errors import SpecError
 from vpdeploy_export.conversion import convert as convert_bundle
-from vpdeploy_export.quickstart import quickstart
 from vpdeploy_export.targets.target import TargetOptions
 from vpdeploy_export.verification import verify
+from vpdeploy_train.device import use_threads
 
 VERBS = {
-    "train": ("train", "--data", "nowhere", "--out", "run"),
-    "sweep": ("sweep", "--data", "nowhere", "--out", "sweep"),
-    "eval": ("eval", "nowhere"),
-    "import": ("import", "nowhere", "--format", "vpt", "--out", "run"),
-    "export": ("export", "nowhere", "--out", "x.onnx"),
-    "verify": ("verify", "nowhere"),
-    "convert": ("convert", "nowhere", "--to", "triton", "--out", "out"),
-    "task add": ("task", "add", "nowhere", "nowhere"),
+    "train": ("train", "--data", "digits", "--out", "out"),
+    "sweep": ("sweep", "--data", "digits", "--out", "out"),
+    "eval": ("eval", "RUN"),
+    "import": ("import", "CHECKPOINT", "--format", "e2vpt", "--out", "out"),
+    "export": ("export", "RUN", "--out", "x.onnx"),
+    "verify": ("verify", "ZOO"),
+    "convert": ("convert", "ZOO", "--to", "triton", "--out", "out"),
+    "task add": ("task", "add", "ZOO", "RUN"),
     "quickstart": ("quickstart",),
 }
-"""Of each verb, arguments with which it fails once it has begun."""
+"""Of each verb, arguments with which it begins to compute; words in capitals stand for files."""
 
 
 @pytest.fixture
@@ -46,18 +47,24 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_verbs_threads_are_torchs(
-    verb: str, chosen: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: str, tiny_run_paths: dict[str, Path], zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise SpecError("not in a test")
+    def refuse(number: int) -> None:
+        raise SpecError(f"torch was given {number}")
 
+    monkeypatch.setattr(torch, "set_num_threads", refuse)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(quickstart, "run_quickstart", refuse)
-    result = CliRunner().invoke(build_app(), [*VERBS[verb], "--threads", "3"])
-    assert isinstance(result.exception, VpdeployError), result.output
-    assert chosen == [3]
-    CliRunner().invoke(build_app(), list(VERBS[verb]))
-    assert chosen == [3]  # without the option, torch chooses
+    files = {"RUN": tiny_run_paths["flowers"], "ZOO": zoo, "CHECKPOINT": path_of("e2vpt_toy")}
+    arguments = [str(files.get(word, word)) for word in VERBS[verb]]
+    result = CliRunner().invoke(build_app(), [*arguments, "--threads", "3"])
+    assert str(result.exception) == "torch was given 3", result.output
+
+
+def test_torch_chooses_where_no_threads_are_asked_for(chosen: list[int]) -> None:
+    use_threads(None)
+    assert chosen == []
+    use_threads(2)
+    assert chosen == [2]
 
 
 @pytest.mark.parametrize("threads", ["0", str(2**40)])
@@ -107,14 +114,14 @@ def test_a_conversion_is_compared_on_torchs_threads(sessions_threads: list[int],
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch has another OpenMP there")
-def test_openmp_hears_that_waiting_threads_sleep(tmp_path: Path) -> None:
+def test_openmp_hears_that_waiting_threads_sleep(tiny_run_paths: dict[str, Path]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run(
-        [sys.executable, "-m", "vpdeploy", "eval", str(tmp_path)],
+        [sys.executable, "-m", "vpdeploy", "eval", str(tiny_run_paths["flowers"])],
         capture_output=True,
         text=True,
         check=False,
         env={**environment, "OMP_DISPLAY_ENV": "VERBOSE"},
     )
-    assert "task.json is missing" in done.stderr
+    assert "'/nowhere/images' is not there" in done.stderr  # known once torch is loaded
     assert "GOMP_SPINCOUNT = '0'" in done.stderr  # 300000 where nothing is said

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from vpdeploy_train.settings import TrainSettings
-
 _LEAST_WARMUP_STEPS: Final = 20
 """Adam's first steps are as long as its rate allows whatever the gradient, and two of them at a full rate can undo a
 good backbone; a short training's tenth of the epochs has no more."""
@@ -29,26 +27,6 @@ class Pace:
     weight_decay: float
     warmup_steps: int
     reason: str | None = None
-
-    @classmethod
-    def of(
-        cls, settings: TrainSettings, *, steps_per_epoch: int, lr: float | None = None, reason: str | None = None
-    ) -> Pace:
-        """Return the pace that settings ask for.
-
-        Args:
-            settings: The run's settings.
-            steps_per_epoch: Batches of the training images.
-            lr: The rate that a range test chose; None takes the settings' own.
-            reason: Why it did.
-        """
-        return cls(
-            lr=settings.base_lr if lr is None else lr,
-            head_scale=settings.head_scale,
-            weight_decay=settings.decay,
-            warmup_steps=warmup_steps(settings.warmup_epochs, epochs=settings.epochs, steps_per_epoch=steps_per_epoch),
-            reason=reason,
-        )
 
     def step_lr(self, batch_size: int) -> float:
         """Return the learning rate of the prompts for batches of so many images: the rate grows with the batch."""

@@ -24,6 +24,7 @@ from vpdeploy_train.option import (
     require,
     values_of,
 )
+from vpdeploy_train.pace import Pace, warmup_steps
 from vpdeploy_train.recipes import recipe_named
 from vpdeploy_train.shares import Shares, parse_shares
 
@@ -213,6 +214,22 @@ class TrainSettings:
     def decay(self) -> float:
         """Weight decay."""
         return _DEFAULT_WEIGHT_DECAY[self.optimizer] if self.weight_decay is None else self.weight_decay
+
+    def pace(self, *, steps_per_epoch: int, lr: float | None = None, reason: str | None = None) -> Pace:
+        """Return the pace that these settings ask for.
+
+        Args:
+            steps_per_epoch: Batches of the training images.
+            lr: The rate that a range test chose; None takes the settings' own.
+            reason: Why it did.
+        """
+        return Pace(
+            lr=self.base_lr if lr is None else lr,
+            head_scale=self.head_scale,
+            weight_decay=self.decay,
+            warmup_steps=warmup_steps(self.warmup_epochs, epochs=self.epochs, steps_per_epoch=steps_per_epoch),
+            reason=reason,
+        )
 
     @property
     def prunes(self) -> bool:

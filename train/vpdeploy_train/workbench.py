@@ -21,7 +21,7 @@ from vpdeploy_train.objective import Objective, class_weights
 from vpdeploy_train.pace import Pace
 from vpdeploy_train.progress import Progress
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.rangetest import find_rate
+from vpdeploy_train.lr_range import find_rate
 from vpdeploy_train.settings import AUTO_LR, TrainSettings
 from vpdeploy_train.state import EpochRow, PhaseState, StateFolder
 
@@ -142,9 +142,9 @@ class Workbench:
         """
         steps = len(self.train)
         if self.settings.lr != AUTO_LR:
-            return Pace.of(self.settings, steps_per_epoch=steps)
+            return self.settings.pace(steps_per_epoch=steps)
         found = find_rate(model, self.train, settings=self.settings, objective=self.objective, fabric=self.fabric)
-        return Pace.of(self.settings, steps_per_epoch=steps, lr=found.lr, reason=found.reason)
+        return self.settings.pace(steps_per_epoch=steps, lr=found.lr, reason=found.reason)
 
     def run_phase(self, phase: str, model: PromptedViT, pace: Pace, *, until: int) -> PhaseState:
         """Bring one phase to an epoch, from its stored state if there is one.

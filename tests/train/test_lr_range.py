@@ -15,7 +15,7 @@ from train.test_start import Note
 from train.toys import TOY, write_colours
 
 from vpdeploy.errors import SpecError, TrainingError
-from vpdeploy_train.rangetest import STEPS, choose_rate, smoothed
+from vpdeploy_train.lr_range import STEPS, choose_rate, smoothed
 from vpdeploy_train.results import TrainingResult
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.training import train_run

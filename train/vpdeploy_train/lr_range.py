@@ -18,7 +18,6 @@ from vpdeploy.progress import ProgressBar
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.loop import load_stored, make_optimizer, phase_seed, take_step, training_loss
 from vpdeploy_train.objective import Objective
-from vpdeploy_train.pace import Pace
 from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.settings import TrainSettings
 
@@ -146,7 +145,7 @@ def _losses(
 ) -> Iterator[float]:
     """Yield the loss of each step, and take it at its rate; end where the training has diverged."""
     seed = phase_seed(settings.seed, _NAME)
-    optimizer = make_optimizer(model, settings, Pace.of(settings, steps_per_epoch=len(train), lr=1.0))
+    optimizer = make_optimizer(model, settings, settings.pace(steps_per_epoch=len(train), lr=1.0))
     unit = [group["lr"] for group in optimizer.param_groups]
     wrapped, wrapped_optimizer = fabric.setup(model, optimizer)
     wrapped.train()
