@@ -16,12 +16,12 @@ from vpdeploy_train.data import ImageDataset
 from vpdeploy_train.device import make_fabric
 from vpdeploy_train.inputs import TrainingInputs
 from vpdeploy_train.loop import fit, load_stored
+from vpdeploy_train.lr_range import find_rate
 from vpdeploy_train.methods.method import PromptDimensions, PromptMethod
 from vpdeploy_train.objective import Objective, class_weights
 from vpdeploy_train.pace import Pace
 from vpdeploy_train.progress import Progress
 from vpdeploy_train.prompted import PromptedViT
-from vpdeploy_train.lr_range import find_rate
 from vpdeploy_train.settings import AUTO_LR, TrainSettings
 from vpdeploy_train.state import EpochRow, PhaseState, StateFolder
 
