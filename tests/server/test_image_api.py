@@ -72,7 +72,8 @@ def test_fan_out_takes_one_image(client):
 
 def test_tasks_are_listed_and_shown(client):
     assert client.get("/v1/tasks").json() == {
-        "tasks": [{"task": task, "version": 1, "classes": len(labels)} for task, labels in TASKS.items()]
+        "tasks": [{"task": task, "version": 1, "classes": len(labels)} for task, labels in TASKS.items()],
+        "failed": [],
     }
     shown = client.get("/v1/tasks/bgr").json()
     assert shown == {

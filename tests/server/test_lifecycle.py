@@ -85,6 +85,37 @@ def test_tasks_published_updated_and_withdrawn_under_load_fail_no_request(zoo, c
         assert line in caplog.text
 
 
+def test_a_damaged_task_is_told_by_name_while_the_others_are_served_and_followed(zoo, caplog):
+    damaged = zoo / "tasks/warm/1/prompts.safetensors"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    settings = ServerSettings(watch=zoo, watch_interval_s=0.02)
+    with (
+        load(zoo, strict=False) as session,
+        serving(session, settings) as server,
+        httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client,
+    ):
+        (failed,) = client.get("/v1/tasks").json()["failed"]
+        assert failed["task"] == "warm"
+        assert "warm/1/prompts.safetensors: contents do not match" in failed["reason"]
+        assert {"name": "warm", "version": "", "state": "UNAVAILABLE", "reason": failed["reason"]} in client.post(
+            "/v2/repository/index"
+        ).json()
+        assert server.metric("vpdeploy_failed_tasks") == 1
+        assert client.post("/v1/tasks/rgb:predict", content=encoded("red")).status_code == 200
+        refused = client.post("/v1/tasks/warm:predict", content=encoded("red"))
+        assert (refused.status_code, refused.json()["error"].split(";")[0]) == (
+            404,
+            "task 'warm' is damaged and not loaded",
+        )
+        withdraw_task(zoo, "bgr")
+        until(lambda: client.get("/v1/tasks/bgr").status_code == 404)
+        assert caplog.text.count("task 'warm' cannot be loaded") == 1
+        damaged.write_bytes(whole)
+        until(lambda: client.get("/v1/tasks/warm").status_code == 200)
+        assert (client.get("/v1/tasks").json()["failed"], server.metric("vpdeploy_failed_tasks")) == ([], 0)
+
+
 def replace(file: Path, content: bytes) -> None:
     """Swaps the content in one step: a watcher looking on sees the old bytes or the new, never a part."""
     fresh = file.with_name(".fresh")

@@ -72,6 +72,9 @@ def serve(
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="Format of the logs on stderr.")] = LogFormat.TEXT,
     watch: Annotated[bool, typer.Option(help="Serve tasks that are published while running.")] = True,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse to start where a task is damaged; otherwise the others are served.")
+    ] = False,
 ) -> None:
     """Serve every task of PATH over HTTP: Open Inference Protocol v2, plain image uploads, and metrics."""
     from vpdeploy.format.bundle import is_bundle
@@ -107,7 +110,7 @@ def serve(
             "Set VPDEPLOY_TOKEN or --token, or listen on 127.0.0.1.",
             err=True,
         )
-    with bind_socket(host, port) as listener, load(path, runtime=runtime, threads=threads) as session:
+    with bind_socket(host, port) as listener, load(path, runtime=runtime, threads=threads, strict=strict) as session:
         chosen = session.describe().runtime
         logging.getLogger(__name__).info("runtime %s: %s", chosen.name, chosen.reason)
         address = address_of(listener)

@@ -15,7 +15,7 @@ import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from typing import TypeVar
 from vpdeploy.errors import (
     BundleCorruptError,
     BundleError,
+    LayoutMismatchError,
     SpecError,
     VpdeployError,
 )
@@ -120,6 +121,37 @@ class Bundle:
             raise BundleCorruptError(f"{folder / CARD_FILE}: describes task '{prompt_set.card.name}', not '{task}'")
         self.manifest.check_fit(prompt_set)
         return prompt_set
+
+    def read_whole(self, tasks: Iterable[str]) -> tuple[dict[str, CompiledPromptSet], dict[str, VpdeployError]]:
+        """Read the served versions of those tasks that are whole.
+
+        Args:
+            tasks: Names of tasks of the manifest.
+
+        Returns:
+            The prompt sets of those that can be read, and what is wrong with each of the others, by name.
+
+        Raises:
+            BundleError: A task cannot be read, and the manifest on disk is no longer this one: ``read_consistently``
+                begins again.
+        """
+        whole: dict[str, CompiledPromptSet] = {}
+        damaged: dict[str, VpdeployError] = {}
+        for task in tasks:
+            try:
+                whole[task] = self.read_task(task)
+            except (BundleError, LayoutMismatchError) as error:
+                if not self._is_current():
+                    raise
+                damaged[task] = error
+        return whole, damaged
+
+    def _is_current(self) -> bool:
+        """Tell whether the manifest on disk is still this one."""
+        try:
+            return Bundle.open(self.path).manifest == self.manifest
+        except BundleError:
+            return False
 
     def _version_folder(self, task: str, version: int) -> Path:
         return self.path / TASKS_FOLDER / task / str(version)

@@ -21,7 +21,7 @@ from vpdeploy.server.redirects import RelativeRedirects
 from vpdeploy.server.service import ServedSession, Service
 from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.statuses import error_response
-from vpdeploy.server.watch import BundleWatcher
+from vpdeploy.server.watch import BundleWatcher, log_failures
 
 
 def create_app(session: ServedSession, settings: ServerSettings | None = None) -> FastAPI:
@@ -38,6 +38,7 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        log_failures(session.failures)
         watching = None
         if settings.watch is not None:
             watcher = BundleWatcher(session, settings.watch, interval_s=settings.watch_interval_s)

@@ -98,7 +98,13 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
 
     async def list_tasks(request: Request) -> Response:
         tasks = [service.task(name) for name in service.session.tasks]
-        return JSONResponse({"tasks": [{**_task_fields(task), "classes": len(task.card.labels)} for task in tasks]})
+        failed = [{"task": name, "reason": reason} for name, reason in service.session.failures.items()]
+        return JSONResponse(
+            {
+                "tasks": [{**_task_fields(task), "classes": len(task.card.labels)} for task in tasks],
+                "failed": failed,
+            }
+        )
 
     async def show_task(request: Request) -> Response:
         task = service.task(request.path_params["task"])

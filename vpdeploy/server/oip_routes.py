@@ -109,9 +109,15 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
 
     async def repository_index(request: Request) -> Response:
         tasks = [service.task(name) for name in service.session.tasks]
-        return JSONResponse(
-            [{"name": task.card.name, "version": str(task.version), "state": "READY", "reason": ""} for task in tasks]
-        )
+        ready = [
+            {"name": task.card.name, "version": str(task.version), "state": "READY", "reason": ""} for task in tasks
+        ]
+        failed = [
+            {"name": name, "version": "", "state": "UNAVAILABLE", "reason": reason}
+            for name, reason in service.session.failures.items()
+            if name not in service.session.tasks
+        ]
+        return JSONResponse([*ready, *failed])
 
     endpoint = inference_endpoint(service, infer)
     for model in ("/v2/models/{task}", "/v2/models/{task}/versions/{version}"):

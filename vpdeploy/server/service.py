@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +34,11 @@ class ServedSession(BatchSession, Protocol):
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the loaded tasks."""
+        ...
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """What is wrong with the bundle's tasks that are not loaded, or in an older version only, by name."""
         ...
 
     def describe(self) -> SessionDescription:
@@ -104,6 +109,11 @@ class Service:
             "vpdeploy_queue_images", "Images that wait for a batch.", lambda: self.batcher.queue_length
         )
         self.metrics.watch_value("vpdeploy_tasks", "Loaded tasks.", lambda: len(session.tasks))
+        self.metrics.watch_value(
+            "vpdeploy_failed_tasks",
+            "Tasks of the bundle that could not be loaded, or brought to its version.",
+            lambda: len(session.failures),
+        )
         self.metrics.watch_value(
             "vpdeploy_table_bytes",
             "Bytes of all loaded prompt sets on the device.",

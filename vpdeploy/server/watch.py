@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from vpdeploy.errors import VpdeployError
@@ -31,6 +32,7 @@ class BundleWatcher:
         self._interval_s = interval_s
         self._seen: _Signature | None = None
         self._complaint = ""
+        self._failed = session.failures  # whoever made the watcher has told of these
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -41,7 +43,8 @@ class BundleWatcher:
     def check(self) -> None:
         """Look once, and synchronise if the manifest is not the one seen last.
 
-        A bundle that cannot be read is complained about once and tried again at every look; what is loaded stays.
+        A bundle that cannot be read is complained about once and tried again at every look; what is loaded stays. So
+        is a task that is damaged, beside which the others are followed.
         """
         try:
             signature = _signature(self._manifest)
@@ -54,8 +57,16 @@ class BundleWatcher:
                 _log.error("the bundle cannot be followed, serving what is loaded: %s", complaint)
             self._complaint = complaint
             return
-        self._seen, self._complaint = signature, ""
+        self._seen, self._complaint = None if report.failed else signature, ""
         _log_changes(report)
+        log_failures({name: reason for name, reason in report.failed.items() if self._failed.get(name) != reason})
+        self._failed = report.failed
+
+
+def log_failures(failures: Mapping[str, str]) -> None:
+    """Log what is wrong with tasks that could not be loaded, by name: one line each."""
+    for name, reason in failures.items():
+        _log.error("task '%s' cannot be loaded, the others are served: %s", name, " ".join(reason.split()))
 
 
 def _signature(path: Path) -> _Signature:

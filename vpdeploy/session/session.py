@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,17 @@ from vpdeploy.backends import AUTO, open_backend
 from vpdeploy.backends.checks import check_images, check_slots
 from vpdeploy.backends.description import RuntimeDescription
 from vpdeploy.backends.protocol import Backend
-from vpdeploy.errors import BundleCorruptError, BundleError, InputError, SpecError
+from vpdeploy.errors import (
+    BundleCorruptError,
+    BundleError,
+    InputError,
+    SpecError,
+    TaskNotFoundError,
+    VpdeployError,
+)
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.bundle import Bundle, read_consistently
 from vpdeploy.format.graphfacts import Precision
-from vpdeploy.format.manifest import TaskEntry
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.format.task import TaskCard
@@ -39,11 +45,19 @@ _LARGEST_SLOT = np.iinfo(np.int32).max
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """What ``Session.sync`` changed: names of tasks."""
+    """What ``Session.sync`` changed; true where it changed anything.
+
+    Attributes:
+        added: Names of the tasks that are loaded now and were not before.
+        updated: Names of those of which another version is loaded now.
+        removed: Names of those that are no longer loaded.
+        failed: What is wrong with the tasks that could not be brought to the bundle's version, by name.
+    """
 
     added: tuple[str, ...] = ()
     updated: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.added or self.updated or self.removed)
@@ -89,9 +103,12 @@ class Session:
     Args:
         artifact: What is served: its prompt sets are read into a table.
         backend: The artifact's graph, loaded; the session closes it.
+        strict: Refuse a bundle of which a task is damaged. Otherwise those that are whole are loaded, and ``failures``
+            tells of the others.
 
     Raises:
-        BundleError: A prompt set is damaged, or the graph takes images of another form than is recorded.
+        BundleError: A prompt set is damaged, all are where ``strict`` is False, or the graph takes images of another
+            form than is recorded.
         LayoutMismatchError: A prompt set does not fit the graph.
         BackendError: The device cannot hold the table.
 
@@ -102,7 +119,7 @@ class Session:
         ('flowers', 3)
     """
 
-    def __init__(self, artifact: Artifact, backend: Backend) -> None:
+    def __init__(self, artifact: Artifact, backend: Backend, *, strict: bool = True) -> None:
         if (backend.input_dtype == np.uint8) != (artifact.image_input == "uint8"):
             raise BundleCorruptError(
                 f"{artifact.graph_path}: takes images of {backend.input_dtype}, recorded is '{artifact.image_input}'; "
@@ -113,11 +130,9 @@ class Session:
         self._bundle = artifact.bundle
         self._changing = threading.Lock()  # one change of the table at a time; runs go on beside it
         self._table: Table | None = None
-        # What sync has loaded. A version alone does not tell: a task that was removed and published anew restarts at 1.
-        self._synced: dict[str, TaskEntry] = {} if self._bundle is None else dict(self._bundle.manifest.tasks)
 
         # The first tasks take the slots in their order, as in the table; a folded model has one slot and no table.
-        prompt_sets = artifact.read_prompt_sets()
+        prompt_sets, self._failures = _read_tasks(artifact, strict=strict)
         cards = [each.card for each in prompt_sets] if artifact.is_switchable else list(artifact.cards.values())
         self._directory = TaskDirectory(len(cards))
         if prompt_sets:
@@ -125,14 +140,19 @@ class Session:
         for card in cards:
             self._directory.admit(card, self._directory.reserve(), artifact.versions.get(card.name))
 
+        # What sync has loaded. A version alone does not tell: a bundle that was copied over another may count anew.
+        entries = {} if self._bundle is None else self._bundle.manifest.tasks
+        self._synced = {name: entry for name, entry in entries.items() if name not in self._failures}
+
     @classmethod
-    def of(cls, artifact: Artifact, *, runtime: str = AUTO, threads: int | None = None) -> Session:
+    def of(cls, artifact: Artifact, *, runtime: str = AUTO, threads: int | None = None, strict: bool = True) -> Session:
         """Load an artifact's graph and its tasks.
 
         Args:
             artifact: A bundle or a folded model.
             runtime: ``auto``, or a runtime's name (see ``vpdeploy.backends.RUNTIMES``).
             threads: CPU threads inside one run; None leaves it to the runtime.
+            strict: Refuse a bundle of which a task is damaged; otherwise load those that are whole.
 
         Returns:
             A session, owned by the caller.
@@ -145,7 +165,7 @@ class Session:
         """
         backend = open_backend(artifact, runtime=runtime, threads=threads)
         try:
-            return cls(artifact, backend)
+            return cls(artifact, backend, strict=strict)
         except BaseException:
             backend.close()
             raise
@@ -160,6 +180,11 @@ class Session:
         """Names of the loaded tasks."""
         return self._directory.tasks
 
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """What is wrong with the bundle's tasks that are not loaded, or in an older version only, by name."""
+        return dict(self._failures)
+
     def lease(self, task: str) -> Lease:
         """Take the right to use a task's slot.
 
@@ -172,7 +197,12 @@ class Session:
         Raises:
             TaskNotFoundError: No task of that name is loaded.
         """
-        return self._directory.lease(task)
+        try:
+            return self._directory.lease(task)
+        except TaskNotFoundError:
+            if task in self._failures:
+                raise TaskNotFoundError(f"task '{task}' is damaged and not loaded; the log says what to do") from None
+            raise
 
     def card(self, task: str) -> TaskCard:
         """Return what is known of a task.
@@ -340,12 +370,15 @@ class Session:
     def sync(self) -> SyncReport:
         """Bring the loaded tasks in line with the bundle's manifest on disk.
 
+        A task that is damaged, or finds no room on the device, keeps no other from being followed; what is loaded of
+        it stays, and the next call tries again.
+
         Returns:
-            Names of the tasks that were added, updated and removed; none of a folded model, which never changes.
+            The tasks that were added, updated and removed, and those that failed; none of a folded model, which never
+            changes.
 
         Raises:
-            BundleError: The bundle is damaged, or its graph was replaced; what is loaded is undisturbed by the part
-                that failed.
+            BundleError: The manifest is damaged, or the graph was replaced; what is loaded is undisturbed.
         """
         if self._bundle is None:
             return SyncReport()
@@ -363,17 +396,25 @@ class Session:
             for name, entry in entries.items()
             if loaded.get(name) != entry.version or self._synced.get(name, entry).served != entry.served
         ]
-        prompt_sets = {name: fresh.read_task(name) for name in changed}
-        for name, prompt_set in prompt_sets.items():
-            self.add_task(prompt_set, version=entries[name].version)
-            self._synced[name] = entries[name]
+        prompt_sets, damaged = fresh.read_whole(changed)
+        failed = {name: str(error) for name, error in damaged.items()}
         removed = tuple(name for name in loaded if name not in entries)
         for name in removed:
             self.remove_task(name)
+        for name, prompt_set in prompt_sets.items():
+            try:
+                self.add_task(prompt_set, version=entries[name].version)
+            except VpdeployError as error:
+                failed[name] = str(error)
+            else:
+                self._synced[name] = entries[name]
+        self._failures = failed
+        brought = [name for name in changed if name not in failed]
         return SyncReport(
-            added=tuple(name for name in changed if name not in loaded),
-            updated=tuple(name for name in changed if name in loaded),
+            added=tuple(name for name in brought if name not in loaded),
+            updated=tuple(name for name in brought if name in loaded),
             removed=removed,
+            failed=failed,
         )
 
     def describe(self) -> SessionDescription:
@@ -428,13 +469,30 @@ class Session:
         return tasks[0]
 
 
-def load(path: Path | str, *, runtime: str = AUTO, threads: int | None = None) -> Session:
+def _read_tasks(artifact: Artifact, *, strict: bool) -> tuple[tuple[CompiledPromptSet, ...], dict[str, str]]:
+    """Return the prompt sets that are loaded, and what is wrong with the others, by name.
+
+    Raises:
+        BundleError: One cannot be read, or where ``strict`` is False not a single one.
+        LayoutMismatchError: One does not fit the graph.
+    """
+    if strict or artifact.bundle is None:
+        return artifact.read_prompt_sets(), {}
+    whole, damaged = artifact.bundle.read_whole(artifact.tasks)
+    if damaged and not whole:
+        raise next(iter(damaged.values()))
+    return tuple(whole.values()), {name: str(error) for name, error in damaged.items()}
+
+
+def load(path: Path | str, *, runtime: str = AUTO, threads: int | None = None, strict: bool = True) -> Session:
     """Load a bundle or a folded ONNX file.
 
     Args:
         path: A bundle folder, or a file that ``vpdeploy export`` wrote.
         runtime: ``auto``, or a runtime's name (see ``vpdeploy.backends.RUNTIMES``).
         threads: CPU threads inside one run; None leaves it to the runtime.
+        strict: Refuse a bundle of which a task is damaged. Otherwise those that are whole are loaded, and
+            ``Session.failures`` tells of the others.
 
     Returns:
         A session, owned by the caller.
@@ -451,4 +509,6 @@ def load(path: Path | str, *, runtime: str = AUTO, threads: int | None = None) -
         ('flowers', 'birds', 'probe')
     """
     place = Path(path)
-    return read_consistently(place, lambda: Session.of(Artifact.open(place), runtime=runtime, threads=threads))
+    return read_consistently(
+        place, lambda: Session.of(Artifact.open(place), runtime=runtime, threads=threads, strict=strict)
+    )

@@ -604,11 +604,49 @@ def test_sync_with_a_damaged_version_leaves_what_is_loaded(live: Session, zoo_co
     version = publish_task(zoo_copy, invented(zoo_copy, "flowers", seed=2))
     damaged = zoo_copy / "tasks/flowers" / str(version) / "prompts.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(BundleCorruptError, match=r"flowers/2/prompts\.safetensors"):
-        live.sync()
+    report = live.sync()
+    assert not report
+    assert "flowers/2/prompts.safetensors" in report.failed["flowers"]
+    assert live.failures == report.failed
     for task in TASKS:
         np.testing.assert_allclose(logits(live, task, pixels), expected[task], **CLOSE)
     publish_task(zoo_copy, invented(zoo_copy, "flowers", seed=2))
+    assert live.sync().updated == ("flowers",)
+    assert not live.failures
+
+
+def test_a_damaged_task_keeps_no_other_from_being_followed_and_is_loaded_once_it_is_whole(
+    live: Session, zoo_copy: Path, random_pixels: MakePixels
+):
+    damaged = zoo_copy / "tasks/new/1/prompts.safetensors"
+    publish_task(zoo_copy, invented(zoo_copy, "new", seed=1))
+    publish_task(zoo_copy, invented(zoo_copy, "flowers", seed=2))
+    withdraw_task(zoo_copy, "probe")
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    report = live.sync()
+    assert (report.added, report.updated, report.removed) == ((), ("flowers",), ("probe",))
+    assert list(report.failed) == ["new"]
+    with pytest.raises(TaskNotFoundError, match="task 'new' is damaged and not loaded"):
+        live.lease("new")
+    damaged.write_bytes(whole)
+    assert live.sync().added == ("new",)
+    assert len(logits(live, "new", random_pixels(1))) == 1
+
+
+def test_a_task_that_finds_no_room_on_the_device_keeps_no_other_from_being_followed(
+    live: Session, zoo_copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    publish_task(zoo_copy, invented(zoo_copy, "flowers", seed=2))
+    withdraw_task(zoo_copy, "probe")
+
+    def full(*_: object, **__: object) -> None:
+        raise BackendError("the device is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(live, "add_task", full)
+        report = live.sync()
+    assert (report.removed, report.failed) == (("probe",), {"flowers": "the device is full"})
     assert live.sync().updated == ("flowers",)
 
 
@@ -649,6 +687,24 @@ def test_a_bundle_without_tasks_can_be_opened_and_filled(zoo_copy: Path, random_
 
 
 # --- opening ---
+
+
+def test_a_bundle_with_a_damaged_task_is_opened_for_the_others_where_that_is_asked_for(
+    zoo_copy: Path, random_pixels: MakePixels
+):
+    (zoo_copy / "tasks/birds/1/task.json").write_text("{")
+    with pytest.raises(BundleCorruptError, match=r"birds/1/task\.json"):
+        load(zoo_copy, threads=1)
+    with load(zoo_copy, threads=1, strict=False) as session:
+        assert session.tasks == ("flowers", "probe")
+        assert list(session.failures) == ["birds"]
+        pixels = random_pixels(1)
+        expected = alone(zoo_copy, Bundle.open(zoo_copy).read_task("probe"), pixels)
+        np.testing.assert_allclose(logits(session, "probe", pixels), expected, **CLOSE)
+    for task in ("flowers", "probe"):
+        (zoo_copy / f"tasks/{task}/1/prompts.safetensors").unlink()
+    with pytest.raises(BundleCorruptError, match="flowers"):
+        load(zoo_copy, threads=1, strict=False)
 
 
 def test_what_is_neither_bundle_nor_model_is_refused(tmp_path: Path):
