@@ -7,6 +7,7 @@ import os
 # One thread per process: the workers fill the cores. Read when OpenMP is loaded, and by processes that tests start.
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +32,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="takes several minutes with its like; run it with --slow"))
+
+
+@pytest.fixture(autouse=True)
+def _own_logger() -> Iterator[None]:
+    """Leave the package's logger as it was: verbs that run in this process send its lines to stderr alone."""
+    logger = logging.getLogger("vpdeploy")
+    handlers, level, propagates = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagates
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -139,8 +139,25 @@ def test_any_integer_is_a_seed(folder, seed):
 
 @pytest.mark.parametrize("spec", ["", "imagenet", "vtab", "./digits"])
 def test_an_unknown_spec_is_refused_with_the_formats(spec):
-    with pytest.raises(SpecError, match=r"unknown data .* expected one of: digits, .*shapes:count.*FILE\.csv.*DIR"):
+    with pytest.raises(SpecError, match=r"unknown data .* expected one of: DIR, FILE\.csv.*digits$"):
         resolve_data(spec, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "near"),
+    [("digit", "digits"), ("digit:parity", "digits:parity"), ("Photo", "photos"), ("./photoss", "photos")],
+)
+def test_an_unknown_spec_is_told_what_was_perhaps_meant(tmp_path, monkeypatch, spec, near):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpecError, match=f"no file or folder there, did you mean '{near}'"):
+        resolve_data(spec, seed=0)
+
+
+def test_a_folder_is_looked_for_beside_the_one_that_is_missing(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(SpecError, match=f"did you mean '{tmp_path / 'photos'}'"):
+        resolve_data(str(tmp_path / "photo"), seed=0)
 
 
 @pytest.mark.parametrize("spec", ["x" * 5000, "~nobody-of-this-name/images"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -176,7 +175,6 @@ def test_the_command_line_tells_choice_and_warning(settings, tmp_path, rate):
     assert "chosen: the start, a linear probe, before any of its 2 epochs" in result.stdout
     assert "warning: the result is no better than the start" in result.stderr
     assert "try --lr 0.1, --lr auto" in result.stderr
-    logging.getLogger("vpdeploy").handlers.clear()
 
 
 def test_history_has_the_start_as_epoch_0_of_every_phase(settings, tmp_path):

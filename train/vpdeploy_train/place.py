@@ -6,16 +6,19 @@ All of it is found out without torch, so that a refusal comes at once.
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
 from vpdeploy.files import write_atomically
-from vpdeploy.format.run import STATE_FOLDER
+from vpdeploy.format.run import ARGS_FILE, STATE_FOLDER
 from vpdeploy.format.task import check_task_name
 from vpdeploy.text import shell_path
 
-ARGS_FILE: Final = "args.toml"
+SKIPPED_FILE: Final = "skipped.txt"
+"""Images that ``--skip-corrupt`` left out, one a line with what is wrong; absent where there are none."""
+
 NAME_FILE: Final = "name.txt"
 """Beside what ``--resume`` needs: the task's name, which is no setting of a training."""
 
@@ -23,10 +26,12 @@ NAME_FILE: Final = "name.txt"
 def check_new_place(out: Path) -> None:
     """Check that a folder may be written to by something new: it does not exist, or is empty.
 
+    What a training leaves that was killed while it noted its beginning counts as nothing: it cannot be continued.
+
     Raises:
         SpecError: It is a file, or holds something.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and not _leftovers(out) >= {*out.iterdir()}):
         continued = "continue it with --resume, or " if (out / ARGS_FILE).is_file() else ""
         raise SpecError(f"{out}: exists and is not empty; {continued}give another --out")
 
@@ -75,9 +80,50 @@ def choose_task_name(out: Path, *, name: str | None, resume: bool) -> str:
     return task_name_for(out)
 
 
+def note_beginning(out: Path, *, name: str, skipped: str, settings: str) -> None:
+    """Write down what a run needs to be continued.
+
+    The settings come last, for they make the folder one that can be continued; until then it counts as empty.
+
+    Args:
+        out: The run folder, which was free.
+        name: The task's name.
+        skipped: The list of images that are left out; empty where there are none.
+        settings: The settings as TOML.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    for each in _leftovers(out):
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+    note_task_name(out, name)
+    if skipped:
+        write_atomically(out / SKIPPED_FILE, skipped.encode())
+    write_atomically(out / ARGS_FILE, settings.encode())
+
+
 def note_task_name(out: Path, name: str) -> None:
     """Write the task's name where a run that continues finds it."""
     write_atomically(out / STATE_FOLDER / NAME_FILE, f"{name}\n".encode())
+
+
+def _leftovers(out: Path) -> set[Path]:
+    """Return what a folder holds of a training that was killed before its settings were written."""
+    state = out / STATE_FOLDER
+    if (out / ARGS_FILE).exists() or not state.is_dir():
+        return set()
+    if any(each.name != NAME_FILE and not _is_partial(each.name, NAME_FILE) for each in state.iterdir()):
+        return set()
+    return {
+        each
+        for each in out.iterdir()
+        if each == state or each.name == SKIPPED_FILE or _is_partial(each.name, SKIPPED_FILE, ARGS_FILE)
+    }
+
+
+def _is_partial(name: str, *files: str) -> bool:
+    """Tell whether a name is that of the temporary sibling of a file that is being written."""
+    return name.endswith(".partial") and any(name.startswith(f".{file}.") for file in files)
 
 
 def resume_command(out: Path, *, threads: int | None = None) -> str:

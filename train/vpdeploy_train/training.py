@@ -11,6 +11,7 @@ from pathlib import Path
 from vpdeploy.errors import SpecError
 from vpdeploy.files import write_atomically
 from vpdeploy.format.document import to_json
+from vpdeploy.format.run import ARGS_FILE
 from vpdeploy.format.task import TaskCard
 from vpdeploy_train.backbone import Backbone
 from vpdeploy_train.config import read_toml
@@ -21,7 +22,14 @@ from vpdeploy_train.inputs import TrainingInputs, load_inputs
 from vpdeploy_train.methods import require_storable
 from vpdeploy_train.methods.method import PromptDimensions
 from vpdeploy_train.phases import PhasesResult, run_phases
-from vpdeploy_train.place import ARGS_FILE, check_begun, check_new_place, choose_task_name, note_task_name
+from vpdeploy_train.place import (
+    SKIPPED_FILE,
+    check_begun,
+    check_new_place,
+    choose_task_name,
+    note_beginning,
+    note_task_name,
+)
 from vpdeploy_train.plots import plot_curves
 from vpdeploy_train.progress import ConsoleProgress, Progress
 from vpdeploy_train.pruning.picture import plot_pruning
@@ -31,9 +39,6 @@ from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
 from vpdeploy_train.workbench import MakeProgress, Watch, Workbench
-
-SKIPPED_FILE = "skipped.txt"
-"""Images that ``--skip-corrupt`` left out, one a line with what is wrong; absent where there are none."""
 
 
 def console_progress(title: str, images: int, done: int) -> Progress:
@@ -105,11 +110,10 @@ def train_run(
         require_storable(settings.method, method, PromptDimensions.of(inputs.backbone.trunk))
         if settings.prunes:
             shares_to_try(settings, method)
-        note_task_name(out, name)
-        if not resume:
-            if inputs.skipped:
-                write_atomically(out / SKIPPED_FILE, _skipped_text(inputs).encode())
-            write_atomically(out / ARGS_FILE, settings.to_toml().encode())
+        if resume:
+            note_task_name(out, name)
+        else:
+            note_beginning(out, name=name, skipped=_skipped_text(inputs), settings=settings.to_toml())
         result = run_phases(bench)
 
     # Say what it came to, once in types and once, in the card's details, for people.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from vpdeploy.cli.build import build
 from vpdeploy.cli.failure import fail, fail_usage, watching_stdout
 from vpdeploy.cli.inspect import inspect
 from vpdeploy.cli.late import complete_verb
+from vpdeploy.cli.log import tell_on_stderr
 from vpdeploy.cli.predict import predict
 from vpdeploy.cli.serve import serve
 from vpdeploy.cli.signals import stopping
@@ -160,12 +160,7 @@ def _global_options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors; give it before the verb.")] = False,
 ) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("vpdeploy")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    tell_on_stderr()
 
 
 def _storage_error(error: OSError) -> VpdeployError:

@@ -15,6 +15,7 @@ from vpdeploy.text import shell_path
 
 CARD_FILE = "task.json"
 TENSOR_FILE = "prompts.safetensors"
+ARGS_FILE = "args.toml"
 STATE_FOLDER = "state"
 FORMAT = "vpdeploy.run"
 FORMAT_VERSION = 2
@@ -47,7 +48,7 @@ class RunCard:
             BundleVersionError: It was written in another format version.
         """
         if not (path / CARD_FILE).is_file():
-            unfinished = (path / STATE_FOLDER).is_dir()
+            unfinished = (path / ARGS_FILE).is_file()
             advice = (
                 f"finish it with: vpdeploy train --out {shell_path(path)} --resume"
                 if unfinished

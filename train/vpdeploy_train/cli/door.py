@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from vpdeploy.errors import SpecError
+from vpdeploy.format.run import ARGS_FILE
 from vpdeploy.format.task import check_task_name
 from vpdeploy_train.architectures import check_plain_name, is_plain_name
 from vpdeploy_train.catalogue import read_catalogue
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.data.resolve import absolute_spec, data_place, missing_data
 from vpdeploy_train.methods import METHODS
-from vpdeploy_train.place import ARGS_FILE, check_begun, check_new_place, choose_task_name
+from vpdeploy_train.place import check_begun, check_new_place, choose_task_name
 from vpdeploy_train.recipes import recipe_named
 from vpdeploy_train.settings import default_of
 

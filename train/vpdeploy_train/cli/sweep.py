@@ -80,7 +80,7 @@ def sweep(
         typer.echo("\nstopped; the same command continues the sweep", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if result.best_run is not None and (remark := advise(TrainingResult.read(result.best_run))) is not None:
-        logger.warning("warning: of the best trial, %s", remark)
+        logger.warning("of the best trial, %s", remark)
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
         return

@@ -11,12 +11,13 @@ import typer
 
 from vpdeploy.cli.exits import INTERRUPTED
 from vpdeploy.cli.threads import Threads
+from vpdeploy.format.run import ARGS_FILE
 from vpdeploy.text import shell_path
 from vpdeploy_train.cli.cache import Cache
 from vpdeploy_train.cli.door import check_training
 from vpdeploy_train.cli.options import add_options, tell_refused_methods
 from vpdeploy_train.config import read_toml
-from vpdeploy_train.place import ARGS_FILE, check_begun, check_new_place, choose_task_name, resume_command
+from vpdeploy_train.place import check_begun, check_new_place, choose_task_name, resume_command
 from vpdeploy_train.settings import TrainSettings
 
 logger = logging.getLogger("vpdeploy.train")
@@ -56,7 +57,7 @@ def train(
         typer.echo(f"\nstopped; {advice}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if (remark := advise(result)) is not None:
-        logger.warning("warning: %s", remark)
+        logger.warning("%s", remark)
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
         return

@@ -50,9 +50,11 @@ class Format:
         matches: Whether a spec is meant for this format.
         locate: Takes a spec of this format apart at the path in it; None where it names no place on this machine.
         read: Reads the spec's images; raises ``SpecError`` where they cannot be used.
+        names: The specs of this format, where they are few and have fixed names.
     """
 
     spelling: str
     matches: Callable[[str], bool]
     locate: Callable[[str], Address | None]
     read: Callable[[str], Collection]
+    names: tuple[str, ...] = ()

@@ -57,7 +57,8 @@ def read_digits(spec: str) -> Collection:
 
 
 FORMAT: Final = Format(
-    spelling=", ".join(TASKS),
+    spelling="digits",
+    names=tuple(TASKS),
     matches=lambda spec: spec.split(":")[0] == "digits",
     locate=lambda spec: None,
     read=read_digits,

@@ -143,7 +143,7 @@ def _read_classes(root: Path, findings: _Findings, *, may_lack_images: bool) -> 
 
 
 FORMAT: Final = Format(
-    spelling="DIR (a folder of class folders)",
+    spelling="DIR",
     matches=lambda spec: bool(spec) and Path(spec).expanduser().is_dir(),
     locate=lambda spec: Address(path=Path(spec)),
     read=read_folder,

@@ -196,7 +196,7 @@ def _read_image(table: Any, column: str, row: int) -> bytes:
 
 
 FORMAT: Final = Format(
-    spelling="hf:NAME[:CONFIG] (of Hugging Face datasets, or a folder of theirs)",
+    spelling="hf:NAME",
     matches=lambda spec: spec.startswith(_PREFIX),
     locate=_locate,
     read=read_huggingface,

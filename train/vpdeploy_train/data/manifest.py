@@ -119,7 +119,7 @@ def _place(folder: Path, rows: Iterable[Row]) -> dict[Path, tuple[str, str, str]
 
 
 FORMAT: Final = Format(
-    spelling="FILE.csv, FILE.json or FILE.jsonl (a manifest)",
+    spelling="FILE.csv|json|jsonl",
     # A folder may be called so, too.
     matches=lambda spec: Path(spec).suffix.lower() in _READERS and not Path(spec).expanduser().is_dir(),
     locate=lambda spec: Address(path=Path(spec)),

@@ -7,12 +7,13 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Final
 
 from vpdeploy.errors import SpecError
 from vpdeploy.progress import ProgressBar
-from vpdeploy.tree import natural_key
+from vpdeploy.tree import is_hidden, natural_key
 from vpdeploy_train.data import digits, folder, huggingface, manifest, shapes, splitfolder, vtab
 from vpdeploy_train.data.address import Address
 from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item
@@ -168,9 +169,23 @@ def _find_format(spec: str) -> Format:
         is_file = bool(spec) and Path(spec).expanduser().is_file()
     except (OSError, RuntimeError) as error:  # a name too long for the system, or an unknown ~user
         raise SpecError(f"data '{spec[:80]}' cannot be looked up ({error.args[-1]})") from error
-    spellings = ", ".join(candidate.spelling for candidate in FORMATS)
+    spellings = dict.fromkeys(candidate.spelling for candidate in reversed(FORMATS))
     found = "a file of another kind" if is_file else "no file or folder there"
-    raise SpecError(f"unknown data '{spec}' ({found}); expected one of: {spellings}")
+    near = None if is_file else _nearest(spec)
+    hint = f", did you mean '{near}'?" if near is not None else ""
+    raise SpecError(f"unknown data '{spec}' ({found}{hint}); expected one of: {', '.join(spellings)}")
+
+
+def _nearest(spec: str) -> str | None:
+    """Return the spec that was perhaps meant: a name of the built-in data, or what lies beside the missing path."""
+    path = Path(spec)
+    try:
+        beside = [str(path.parent / each.name) for each in path.expanduser().parent.iterdir() if not is_hidden(each)]
+    except OSError:
+        beside = []
+    spelled = {name.casefold(): name for name in (*beside, *(name for each in FORMATS for name in each.names))}
+    close = get_close_matches(str(path).casefold(), spelled, n=1, cutoff=0.75)
+    return spelled[close[0]] if close else None
 
 
 def _class_map(spec: str, collection: Collection, labels: Sequence[str] | None) -> tuple[str, ...]:

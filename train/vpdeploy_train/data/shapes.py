@@ -123,7 +123,8 @@ def _draw_item(task: ShapeTask, split_key: int, number: int) -> Item:
 
 
 FORMAT: Final = Format(
-    spelling=", ".join(TASKS),
+    spelling="shapes:TASK",
+    names=tuple(TASKS),
     # A folder may be called "shapes", too.
     matches=lambda spec: spec.startswith("shapes:") or (spec == "shapes" and not Path(spec).is_dir()),
     locate=lambda spec: None,

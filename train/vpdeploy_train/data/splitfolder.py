@@ -60,7 +60,7 @@ def _matches(spec: str) -> bool:
 
 
 FORMAT: Final = Format(
-    spelling="DIR (with train.json, val.json, test.json)",
+    spelling="DIR",
     matches=_matches,
     locate=lambda spec: Address(path=Path(spec)),
     read=read_split_folder,

@@ -106,7 +106,7 @@ def _read_list(path: Path, names: tuple[str, ...] | None) -> list[tuple[Path, in
 
 
 FORMAT: Final = Format(
-    spelling="vtab:DIR (a VTAB-1k task)",
+    spelling="vtab:DIR",
     matches=lambda spec: spec.startswith(_PREFIX),
     locate=lambda spec: Address(before=_PREFIX, path=Path(spec.removeprefix(_PREFIX))),
     read=read_vtab,

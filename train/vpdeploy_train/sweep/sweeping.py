@@ -14,9 +14,9 @@ from optuna.trial import Trial, TrialState
 
 from vpdeploy.errors import SpecError, TrainingError, VpdeployError
 from vpdeploy.files import locked
+from vpdeploy.format.run import ARGS_FILE
 from vpdeploy_train.inputs import TrainingInputs, load_inputs
 from vpdeploy_train.phases import FIRST_PHASE
-from vpdeploy_train.place import ARGS_FILE
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.state import EpochRow
 from vpdeploy_train.sweep.claims import Claim, claim, give_up, reclaim
