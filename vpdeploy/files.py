@@ -16,6 +16,25 @@ from typing import IO
 
 _RETRY_S = 0.1
 
+_notes: list[list[Path]] = []
+"""Who wants to know of every file and folder that is put in its place."""
+
+
+@contextlib.contextmanager
+def noting_results() -> Iterator[list[Path]]:
+    """Yield a list that every file and folder which this module puts in its place within the block is added to."""
+    noted: list[Path] = []
+    _notes.append(noted)
+    try:
+        yield noted
+    finally:
+        _notes.remove(noted)
+
+
+def _note(path: Path) -> None:
+    for noted in _notes:
+        noted.append(path)
+
 
 def sha256_of_file(path: Path) -> str:
     """Return the hexadecimal sha256 of a file's bytes.
@@ -64,6 +83,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
             temporary.chmod(0o666 & ~_umask())
             _flush(temporary)
             temporary.replace(path)
+            _note(path)
             _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -89,6 +109,7 @@ def creating_folder(path: Path) -> Iterator[Path]:
                 _flush(file)
             _flush(temporary)
             temporary.rename(path)
+            _note(path)
             _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -111,6 +132,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         try:
             new.rename(path)
+            _note(path)
         except OSError:
             if old.exists():
                 old.rename(path)

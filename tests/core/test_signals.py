@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -39,17 +40,40 @@ main.main()
 
 def run(tmp_path: Path, work: str, before: str = "") -> int:
     """Return the exit code of a verb that does what is given while it writes; negative: killed by that signal."""
+    return finish(tmp_path, work, before).returncode
+
+
+def finish(tmp_path: Path, work: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a verb that does what is given while it writes."""
     lines = textwrap.dedent(work).strip().split("\n")
     source = PROGRAM.format(work="\n        ".join(lines), before=before)
     finished = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert "Traceback" not in finished.stderr
-    return finished.returncode
+    return finished
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_verb_with_its_code_and_leaves_nothing_half_written(tmp_path: Path, number: int, code: int):
-    assert run(tmp_path, f"send({int(number)})") == code
+    finished = finish(tmp_path, f"send({int(number)})")
+    assert finished.returncode == code
+    assert finished.stderr.strip() == "stopped; nothing was written"
+    fields = {"kind": "Stopped", "message": "stopped; nothing was written", "exit_code": code}
+    assert json.loads(finished.stdout) == {"error": fields}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_written_before_is_named_and_what_lay_aside_is_not(tmp_path: Path):
+    work = """
+    with replacing_file(Path("done.csv")):
+        pass
+    for number in range(3):
+        with creating_folder(Path(f"zoo{number}")) as aside, replacing_file(aside / "inner"):
+            pass
+    send(15)
+    """
+    finished = finish(tmp_path, work)
+    assert finished.returncode == 143
+    assert finished.stderr.strip() == "stopped; written before: done.csv, zoo0, zoo1 and 1 more"
 
 
 def test_two_signals_at_once_are_one(tmp_path: Path):

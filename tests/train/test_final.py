@@ -18,6 +18,7 @@ from train.toys import TOY
 from typer.testing import CliRunner
 
 from vpdeploy.cli.main import build_app, main
+from vpdeploy.cli.signals import Stopped
 from vpdeploy.errors import SpecError
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.evaluation import evaluate_run
@@ -153,8 +154,9 @@ def test_what_is_said_after_an_interruption_is_true(tmp_path, monkeypatch, begun
     monkeypatch.setattr("vpdeploy_train.training.train_run", stop)
     out = tmp_path / "my run's"
     result = invoke(f"--out={out}", "--data=digits", "--name=numbers", "--threads=1")
-    assert result.exit_code == 130
-    assert advice in result.stderr
-    command = result.stderr.strip().partition("continue with: ")[2]
+    assert isinstance(result.exception, Stopped)
+    told = str(result.exception)
+    assert advice in told
+    command = told.partition("continue with: ")[2]
     expected = ["vpdeploy", "train", "--out", str(out), "--resume", "--threads", "1"] if begun else []
     assert shlex.split(command) == expected

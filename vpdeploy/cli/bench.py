@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vpdeploy.backends import AUTO
-from vpdeploy.cli import exits
 from vpdeploy.cli.runtimes import RuntimeOption
+from vpdeploy.cli.signals import Stopped
 from vpdeploy.cli.threads import Threads
 
 if TYPE_CHECKING:
@@ -88,13 +88,12 @@ def bench(
                 on_round=lambda share: bar.show(share, "" if share else "warming up"),
             )
     except KeyboardInterrupt:
-        typer.echo("\nstopped before anything was measured", err=True)
-        raise typer.Exit(exits.INTERRUPTED) from None
+        raise Stopped("nothing was measured") from None
     typer.echo(json.dumps(report.to_json(), indent=2, ensure_ascii=False) if as_json else render_benchmark(report))
     if draw is not None and report.results:
         draw(report)
     if report.interrupted:
-        raise typer.Exit(exits.INTERRUPTED)
+        raise Stopped("the report has what was measured by then")
 
 
 def _parse_sizes(text: str | None) -> tuple[int, ...]:

@@ -51,7 +51,6 @@ def build(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Build an engine of PATH, for this machine's GPU or ahead of time for others."""
-    from vpdeploy.cli.exits import INTERRUPTED
     from vpdeploy.engines.building import BuildRequest
     from vpdeploy.engines.plan import EngineOptions
     from vpdeploy.engines.profile import Profile
@@ -86,11 +85,7 @@ def build(
         ),
         force=force,
     )
-    try:
-        result = _build_with_bar(artifact, request)
-    except KeyboardInterrupt:
-        typer.echo("cancelled; nothing was written", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+    result = _build_with_bar(artifact, request)
     _report(artifact, result, prune=prune, as_json=as_json)
 
 

@@ -6,9 +6,13 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, TextIO, cast
+from pathlib import Path
+from typing import Any, Final, NoReturn, TextIO, cast
 
 import typer
+
+_NAMED: Final = 3
+"""Files and folders that one line names."""
 
 
 class WatchedOutput:
@@ -68,6 +72,32 @@ def fail(error: Exception, code: int) -> NoReturn:
     report_failure(type(error).__name__, message, code)
     typer.echo(f"error: {message}", err=True)
     sys.exit(code)
+
+
+def report_stop(message: str, code: int) -> None:
+    """Say in one line that the verb was stopped, and in JSON where that was asked for.
+
+    Args:
+        message: What was written, or how to go on.
+        code: The exit code.
+    """
+    report_failure("Stopped", f"stopped; {message}", code)
+    after_the_echo = "\n" if sys.stderr.isatty() else ""  # terminals show Ctrl-C as ^C
+    typer.echo(f"{after_the_echo}stopped; {message}", err=True)
+
+
+def describe_results(paths: Sequence[Path]) -> str:
+    """Return what a verb wrote before it was stopped.
+
+    Args:
+        paths: The files and folders that it put in their places, some of which may be gone again, or lie in others.
+    """
+    there = {path for path in dict.fromkeys(paths) if path.exists()}
+    outer = sorted(path for path in there if there.isdisjoint(path.parents))
+    if not outer:
+        return "nothing was written"
+    more = f" and {len(outer) - _NAMED} more" if len(outer) > _NAMED else ""
+    return f"written before: {', '.join(map(str, outer[:_NAMED]))}{more}"
 
 
 def fail_usage(error: Exception) -> NoReturn:

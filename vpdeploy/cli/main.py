@@ -14,17 +14,17 @@ from vpdeploy import __version__
 from vpdeploy.cli import exits
 from vpdeploy.cli.bench import bench
 from vpdeploy.cli.build import build
-from vpdeploy.cli.failure import fail, fail_usage, watching_stdout
+from vpdeploy.cli.failure import describe_results, fail, fail_usage, report_stop, watching_stdout
 from vpdeploy.cli.inspect import inspect
 from vpdeploy.cli.late import complete_verb
 from vpdeploy.cli.log import tell_on_stderr
 from vpdeploy.cli.predict import predict
 from vpdeploy.cli.serve import serve
-from vpdeploy.cli.signals import stopping
+from vpdeploy.cli.signals import Stopped, stopping
 from vpdeploy.cli.task import list_tasks, remove, rollback
 from vpdeploy.cli.threads import let_waiting_threads_sleep
 from vpdeploy.errors import VpdeployError
-from vpdeploy.files import storage_reason
+from vpdeploy.files import noting_results, storage_reason
 
 VERB_GROUP = "vpdeploy.verbs"
 
@@ -98,12 +98,18 @@ def main() -> NoReturn:
     """
     let_waiting_threads_sleep()
     arguments = sys.argv[1:]
-    with stopping() as stop, watching_stdout(arguments):
+    with stopping() as stop, watching_stdout(arguments), noting_results() as results:
+        told = None
         try:
             code = _run(arguments)
         except KeyboardInterrupt:
             code = exits.INTERRUPTED
-        sys.exit(stop.exit_code if code == exits.INTERRUPTED else code)
+        except Stopped as stopped:
+            code, told = exits.INTERRUPTED, str(stopped)
+        if code == exits.INTERRUPTED:
+            code = stop.exit_code
+            report_stop(told or describe_results(results), code)
+        sys.exit(code)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -124,7 +130,7 @@ def _run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exits.KNOWN_ERROR
     except (MemoryError, RuntimeError, OSError) as error:
-        if isinstance(error, typer.Abort):  # what some versions make of Ctrl-C
+        if isinstance(error, typer.Abort):  # what some versions make of Ctrl-C; others return its exit code
             return exits.INTERRUPTED
         known_cause = exits.out_of_memory(error, _verb_in(arguments)[0] or "")
         if known_cause is not None:

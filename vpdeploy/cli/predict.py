@@ -16,6 +16,7 @@ import typer
 from vpdeploy.backends import AUTO, check_runtime
 from vpdeploy.cli import exits
 from vpdeploy.cli.runtimes import RuntimeOption
+from vpdeploy.cli.signals import Stopped
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import InputError, SpecError, TaskNotFoundError
 
@@ -77,24 +78,30 @@ def predict(
     elif out is None:
         writers.append(TextWriter(sys.stdout))
 
-    with ProgressBar("predicting") as bar, contextlib.ExitStack() as stack:
-        tally = _Tally(bar, total=None if named is None else len(named), writers=writers)
-        if named is not None and all(each.problem for each in named):
-            # None is left to ask a model about.
-            for each in named:
-                tally.take(each.name, _refusal(each))
-        else:
-            target = None if out is None else stack.enter_context(replacing_file(out))
-            session = stack.enter_context(_open_session(model, task, runtime=runtime, threads=threads))
-            lease = stack.enter_context(session.lease(_choose_task(session.tasks, task)))
-            if out is not None and target is not None:
-                stream = stack.enter_context(target.open("w", encoding="utf-8", errors="backslashreplace", newline=""))
-                writers.append(FILE_WRITERS[out.suffix.lower()](stream, lease.card, top))
-            tally.start()
-            answers = answer_each(named or found, partial(_read, session.preprocessing), lease, session.run, top=top)
-            for each, answer in stack.enter_context(contextlib.closing(answers)):
-                tally.take(each.name, answer)
-        tally.finish()
+    bar = ProgressBar("predicting")
+    tally = _Tally(bar, total=None if named is None else len(named), writers=writers)
+    try:
+        with bar, contextlib.ExitStack() as stack:
+            if named is not None and all(each.problem for each in named):
+                # None is left to ask a model about.
+                for each in named:
+                    tally.take(each.name, _refusal(each))
+            else:
+                target = None if out is None else stack.enter_context(replacing_file(out))
+                session = stack.enter_context(_open_session(model, task, runtime=runtime, threads=threads))
+                lease = stack.enter_context(session.lease(_choose_task(session.tasks, task)))
+                if out is not None and target is not None:
+                    text = target.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+                    stream = stack.enter_context(text)
+                    writers.append(FILE_WRITERS[out.suffix.lower()](stream, lease.card, top))
+                tally.start()
+                read = partial(_read, session.preprocessing)
+                answers = answer_each(named or found, read, lease, session.run, top=top)
+                for each, answer in stack.enter_context(contextlib.closing(answers)):
+                    tally.take(each.name, answer)
+            tally.finish()
+    except KeyboardInterrupt:
+        raise Stopped(tally.describe(out)) from None
     tally.report(out)
     if tally.refused:
         raise typer.Exit(exits.KNOWN_ERROR)
@@ -205,6 +212,12 @@ class _Tally:
         self._spent_s = time.monotonic() - self._started_at
         for writer in self._writers:
             writer.finish()
+
+    def describe(self, out: Path | None) -> str:
+        """Return how far it has come, for who ends it before the end."""
+        total = "" if self._total is None else f" of {self._total:,}"
+        unwritten = "" if out is None else f", {out} was not written"
+        return f"{self.done:,}{total} images were answered{unwritten}"
 
     def report(self, out: Path | None) -> None:
         """Say on stderr how many images were answered, where that is not plain to see."""

@@ -17,6 +17,10 @@ _SAME_SECONDS: Final = 0.5
 """Signals so close together are one: timeout(1), for one, sends it to the process and then to its whole group."""
 
 
+class Stopped(Exception):  # noqa: N818 (no error: somebody wanted it)
+    """What a verb raises that was told to stop and has something to say of it, such as how to go on."""
+
+
 class Stop:
     """What raises ``KeyboardInterrupt`` at the first signal, and ends the process at once at the second."""
 

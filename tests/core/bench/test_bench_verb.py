@@ -165,7 +165,7 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, runs: int) -> None:
 def test_an_interruption_prints_what_was_measured(run_main: RunMain, zoo: Path, monkeypatch: pytest.MonkeyPatch):
     interrupt_after(monkeypatch, 7)
     code, out, err = run_main(zoo, "--batch-sizes", "1,2", "--count", 99, "--warm-up", 0)
-    assert (code, err) == (130, "")
+    assert (code, err) == (130, "stopped; the report has what was measured by then\n")
     assert "stopped before the end" in out
     code, out, _ = run_main(zoo, "--batch-sizes", "1", "--json")
     assert code == 130

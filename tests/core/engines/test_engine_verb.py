@@ -161,7 +161,7 @@ def test_ctrl_c_ends_a_build_with_nothing_written(flowers: Path, rtx: Toolkit, m
         [sys.executable, "-c", source, *arguments], capture_output=True, text=True, check=False, timeout=120
     )
     assert (finished.returncode, finished.stdout) == (130, ""), finished.stderr
-    assert finished.stderr == "cancelled; nothing was written\n"
+    assert finished.stderr == "stopped; nothing was written\n"
     assert not (flowers.parent / "engines").exists()
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vpdeploy.cli.exits import INTERRUPTED
+from vpdeploy.cli.signals import Stopped
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
 from vpdeploy.text import shell_path
@@ -77,8 +77,7 @@ def sweep(
         )
         result = run_sweep(plan)
     except KeyboardInterrupt:
-        typer.echo("\nstopped; the same command continues the sweep", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise Stopped("the same command continues the sweep") from None
     if result.best_run is not None and (remark := advise(TrainingResult.read(result.best_run))) is not None:
         logger.warning("of the best trial, %s", remark)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vpdeploy.cli.exits import INTERRUPTED
+from vpdeploy.cli.signals import Stopped
 from vpdeploy.cli.threads import Threads
 from vpdeploy.format.run import ARGS_FILE
 from vpdeploy.text import shell_path
@@ -54,8 +54,7 @@ def train(
             advice = f"continue with: {resume_command(out, threads=threads)}"
         else:
             advice = "the training had not begun, so there is nothing to resume: run the same command again"
-        typer.echo(f"\nstopped; {advice}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise Stopped(advice) from None
     if (remark := advise(result)) is not None:
         logger.warning("%s", remark)
     if as_json:
