@@ -1,57 +1,35 @@
-"""Inference responses and metadata of the Open Inference Protocol v2."""
+"""What a task answers, as tensors of the Open Inference Protocol v2, and how it describes itself as a model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from vpdeploy.format.layout import IMAGE, LOGITS
-from vpdeploy.server.oip_binary import pack_elements
 from vpdeploy.server.oip_request import LABEL, PROBABILITIES, InferRequest
+from vpdeploy.server.oip_tensors import OutputTensor, Values
 from vpdeploy.server.service import Classified, ServedTask
 from vpdeploy.serving.queue import Logits
 
 PLATFORM = "vpdeploy"
 
 
-def render_response(request: InferRequest, answers: Sequence[Classified]) -> tuple[bytes, int | None]:
-    """Encode the answers to one request.
+def output_tensors(request: InferRequest, answers: Sequence[Classified]) -> list[OutputTensor]:
+    """Return the outputs that a request asks for, in its order.
 
     Args:
         request: What was asked.
         answers: One answer for each image, all of one task.
-
-    Returns:
-        The body, and the length of its JSON if raw bytes follow it.
     """
-    task = answers[0].task
-    entries: list[dict[str, Any]] = []
-    raw: list[bytes] = []
+    tensors: list[OutputTensor] = []
     for output in request.outputs:
         values = _VALUES[output.name](answers)
-        entry: dict[str, Any] = {"name": output.name, "datatype": "FP32", "shape": list(values.shape)}
         if output.class_count:
-            values = _classification(values, task.card.labels, output.class_count)
-            entry["shape"] = list(values.shape)
-        if values.dtype == object:
-            entry["datatype"] = "BYTES"
-        if output.binary:
-            raw.append(_to_bytes(values))
-            entry["parameters"] = {"binary_data_size": len(raw[-1])}
-        else:
-            entry["data"] = values.ravel().tolist()
-        entries.append(entry)
-    document = {"model_name": task.card.name, "model_version": str(task.version), "outputs": entries}
-    if request.id is not None:
-        document["id"] = request.id
-    text = json.dumps(document, separators=(",", ":")).encode()
-    if not any(output.binary for output in request.outputs):
-        return text, None
-    return b"".join([text, *raw]), len(text)
+            values = _classification(values, answers[0].task.card.labels, output.class_count)
+        tensors.append(OutputTensor(name=output.name, values=values))
+    return tensors
 
 
 def model_metadata(task: ServedTask, image_size: int) -> dict[str, Any]:
@@ -94,10 +72,6 @@ def model_config(task: ServedTask, image_size: int, max_batch_size: int) -> dict
     }
 
 
-Values = npt.NDArray[Any]
-"""float32, or object for strings."""
-
-
 def _logits(answers: Sequence[Classified]) -> Values:
     return np.stack([answer.logits for answer in answers])
 
@@ -125,9 +99,3 @@ def _classification(values: Logits, labels: Sequence[str], count: int) -> Values
         [f"{row[index]:.6f}:{index}:{labels[index]}" for index in best] for row, best in zip(values, order, strict=True)
     ]
     return np.array(rows, dtype=object)
-
-
-def _to_bytes(values: Values) -> bytes:
-    if values.dtype == object:
-        return pack_elements([str(value).encode(errors="replace") for value in values.ravel()])
-    return values.astype("<f4", copy=False).tobytes()

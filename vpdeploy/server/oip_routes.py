@@ -14,10 +14,11 @@ import vpdeploy
 from vpdeploy.errors import TaskNotFoundError
 from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of, compress_for
 from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
-from vpdeploy.server.oip_binary import HEADER_LENGTH
-from vpdeploy.server.oip_request import InferRequest, parse_request
-from vpdeploy.server.oip_response import model_config, model_metadata, render_response
+from vpdeploy.server.oip_json import HEADER_LENGTH, parse_message, render_message
+from vpdeploy.server.oip_request import InferRequest, read_request
+from vpdeploy.server.oip_response import model_config, model_metadata, output_tensors
 from vpdeploy.server.service import Classified, ServedTask, Service
+from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.statuses import refusal
 from vpdeploy.text import cut_name
 
@@ -57,15 +58,7 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
             task = served(request)
 
             async def work() -> tuple[bytes, dict[str, str]]:
-                parse = partial(
-                    parse_request,
-                    body,
-                    request.headers.get(HEADER_LENGTH),
-                    image_size=image_size,
-                    max_images=settings.max_images,
-                    max_json_bytes=settings.max_json_bytes,
-                    max_json_values=settings.max_json_values,
-                )
+                parse = partial(_parse, body, request.headers.get(HEADER_LENGTH), image_size, settings)
                 parsed = parse() if len(body) <= SMALL_BODY_BYTES else await service.off_loop(line, parse)
                 answers = await service.classify(
                     parsed.images, [task.card.name], client=client, deadline_s=parsed.deadline_s
@@ -138,9 +131,16 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
     app.add_api_route("/v2/repository/index", repository_index, methods=["POST"], response_model=None)
 
 
+def _parse(body: bytes, header_length: str | None, image_size: int, settings: ServerSettings) -> InferRequest:
+    message = parse_message(
+        body, header_length, max_json_bytes=settings.max_json_bytes, max_json_values=settings.max_json_values
+    )
+    return read_request(message, image_size=image_size, max_images=settings.max_images)
+
+
 def _encode(parsed: InferRequest, answers: Sequence[Classified], accepted: str) -> tuple[bytes, dict[str, str]]:
     """Return a response's body and its headers."""
-    content, json_bytes = render_response(parsed, answers)
+    content, json_bytes = render_message(parsed, answers[0].task, output_tensors(parsed, answers))
     headers = {} if json_bytes is None else {HEADER_LENGTH: str(json_bytes)}
     content, encoding = compress_for(accepted, content)
     return content, {**headers, **encoding}
