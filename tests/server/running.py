@@ -51,7 +51,7 @@ class RunningServer:
     def __init__(self, session: Any, settings: ServerSettings | None) -> None:
         listening = threading.Event()
         listener = bind_socket("127.0.0.1", 0)
-        app = create_app(session, settings)
+        self.app = app = create_app(session, settings)
         self.address = address_of(listener)
         self.url = f"http://{self.address}"
         self.session = session

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatch
+from typing import Any
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,15 +16,30 @@ from vpdeploy import load
 from vpdeploy.errors import SpecError
 from vpdeploy.server.settings import ServerSettings
 
+TOKENS = """
+[[token]]
+name = "monitor"
+token = "metrics-token"
+scopes = ["metrics"]
+[[token]]
+name = "keeper"
+token = "admin-token"
+scopes = ["admin"]
+"""
+
 
 @pytest.fixture(scope="module")
-def guarded(toy_bundle):
-    settings = ServerSettings(token="secret")
-    with (
-        load(toy_bundle) as session,
-        serving(session, settings) as server,
-        httpx.Client(base_url=server.url, timeout=30) as client,
-    ):
+def guarded_server(toy_bundle, tmp_path_factory):
+    token_file = tmp_path_factory.mktemp("tokens") / "tokens.toml"
+    token_file.write_text(TOKENS)
+    settings = ServerSettings(token="secret", token_file=token_file)
+    with load(toy_bundle) as session, serving(session, settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def guarded(guarded_server):
+    with httpx.Client(base_url=guarded_server.url, timeout=30) as client:
         yield client
 
 
@@ -39,6 +58,61 @@ def test_everything_else_does(guarded, path):
     assert "Authorization" in refused.json()["error"]
     allowed = guarded.get(path, headers={"authorization": "Bearer secret"}, follow_redirects=True)
     assert allowed.status_code == (404 if path == "/nothing" else 200)
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
+HEALTH = {"/v2/health/live", "/v2/health/ready"}
+
+
+def paths_of(app: Any) -> dict[str, set[str]]:
+    """Every path of an app, filled in, with the methods it is declared for."""
+    filled: dict[str, set[str]] = {}
+    for route in app.routes:
+        path = re.sub(r"{task(:task)?}", "rgb", re.sub(r"{version(:\w+)?}", "1", route.path))
+        filled.setdefault(path, set()).update(getattr(route, "methods", None) or {"GET"})
+    return filled
+
+
+def test_no_path_and_no_method_answers_without_a_token(guarded, guarded_server):
+    """Every path of the app with every method, and some that there are not."""
+    paths = set(paths_of(guarded_server.app))
+    assert {"/v2/models/rgb/infer", "/v1/tasks/rgb:predict", "/metrics", "/openapi.json"} | HEALTH <= paths
+    unknown = {
+        "/nothing",
+        "/docs",
+        "//v2/health/live",
+        "/v2/health/live/",
+        "/V2/health/live",
+        "/v2/health/live%2f",
+        "/",
+    }
+    answered = [
+        (method, path, status)
+        for path in sorted((paths | unknown) - HEALTH)
+        for method in METHODS
+        if (status := guarded.request(method, path).status_code) != 401
+    ]
+    assert answered == []
+
+
+@pytest.mark.parametrize(
+    ("scope", "good_for"),
+    [
+        ("metrics", {"/metrics", "/openapi.json", "/v2"}),
+        ("admin", {"/openapi.json", "/v2", "/v1/tasks", "/v1/tasks/rgb", "/v2/models/rgb*", "/v2/repository/*"}),
+    ],
+)
+def test_no_path_answers_a_token_that_lacks_its_scope(guarded, guarded_server, scope, good_for):
+    headers = {"authorization": f"Bearer {scope}-token"}
+    answered = {
+        path
+        for path, methods in paths_of(guarded_server.app).items()
+        for method in methods
+        if guarded.request(method, path, headers=headers).status_code != 403
+    }
+    surplus = {path for path in answered - HEALTH if not any(fnmatch(path, each) for each in good_for)}
+    assert surplus == set()
+    assert not any(path.endswith(("/infer", ":predict")) for path in answered)
 
 
 @pytest.mark.parametrize("value", ["", "secret", "Bearer", "Bearer secre", "Bearer secrets", "Basic secret"])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from vpdeploy.errors import SpecError
+from vpdeploy.toml import parse_toml
 
 
 class SharedSettings(dict[str, Any]):
@@ -40,23 +39,3 @@ def read_toml(path: Path) -> FileSettings:
         raise SpecError(f"{path}: file not found") from None
     except (OSError, ValueError) as error:
         raise SpecError(f"{path}: not a readable TOML file: {error}") from error
-
-
-def parse_toml(text: str) -> dict[str, Any]:
-    """Return what a TOML text says.
-
-    Raises:
-        ValueError: It is not TOML.
-    """
-    # Imported here: the command line reads this module's options without the extra installed.
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    return tomllib.loads(text)
-
-
-def name_advice(name: str, known: list[str]) -> str:
-    """Return what may have been meant by the name of a setting."""
-    close = get_close_matches(name.replace("-", "_").lower(), known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(known)}"

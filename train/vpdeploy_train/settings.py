@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.config import FileSettings, SharedSettings, name_advice
+from vpdeploy.toml import name_advice
+from vpdeploy_train.config import FileSettings, SharedSettings
 from vpdeploy_train.methods import METHODS, LoadedMethods, MethodOptions
 from vpdeploy_train.option import (
     AT_LEAST_ONE,

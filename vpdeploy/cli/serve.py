@@ -70,6 +70,22 @@ def serve(
         str | None,
         typer.Option(envvar="VPDEPLOY_TOKEN", help="Bearer token that every request but health must carry."),
     ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="TOML file of several tokens with scopes and tasks; read again when it changes."),
+    ] = None,
+    certfile: Annotated[
+        Path | None, typer.Option(help="Certificate for TLS, as PEM; read again when it changes.")
+    ] = None,
+    keyfile: Annotated[Path | None, typer.Option(help="The certificate's private key, as PEM.")] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Host name that requests may use; repeat it, '*.NAME' for all below, '*' for all. Default: names of "
+            "this machine if only it can connect, else all.",
+        ),
+    ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="Format of the logs on stderr.")] = LogFormat.TEXT,
     watch: Annotated[bool, typer.Option(help="Serve tasks that are published while running.")] = True,
     strict: Annotated[
@@ -82,6 +98,8 @@ def serve(
     from vpdeploy.server.logs import configure_logs
     from vpdeploy.server.run import address_of, bind_socket, run_server
     from vpdeploy.server.settings import ServerSettings
+    from vpdeploy.server.tls import Certificate
+    from vpdeploy.server.tokens import read_access
     from vpdeploy.serving.batcher import BatchSettings
     from vpdeploy.session.session import load
 
@@ -97,6 +115,10 @@ def serve(
             deadline_ms=deadline_ms,
         ),
         token=token,
+        token_file=token_file,
+        certfile=certfile,
+        keyfile=keyfile,
+        allowed_hosts=_allowed_hosts(allowed_host, host),
         max_body_bytes=max_body_bytes,
         max_buffered_bytes=max_buffered_bytes,
         max_client_bytes=max_client_bytes,
@@ -104,10 +126,13 @@ def serve(
         max_images=max_images,
         watch=path if watch and is_bundle(path) else None,
     )
-    if token is None and not _is_loopback(host):
+    # What is wrong with a file is said before the model is loaded.
+    access = read_access(token=token, admin_token=None, token_file=token_file)
+    certificate = None if certfile is None else Certificate(certfile, keyfile)
+    if access.is_open and not _is_loopback(host):
         typer.echo(
             f"WARNING: listening on {host} without a token: everyone who can reach this machine can use it. "
-            "Set VPDEPLOY_TOKEN or --token, or listen on 127.0.0.1.",
+            "Set VPDEPLOY_TOKEN, --token or --token-file, or listen on 127.0.0.1.",
             err=True,
         )
     with bind_socket(host, port) as listener, load(path, runtime=runtime, threads=threads, strict=strict) as session:
@@ -116,9 +141,19 @@ def serve(
         address = address_of(listener)
 
         def announce() -> None:
-            print(f"serving {len(session.tasks)} tasks on http://{address} (runtime {chosen.name})", flush=True)
+            scheme = "http" if certificate is None else "https"
+            print(f"serving {len(session.tasks)} tasks on {scheme}://{address} (runtime {chosen.name})", flush=True)
 
         run_server(create_app(session, settings), listener, on_listening=announce)
+
+
+def _allowed_hosts(asked: list[str] | None, host: str) -> tuple[str, ...] | None:
+    """Return the names that the server answers to; None for all."""
+    from vpdeploy.server.hosts import LOOPBACK_HOSTS
+
+    if asked:
+        return tuple(asked)
+    return (*LOOPBACK_HOSTS, f"[{host}]" if ":" in host else host) if _is_loopback(host) else None
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,8 +13,10 @@ from starlette.responses import Response
 
 import vpdeploy
 from vpdeploy.errors import VpdeployError
-from vpdeploy.server.auth import BearerToken
+from vpdeploy.server.access import Scope
+from vpdeploy.server.auth import Guard, grant_of
 from vpdeploy.server.bodies import BodyReader
+from vpdeploy.server.hosts import HostCheck
 from vpdeploy.server.image_routes import add_image_routes
 from vpdeploy.server.oip_routes import LIVE_PATH, READY_PATH, add_oip_routes
 from vpdeploy.server.redirects import RelativeRedirects
@@ -22,6 +24,9 @@ from vpdeploy.server.service import ServedSession, Service
 from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.statuses import error_response
 from vpdeploy.server.watch import BundleWatcher, log_failures
+
+_OPEN_PATHS = frozenset((LIVE_PATH, READY_PATH))
+"""What anybody may ask."""
 
 
 def create_app(session: ServedSession, settings: ServerSettings | None = None) -> FastAPI:
@@ -59,6 +64,7 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
     add_oip_routes(app, service, bodies)
 
     async def metrics(request: Request) -> Response:
+        grant_of(request).require(Scope.METRICS)
         content, media_type = service.metrics.render()
         return Response(content, media_type=media_type)
 
@@ -66,8 +72,10 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
     app.add_exception_handler(VpdeployError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
     app.add_middleware(RelativeRedirects)
-    if settings.token is not None:
-        app.add_middleware(BearerToken, token=settings.token, open_paths=frozenset((LIVE_PATH, READY_PATH)))
+    # The one added last comes first.
+    app.add_middleware(Guard, access=service.access, open_paths=_OPEN_PATHS)
+    if settings.allowed_hosts is not None:
+        app.add_middleware(HostCheck, allowed=settings.allowed_hosts, open_paths=_OPEN_PATHS)
     return app
 
 

@@ -1,36 +1,43 @@
-"""The bearer token, asked of every request but those for health."""
+"""The guard: who asks is found out before anything else is, for every request but those for health."""
 
 from __future__ import annotations
 
-import hmac
-
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vpdeploy.server.access import Access, Grant
 from vpdeploy.server.statuses import UnauthorizedError, error_response
 
+_GRANT = "vpdeploy.grant"
 
-class BearerToken:
-    """ASGI middleware that lets requests pass only with the right token.
+
+class Guard:
+    """ASGI middleware that lets requests pass only with a known token, and notes what it grants.
 
     Args:
-        app: The app that answers requests with the right token.
-        token: The token that a request must carry.
+        app: The app that answers requests with a known token.
+        access: Tells what a token grants.
         open_paths: Paths that anybody may see.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str, open_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, access: Access, open_paths: frozenset[str]) -> None:
         self._app = app
-        self._token = token.encode()
+        self._access = access
         self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            scheme, _, token = given.partition(b" ")
-            # The scheme's case is free (RFC 9110, 11.1).
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(token, self._token):
-                response = error_response(UnauthorizedError("send the header 'Authorization: Bearer TOKEN'"))
-                await response(scope, receive, send)
+            try:
+                scope[_GRANT] = self._access.grant(given)
+            except UnauthorizedError as error:
+                await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+def grant_of(request: Request) -> Grant:
+    """Return what a request may do; the guard has let it pass."""
+    grant: Grant = request.scope[_GRANT]
+    return grant

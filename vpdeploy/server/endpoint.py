@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from vpdeploy.server.access import Scope
+from vpdeploy.server.auth import grant_of
 from vpdeploy.server.metrics import SEVERAL_TASKS, UNKNOWN_TASK
 from vpdeploy.server.service import Service
 from vpdeploy.server.statuses import ClientGoneError, error_response
@@ -26,6 +28,7 @@ def inference_endpoint(service: Service, handler: Handler) -> Handler:
     async def endpoint(request: Request) -> Response:
         started = time.perf_counter()
         try:
+            grant_of(request).require(Scope.INFER)  # before the body is read
             response = await handler(request)
         except Exception as error:  # an inference request is always answered
             response = error_response(error)

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from vpdeploy.errors import InputError
+from vpdeploy.server.auth import grant_of
 from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of
 from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
 from vpdeploy.server.forms import form_files
@@ -59,8 +60,8 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
 
     async def ask(request: Request, tasks: Sequence[str]) -> tuple[list[tuple[str, bytes]], list[Classified]]:
         """Put the images of a request to tasks; returns the named files and image by image the answers."""
-        client = client_of(request)
-        line = service.line(tasks, client)
+        client, grant = client_of(request), grant_of(request)
+        line = service.line(tasks, client, grant)
         deadline_s = _deadline(request)
         async with bodies.body(request, line=line) as body:
 
@@ -68,7 +69,7 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
                 read = partial(_files, content_type, body, max_files=service.settings.max_images)
                 files = read() if len(body) <= SMALL_BODY_BYTES else await service.off_loop(line, read)
                 images = [data for _, data in files]
-                return files, await service.classify(images, tasks, client=client, deadline_s=deadline_s)
+                return files, await service.classify(images, tasks, grant=grant, client=client, deadline_s=deadline_s)
 
             content_type = request.headers.get("content-type", "")
             return await unless_client_leaves(request, work())
@@ -88,7 +89,7 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
     async def fan_out(request: Request) -> Response:
         top = _top(request)
         named = [name.strip() for name in request.query_params.get("tasks", "").split(",") if name.strip()]
-        tasks = list(dict.fromkeys(named)) or list(service.session.tasks)
+        tasks = list(dict.fromkeys(named)) or [task.card.name for task in service.tasks(grant_of(request))]
         files, answers = await ask(request, tasks)
         if len(files) != 1:
             raise InputError(f"expected one image for several tasks, found {len(files)}; send one at a time")
@@ -97,17 +98,17 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
         )
 
     async def list_tasks(request: Request) -> Response:
-        tasks = [service.task(name) for name in service.session.tasks]
-        failed = [{"task": name, "reason": reason} for name, reason in service.session.failures.items()]
+        grant = grant_of(request)
+        failed = [{"task": name, "reason": reason} for name, reason in service.failures(grant).items()]
         return JSONResponse(
             {
-                "tasks": [{**_task_fields(task), "classes": len(task.card.labels)} for task in tasks],
+                "tasks": [{**_task_fields(task), "classes": len(task.card.labels)} for task in service.tasks(grant)],
                 "failed": failed,
             }
         )
 
     async def show_task(request: Request) -> Response:
-        task = service.task(request.path_params["task"])
+        task = service.task(request.path_params["task"], grant_of(request))
         card = task.card
         fields = {"method": card.method, "backbone": card.backbone.name, "labels": list(card.labels)}
         return JSONResponse({**_task_fields(task), **fields})

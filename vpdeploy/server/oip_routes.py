@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 import vpdeploy
 from vpdeploy.errors import TaskNotFoundError
+from vpdeploy.server.auth import grant_of
 from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of, compress_for
 from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
 from vpdeploy.server.oip_json import HEADER_LENGTH, parse_message, render_message
@@ -43,7 +44,7 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
     image_size = service.session.preprocessing.image_size
 
     def served(request: Request) -> ServedTask:
-        task = service.task(request.path_params["task"])
+        task = service.task(request.path_params["task"], grant_of(request))
         version = request.path_params.get("version")
         if version is not None and version != str(task.version):
             raise TaskNotFoundError(
@@ -52,8 +53,8 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
         return task
 
     async def infer(request: Request) -> Response:
-        client = client_of(request)
-        line = service.line([request.path_params["task"]], client)
+        client, grant = client_of(request), grant_of(request)
+        line = service.line([request.path_params["task"]], client, grant)
         async with bodies.body(request, line=line) as body:
             task = served(request)
 
@@ -61,7 +62,7 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
                 parse = partial(_parse, body, request.headers.get(HEADER_LENGTH), image_size, settings)
                 parsed = parse() if len(body) <= SMALL_BODY_BYTES else await service.off_loop(line, parse)
                 answers = await service.classify(
-                    parsed.images, [task.card.name], client=client, deadline_s=parsed.deadline_s
+                    parsed.images, [task.card.name], grant=grant, client=client, deadline_s=parsed.deadline_s
                 )
                 encode = partial(_encode, parsed, answers, request.headers.get("accept-encoding", ""))
                 values = sum(len(answer.logits) for answer in answers)
@@ -101,13 +102,14 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
         return JSONResponse({"name": task.card.name, "ready": True})
 
     async def repository_index(request: Request) -> Response:
-        tasks = [service.task(name) for name in service.session.tasks]
+        grant = grant_of(request)
         ready = [
-            {"name": task.card.name, "version": str(task.version), "state": "READY", "reason": ""} for task in tasks
+            {"name": task.card.name, "version": str(task.version), "state": "READY", "reason": ""}
+            for task in service.tasks(grant)
         ]
         failed = [
             {"name": name, "version": "", "state": "UNAVAILABLE", "reason": reason}
-            for name, reason in service.session.failures.items()
+            for name, reason in service.failures(grant).items()
             if name not in service.session.tasks
         ]
         return JSONResponse([*ready, *failed])

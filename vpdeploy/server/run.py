@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import signal
@@ -19,11 +20,15 @@ from vpdeploy.errors import SpecError
 from vpdeploy.server.protocol import LimitedProtocol
 from vpdeploy.server.service import Service
 from vpdeploy.server.settings import ServerSettings
+from vpdeploy.server.tls import Certificate
 
 _log = logging.getLogger(__name__)
 
 _DRAIN_S = 30
 """How long requests that were accepted may take to be answered after the signal to stop."""
+
+_STARTUP_FAILED = 3
+"""The exit code that uvicorn gives an app that does not start."""
 
 _TICKS_PER_CHECK = 10
 
@@ -73,29 +78,48 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, *, on_listening: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                ws="none",
-                timeout_graceful_shutdown=_DRAIN_S,
-                http=_protocol_of(app.state.service.settings),
-            )
+        settings: ServerSettings = app.state.service.settings
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=_DRAIN_S,
         )
+        super().__init__(config)
+        self._settings = settings
+        self._certificate = None if settings.certfile is None else Certificate(settings.certfile, settings.keyfile)
         self._service: Service = app.state.service
         self._on_listening = on_listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to accept connections."""
-        await super().startup(sockets)
-        if self.started:
-            self._on_listening()
+        """Start to accept connections; unlike uvicorn's, with limits, on how long a TLS handshake may take, too."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(_STARTUP_FAILED)
+        tls: dict[str, Any] = {}
+        if self._certificate is not None:
+            tls = {"ssl": self._certificate.context, "ssl_handshake_timeout": self._settings.header_timeout_s}
+        loop, backlog = asyncio.get_running_loop(), self.config.backlog
+        self.servers = [
+            await loop.create_server(self._connection, sock=listener, backlog=backlog, **tls)
+            for listener in sockets or []
+        ]
+        self.started = True
+        self._on_listening()
+
+    def _connection(self) -> LimitedProtocol:
+        """Return the protocol of one connection."""
+        return LimitedProtocol(
+            settings=self._settings, config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def on_tick(self, counter: int) -> bool:
-        """Look after the connections once a second; uvicorn calls this ten times as often."""
+        """Look after connections and certificate once a second; uvicorn calls this ten times as often."""
         if counter % _TICKS_PER_CHECK == 0:
+            if self._certificate is not None:
+                self._certificate.refresh()
             for connection in list(self.server_state.connections):
                 if isinstance(connection, LimitedProtocol):
                     connection.check()
@@ -110,16 +134,6 @@ class Server(uvicorn.Server):
         """Stop in answer to a signal."""
         self._service.draining = True
         super().handle_exit(sig, frame)
-
-
-def _protocol_of(settings: ServerSettings) -> type[LimitedProtocol]:
-    """Return the protocol with its limits: uvicorn makes one for each connection, and hands on none of ours."""
-
-    class Protocol(LimitedProtocol):
-        def __init__(self, **options: Any) -> None:
-            super().__init__(settings=settings, **options)
-
-    return Protocol
 
 
 def _bound_the_interpreter() -> None:

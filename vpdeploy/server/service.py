@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,12 +13,14 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from vpdeploy.errors import BackendError, DeadlineExceededError, InputError
+from vpdeploy.errors import BackendError, DeadlineExceededError, InputError, TaskNotFoundError
 from vpdeploy.format.task import TaskCard
+from vpdeploy.server.access import Grant, Scope
 from vpdeploy.server.budget import MemoryBudget
 from vpdeploy.server.decoding import Decoder
 from vpdeploy.server.metrics import Metrics
 from vpdeploy.server.settings import ServerSettings
+from vpdeploy.server.tokens import read_access
 from vpdeploy.server.work import WorkPool
 from vpdeploy.serving.batch import BatchSession
 from vpdeploy.serving.batcher import Batcher
@@ -93,6 +96,9 @@ class Service:
         self.session = session
         self.settings = settings
         self.metrics = Metrics()
+        self.access = read_access(
+            token=settings.token, admin_token=settings.admin_token, token_file=settings.token_file
+        )
         self.draining = False
         self.batcher = Batcher(session, settings.batching, observer=self.metrics.count_batch)
         self.budget = MemoryBudget(total_bytes=settings.max_buffered_bytes, client_bytes=settings.client_bytes)
@@ -125,22 +131,55 @@ class Service:
         """Whether new requests are welcome."""
         return not self.draining
 
-    def task(self, name: str) -> ServedTask:
+    def tasks(self, grant: Grant) -> list[ServedTask]:
+        """Return the loaded tasks that exist for a token.
+
+        Raises:
+            ForbiddenError: The token is not good for tasks.
+        """
+        grant.require(Scope.INFER, Scope.ADMIN)
+        served = []
+        for name in grant.covered(self.session.tasks):
+            with contextlib.suppress(TaskNotFoundError):  # it has just been removed
+                served.append(self.task(name, grant))
+        return served
+
+    def failures(self, grant: Grant) -> dict[str, str]:
+        """Return what is wrong with tasks that could not be loaded, of those that exist for a token."""
+        return {name: reason for name, reason in self.session.failures.items() if grant.covers(name)}
+
+    def task(self, name: str, grant: Grant) -> ServedTask:
         """Return a loaded task.
 
         Raises:
-            TaskNotFoundError: No task of that name is loaded.
+            ForbiddenError: The token is not good for tasks.
+            TaskNotFoundError: No task of that name is loaded, or it does not exist for the token.
         """
-        lease = self.session.lease(name)
+        grant.require(Scope.INFER, Scope.ADMIN)
+        with self._as_seen_by(grant):
+            if not grant.covers(name):
+                raise TaskNotFoundError(name)
+            lease = self.session.lease(name)
         lease.release()
         return ServedTask(card=lease.card, version=lease.version or 1)
 
-    def line(self, tasks: Sequence[str], client: str) -> str:
+    @contextlib.contextmanager
+    def _as_seen_by(self, grant: Grant) -> Iterator[None]:
+        """Name no task in an error that does not exist for the token."""
+        try:
+            yield
+        except TaskNotFoundError:
+            if grant.tasks is None:
+                raise
+            known = ", ".join(grant.covered(self.session.tasks)[:20]) or "none"
+            raise TaskNotFoundError(f"no such task for this token; loaded for it: {known}") from None
+
+    def line(self, tasks: Sequence[str], client: str, grant: Grant) -> str:
         """Return whose turn the work on a request takes: its task's, else its client's.
 
         Names that are made up share their client's turns: they must not become lines of their own.
         """
-        if len(tasks) == 1 and tasks[0] in self.session.tasks:
+        if len(tasks) == 1 and grant.covers(tasks[0]) and tasks[0] in self.session.tasks:
             return f"task {tasks[0]}"
         return f"client {client}"
 
@@ -157,6 +196,7 @@ class Service:
         images: Sequence[bytes] | Sequence[Pixels],
         tasks: Sequence[str],
         *,
+        grant: Grant,
         client: str = "",
         deadline_s: float | None = None,
     ) -> list[Classified]:
@@ -165,6 +205,7 @@ class Service:
         Args:
             images: Encoded files, or pixels uint8 [H, W, 3] of the backbone's size.
             tasks: Names of loaded tasks.
+            grant: What the request may do.
             client: Whose share of the budget decoding takes.
             deadline_s: Seconds from now after which the answer is of no use; None for the settings' default.
 
@@ -173,7 +214,8 @@ class Service:
 
         Raises:
             InputError: There are no images or too many, or one cannot be used.
-            TaskNotFoundError: A task is not loaded.
+            ForbiddenError: The token is not good for asking tasks.
+            TaskNotFoundError: A task is not loaded, or does not exist for the token.
             QueueFullError: There is too much work already.
             DeadlineExceededError: The deadline passed.
             ShuttingDownError: The service is closing.
@@ -182,15 +224,17 @@ class Service:
         row_count, limit = len(images) * len(tasks), self.settings.max_images
         if not 1 <= row_count <= limit:
             raise InputError(f"a request asks for 1 to {limit} answers (images times tasks), found {row_count}")
+        grant.require(Scope.INFER)
         for name in tasks:
-            self.task(name)
+            self.task(name, grant)
         self.batcher.check_room(list(tasks) * len(images))
         if deadline_s is None and self.settings.batching.deadline_ms is not None:
             deadline_s = self.settings.batching.deadline_ms / 1000
         expires_at = None if deadline_s is None else time.monotonic() + deadline_s
-        pixels = await self._pixels(images, self.line(tasks, client), client, expires_at)
+        pixels = await self._pixels(images, self.line(tasks, client, grant), client, expires_at)
         rows = [(image, task) for image in pixels for task in tasks]
-        answers = self.batcher.submit_all(rows, deadline_s=_remaining(expires_at))
+        with self._as_seen_by(grant):
+            answers = self.batcher.submit_all(rows, deadline_s=_remaining(expires_at))
         await _results(answers, expires_at)
         return [_classified(answer) for answer in answers]
 

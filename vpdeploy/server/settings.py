@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vpdeploy.errors import SpecError
 from vpdeploy.image import MAX_PIXELS
+from vpdeploy.server.tokens import check_token
 from vpdeploy.serving.batcher import BatchSettings
 
 _MIB = 1 << 20
@@ -23,8 +24,13 @@ class ServerSettings:
 
     Attributes:
         batching: When a batch forms, and how much may wait for it.
-        token: The token that every request but those for health must carry, as ``Authorization: Bearer TOKEN``; None
-            asks nobody for one.
+        token: A token that requests may carry, as ``Authorization: Bearer TOKEN``; it is good for all but the
+            administration. As soon as there is any token, every request but those for health must carry one.
+        admin_token: A token that is good for everything.
+        token_file: A file of more tokens, read again when it changes (see ``vpdeploy.server.tokens``).
+        certfile: The certificate, as PEM; with one, the server speaks TLS only. Read again when it changes.
+        keyfile: Its private key, as PEM; None where the certificate's file holds it.
+        allowed_hosts: The names that the server answers to; None for all.
         max_body_bytes: Size that one request's body may have, as sent and also after decompression.
         max_buffered_bytes: What all requests together may make the server hold: bodies as sent and inflated, and
             pixels while they are decoded.
@@ -50,6 +56,11 @@ class ServerSettings:
 
     batching: BatchSettings = field(default_factory=BatchSettings)
     token: str | None = field(default=None, repr=False)
+    admin_token: str | None = field(default=None, repr=False)
+    token_file: Path | None = None
+    certfile: Path | None = None
+    keyfile: Path | None = None
+    allowed_hosts: tuple[str, ...] | None = None
     max_body_bytes: int = 64 * _MIB
     max_buffered_bytes: int = 512 * _MIB
     max_client_bytes: int | None = None
@@ -88,8 +99,11 @@ class ServerSettings:
         ):
             if not seconds > 0:
                 raise SpecError(f"{name} should be more than 0, found {seconds}")
-        if self.token is not None and not (self.token and self.token.isascii() and self.token.isprintable()):
-            raise SpecError("the token should be printable ASCII characters, and at least one of them")
+        if self.keyfile is not None and self.certfile is None:
+            raise SpecError("keyfile is the key of a certificate; give certfile too")
+        for token in (self.token, self.admin_token):
+            if token is not None:
+                check_token(token)
 
     @property
     def client_bytes(self) -> int:

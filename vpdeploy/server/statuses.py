@@ -31,6 +31,14 @@ class UnauthorizedError(VpdeployError):
     """The bearer token is missing or wrong."""
 
 
+class ForbiddenError(VpdeployError):
+    """The bearer token is known, and not good for this."""
+
+
+class MisdirectedError(VpdeployError):
+    """The request was meant for a server of another name."""
+
+
 class ClientGoneError(VpdeployError):
     """The client closed the connection before its answer was ready."""
 
@@ -40,7 +48,9 @@ STATUSES: dict[type[VpdeployError], int] = {
     InputError: 400,
     SpecError: 400,
     UnauthorizedError: 401,
+    ForbiddenError: 403,
     TaskNotFoundError: 404,
+    MisdirectedError: 421,
     QueueFullError: 429,
     ClientGoneError: 499,
     BackendError: 500,

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.config import FileSettings, name_advice
+from vpdeploy.toml import name_advice
+from vpdeploy_train.config import FileSettings
 from vpdeploy_train.methods.options import Part
 from vpdeploy_train.option import Option, options_of
 from vpdeploy_train.settings import TrainSettings, every_option, usable_method

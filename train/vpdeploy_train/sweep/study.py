@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from vpdeploy.errors import SpecError
 from vpdeploy.files import locked, write_atomically
-from vpdeploy_train.config import SharedSettings, parse_toml
+from vpdeploy.toml import parse_toml
+from vpdeploy_train.config import SharedSettings
 from vpdeploy_train.settings import TrainSettings
 from vpdeploy_train.sweep.outcome import TrialOutcome
 from vpdeploy_train.sweep.space import Choices, Space, applies, to_fields
