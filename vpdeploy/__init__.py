@@ -33,6 +33,7 @@ from vpdeploy.lazy import lazy_names
 if TYPE_CHECKING:
     from vpdeploy.serving.batcher import Batcher as Batcher
     from vpdeploy.serving.batcher import BatchSettings as BatchSettings
+    from vpdeploy.session.batch_size import choose_batch_size as choose_batch_size
     from vpdeploy.session.session import Session as Session
     from vpdeploy.session.session import load as load
 
@@ -52,6 +53,7 @@ __all__ = [
     "TaskNotFoundError",
     "VpdeployError",
     "__version__",
+    "choose_batch_size",
     "errors",
     "load",
 ]
@@ -66,6 +68,7 @@ __getattr__ = lazy_names(
         "Session": "session.session",
         "Batcher": "serving.batcher",
         "BatchSettings": "serving.batcher",
+        "choose_batch_size": "session.batch_size",
     },
 )
 

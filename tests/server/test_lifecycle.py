@@ -249,7 +249,9 @@ def test_the_command_announces_itself_and_ends_with_success(zoo, number):
     assert out == ""
     messages = [json.loads(each)["message"] for each in err.splitlines()]
     assert messages[0].startswith("runtime onnxruntime-cpu: ")
-    assert messages[1] == "tasks added: new"
+    assert messages[1].startswith("batches of at most ")
+    assert "measured now (images/s by size: 1: " in messages[1]
+    assert messages[2] == "tasks added: new"
     assert messages[-1].startswith("stopped")
     assert "secret" not in err
 

@@ -99,6 +99,7 @@ class RuntimeDescription:
         threads: CPU threads inside one run; None where the runtime chooses, or runs on a GPU.
         note: Something that people should know; None where there is nothing.
         engine: What the native runner loaded; None of ONNX Runtime.
+        max_batch: The largest batch that it takes; None where it takes any.
     """
 
     name: str
@@ -107,6 +108,7 @@ class RuntimeDescription:
     threads: int | None
     note: str | None = None
     engine: LoadedEngine | None = None
+    max_batch: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of the JSON form, those of an engine among them; what there is not is left out."""
@@ -116,5 +118,6 @@ class RuntimeDescription:
             "reason": self.reason,
             "threads": self.threads,
             **({} if self.note is None else {"note": self.note}),
+            **({} if self.max_batch is None else {"max_batch": self.max_batch}),
             **({} if self.engine is None else self.engine.to_json()),
         }

@@ -22,6 +22,7 @@ from vpdeploy.backends.providers import (
     ort_errors,
     plugin_of,
 )
+from vpdeploy.engines.profile import BATCH
 from vpdeploy.errors import BackendError
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.layout import IMAGE, LOGITS, SLOT
@@ -142,6 +143,7 @@ class OrtBackend:
             reason=self._reason,
             threads=self._threads,
             note=self._note,
+            max_batch=BATCH.largest if self._provider.has_profiles else None,
         )
 
     def close(self) -> None:

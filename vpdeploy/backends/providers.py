@@ -42,6 +42,7 @@ class Provider:
         obstacle: Returns why it cannot run a graph here, or None.
         options: Returns the provider's settings for a graph, which are needed only once the graph is opened.
         plugin: A package whose library has to be registered first, where ONNX Runtime was built without the provider.
+        has_profiles: Whether it builds for the default profile's sizes, and would build anew for larger ones.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Provider:
     fallbacks: tuple[str, ...] = (CPU_PROVIDER,)
     options: Callable[[Artifact], dict[str, str]] = lambda artifact: {}
     plugin: str | None = None
+    has_profiles: bool = False
 
 
 def tensorrt_options(artifact: Artifact) -> dict[str, str]:
@@ -298,6 +300,7 @@ PROVIDERS: dict[str, Provider] = {
             obstacle=tensorrt_obstacle,
             fallbacks=(CUDA_PROVIDER, CPU_PROVIDER),
             options=tensorrt_options,
+            has_profiles=True,
         ),
         Provider(
             name=RTX_PROVIDER,
@@ -305,6 +308,7 @@ PROVIDERS: dict[str, Provider] = {
             device="cuda",
             obstacle=rtx_obstacle,
             options=rtx_options,
+            has_profiles=True,
             plugin=RTX_PLUGIN,
         ),
     )

@@ -14,6 +14,7 @@ from vpdeploy.bench.subject import BatchRun, Cell, SubjectFacts
 from vpdeploy.errors import SpecError
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.promptset import CompiledPromptSet
+from vpdeploy.session.batch_size import noted_batch_size
 from vpdeploy.session.session import Session
 
 DRAWS = 16
@@ -87,6 +88,7 @@ class DeployedSubject:
             slots=described.slots,
             slot_bytes=described.slot_bytes,
             table_bytes=described.table_bytes,
+            batch_size=noted_batch_size(self._session),
         )
 
     def close(self) -> None:

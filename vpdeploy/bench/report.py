@@ -168,12 +168,17 @@ def _subject_line(subject: SubjectFacts) -> str:
 
 
 def _reasons(subjects: Sequence[SubjectFacts]) -> list[str]:
-    """Return why runtimes were chosen that nobody asked for by name."""
+    """Return why runtimes were chosen that nobody asked for by name, and batch sizes that were measured."""
     chosen: dict[str, str] = {}
     for each in subjects:
         if each.runtime.reason != ASKED_FOR:
             chosen.setdefault(each.runtime.name, each.runtime.reason)
-    return [f"why {runtime}: {reason}" for runtime, reason in chosen.items()]
+    sizes = [
+        f"serve takes batches of at most {each.batch_size.size}: {each.batch_size.reason}"
+        for each in subjects
+        if each.batch_size is not None
+    ]
+    return [*(f"why {runtime}: {reason}" for runtime, reason in chosen.items()), *dict.fromkeys(sizes)]
 
 
 def _notes(report: BenchmarkReport) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from vpdeploy.backends.description import RuntimeDescription
+from vpdeploy.session.batch_size import BatchSize
 
 Kind = Literal["bundle", "folded model", "ONNX file"]
 """What was loaded; an ONNX file is one that another tool exported."""
@@ -47,6 +48,7 @@ class SubjectFacts:
         slots: Slots of the session's table; None of a foreign file.
         slot_bytes: What one more task takes, in bytes; None of a foreign file.
         table_bytes: What all slots take, in bytes; 0 where there is no table.
+        batch_size: What ``serve`` measured as the best batch size here, with the reason; None where it did not yet.
     """
 
     name: str
@@ -63,6 +65,7 @@ class SubjectFacts:
     slots: int | None = None
     slot_bytes: int | None = None
     table_bytes: int = 0
+    batch_size: BatchSize | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of the JSON form; square images have one number for their size."""
@@ -81,6 +84,7 @@ class SubjectFacts:
             "precision": self.precision,
             "image_size": height if height == width else [height, width],
             **{title: value for title, value in table.items() if value is not None},
+            **({} if self.batch_size is None else {"batch_size": self.batch_size.to_json()}),
         }
 
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vpdeploy.backends import AUTO
 from vpdeploy.cli.runtimes import RuntimeOption
-from vpdeploy.cli.sizes import parse_size
+from vpdeploy.cli.sizes import parse_batch_size, parse_size
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
 from vpdeploy.image import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from vpdeploy.serving.batcher import BatchSettings
+    from vpdeploy.session.session import Session
 
 
 class LogFormat(str, Enum):
@@ -32,7 +37,15 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     runtime: RuntimeOption = AUTO,
     threads: Threads = None,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Images in one batch at most.")] = 32,
+    max_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            parser=parse_batch_size,
+            metavar="N|auto",
+            show_default="auto",
+            help="Images in one batch at most; auto measures, once for each machine.",
+        ),
+    ] = None,
     max_delay_ms: Annotated[
         float, typer.Option(min=0, max=60000, help="How long an image waits for others to share a batch.")
     ] = 2.0,
@@ -109,7 +122,7 @@ def serve(
     configure_logs(log_format.value)
     settings = ServerSettings(
         batching=BatchSettings(
-            max_batch_size=max_batch_size,
+            max_batch_size=max_batch_size or 1,
             max_delay_ms=max_delay_ms,
             max_queue_size=max_queue_size,
             deadline_ms=deadline_ms,
@@ -138,6 +151,11 @@ def serve(
     with bind_socket(host, port) as listener, load(path, runtime=runtime, threads=threads, strict=strict) as session:
         chosen = session.describe().runtime
         logging.getLogger(__name__).info("runtime %s: %s", chosen.name, chosen.reason)
+        if max_batch_size is None:
+            settings = replace(settings, batching=_measured(session, settings.batching))
+        logging.getLogger(__name__).info(
+            "batches of at most %d images: %s", settings.batching.max_batch_size, settings.batching.size_reason
+        )
         address = address_of(listener)
 
         def announce() -> None:
@@ -154,6 +172,14 @@ def _allowed_hosts(asked: list[str] | None, host: str) -> tuple[str, ...] | None
     if asked:
         return tuple(asked)
     return (*LOOPBACK_HOSTS, f"[{host}]" if ":" in host else host) if _is_loopback(host) else None
+
+
+def _measured(session: Session, batching: BatchSettings) -> BatchSettings:
+    """Return the settings with the batch size that is best here."""
+    from vpdeploy.session.batch_size import choose_batch_size
+
+    chosen = choose_batch_size(session)
+    return replace(batching, max_batch_size=chosen.size, size_reason=chosen.reason)
 
 
 def _is_loopback(host: str) -> bool:

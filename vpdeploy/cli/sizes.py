@@ -1,4 +1,4 @@
-"""Sizes in options, such as 2GiB or 500MB."""
+"""Sizes in options, such as 2GiB or 500MB, and batch sizes."""
 
 from __future__ import annotations
 
@@ -27,3 +27,19 @@ def parse_size(text: str | int) -> int:
     number, unit, binary = found.groups()
     base = 1000 if not binary and text.strip()[-1] in "bB" else 1024
     return int(float(number) * base ** _POWERS[unit.lower()])
+
+
+def parse_batch_size(text: str | int) -> int | None:
+    """Return a batch size; None for ``auto``, which leaves it to a measurement.
+
+    Raises:
+        typer.BadParameter: It is neither ``auto`` nor a whole number of at least 1.
+    """
+    if isinstance(text, int):
+        return text
+    text = text.strip()
+    if text.lower() == "auto":
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) > 0):
+        raise typer.BadParameter(f"'{text[:40]}' is no batch size; expected auto or a number of at least 1")
+    return int(text)

@@ -86,6 +86,10 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
                 "name": "vpdeploy",
                 "version": vpdeploy.__version__,
                 "extensions": ["binary_tensor_data", "classification", "model_configuration"],
+                "parameters": {
+                    "max_batch_size": settings.batching.max_batch_size,
+                    "max_batch_size_reason": settings.batching.size_reason,
+                },
             }
         )
 

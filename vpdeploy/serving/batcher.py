@@ -38,6 +38,7 @@ class BatchSettings:
         max_queue_size: Images that may wait; more are refused, but for tasks that have less than their share of it
             waiting: they may take as much room again.
         deadline_ms: The deadline of requests that name none; None lets them wait as long as it takes.
+        size_reason: Why ``max_batch_size`` is what it is, for people.
 
     Raises:
         SpecError: A value is out of range.
@@ -51,6 +52,7 @@ class BatchSettings:
     max_delay_ms: float = 2.0
     max_queue_size: int = 1024
     deadline_ms: float | None = None
+    size_reason: str = "as set"
 
     def __post_init__(self) -> None:
         if self.max_batch_size < 1 or self.max_queue_size < 1:

@@ -185,6 +185,11 @@ class Session:
         """What is wrong with the bundle's tasks that are not loaded, or in an older version only, by name."""
         return dict(self._failures)
 
+    @property
+    def artifact(self) -> Artifact:
+        """What is served, as it was when the session was opened."""
+        return self._artifact
+
     def lease(self, task: str) -> Lease:
         """Take the right to use a task's slot.
 
@@ -355,6 +360,18 @@ class Session:
             if reserved is None:
                 self._directory.extend(range(slot + 1, table.slots))
             self._directory.admit(prompt_set.card, slot, version)
+
+    def reserve_table(self) -> None:
+        """Give a bundle that holds no task yet a table of one free slot, so that a batch can run.
+
+        Raises:
+            BackendError: The device cannot hold it.
+        """
+        layout = self._artifact.layout
+        with self._changing:
+            if layout is not None and self._table is None:
+                self._bind(Table(layout, dict.fromkeys(layout.axes, 1), 1))
+                self._directory.extend(range(1))
 
     def remove_task(self, task: str) -> None:
         """Serve a task no longer; requests under way are answered.

@@ -159,6 +159,7 @@ class NativeBackend:
             reason=self._reason,
             threads=None,
             engine=loaded,
+            max_batch=loaded.max_batch,
         )
 
     def close(self) -> None:
