@@ -223,7 +223,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: zipfile.ZipF
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"vpdeploy", "vpdeploy_train", "vpdeploy_export"}
     suffixes = {Path(name).suffix for name in wheel.namelist() if ".dist-info/" not in name}
-    assert suffixes <= {".py", ".typed", ".safetensors", ""}
+    assert suffixes <= {".py", ".typed", ".safetensors", ".html", ".css", ".js", ".svg", ""}
     assert not [name for name in wheel.namelist() if "test" in name or "pretrain" in name or "__pycache__" in name]
 
 
@@ -234,6 +234,13 @@ def test_the_wheel_holds_every_module_of_the_source_tree(wheel: zipfile.ZipFile)
             if (package / "__init__.py").is_file():
                 expected = {str(file.relative_to(ROOT / folder)) for file in package.rglob("*.py")}
                 assert expected <= held
+
+
+def test_the_wheel_holds_the_playgrounds_page(wheel: zipfile.ZipFile):
+    folder = "vpdeploy/server/playground/"
+    held = {name.removeprefix(folder) for name in wheel.namelist() if name.startswith(folder)}
+    assert held == {file.name for file in (ROOT / folder).iterdir()}
+    assert {"index.html", "playground.css", "playground.js"} <= held
 
 
 def test_the_wheel_tells_type_checkers_that_it_is_typed(wheel: zipfile.ZipFile):

@@ -14,6 +14,7 @@ from server.toy_bundle import encoded
 
 from vpdeploy import load
 from vpdeploy.errors import SpecError
+from vpdeploy.server.playground_routes import PLAYGROUND_PATHS
 from vpdeploy.server.settings import ServerSettings
 
 TOKENS = """
@@ -62,6 +63,7 @@ def test_everything_else_does(guarded, path):
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 HEALTH = {"/v2/health/live", "/v2/health/ready"}
+OPEN = HEALTH | PLAYGROUND_PATHS
 
 
 def paths_of(app: Any) -> dict[str, set[str]]:
@@ -84,11 +86,12 @@ def test_no_path_and_no_method_answers_without_a_token(guarded, guarded_server):
         "/v2/health/live/",
         "/V2/health/live",
         "/v2/health/live%2f",
-        "/",
+        "/playground",
+        "/playground/",
     }
     answered = [
         (method, path, status)
-        for path in sorted((paths | unknown) - HEALTH)
+        for path in sorted((paths | unknown) - OPEN)
         for method in METHODS
         if (status := guarded.request(method, path).status_code) != 401
     ]
@@ -98,7 +101,7 @@ def test_no_path_and_no_method_answers_without_a_token(guarded, guarded_server):
 @pytest.mark.parametrize(
     ("scope", "good_for"),
     [
-        ("metrics", {"/metrics", "/openapi.json", "/v2"}),
+        ("metrics", {"/metrics", "/v1/activity", "/openapi.json", "/v2"}),
         ("admin", {"/openapi.json", "/v2", "/v1/tasks", "/v1/tasks/rgb", "/v2/models/rgb*", "/v2/repository/*"}),
     ],
 )
@@ -110,7 +113,7 @@ def test_no_path_answers_a_token_that_lacks_its_scope(guarded, guarded_server, s
         for method in methods
         if guarded.request(method, path, headers=headers).status_code != 403
     }
-    surplus = {path for path in answered - HEALTH if not any(fnmatch(path, each) for each in good_for)}
+    surplus = {path for path in answered - OPEN if not any(fnmatch(path, each) for each in good_for)}
     assert surplus == set()
     assert not any(path.endswith(("/infer", ":predict")) for path in answered)
 

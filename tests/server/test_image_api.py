@@ -72,7 +72,17 @@ def test_fan_out_takes_one_image(client):
 
 def test_tasks_are_listed_and_shown(client):
     assert client.get("/v1/tasks").json() == {
-        "tasks": [{"task": task, "version": 1, "classes": len(labels)} for task, labels in TASKS.items()],
+        "tasks": [
+            {
+                "task": task,
+                "version": 1,
+                "classes": len(labels),
+                "val_accuracy": None,
+                # Two columns of prefix with keys, values and biases, and a head of three channels and a bias.
+                "size_bytes": 4 * (2 * (3 + 3 + 1) + (3 + 1) * len(labels)),
+            }
+            for task, labels in TASKS.items()
+        ],
         "failed": [],
     }
     shown = client.get("/v1/tasks/bgr").json()

@@ -19,6 +19,8 @@ from vpdeploy.server.bodies import BodyReader
 from vpdeploy.server.hosts import HostCheck
 from vpdeploy.server.image_routes import add_image_routes
 from vpdeploy.server.oip_routes import LIVE_PATH, READY_PATH, add_oip_routes
+from vpdeploy.server.origin import SameOrigin
+from vpdeploy.server.playground_routes import PLAYGROUND_PATHS, add_playground_routes
 from vpdeploy.server.redirects import RelativeRedirects
 from vpdeploy.server.service import ServedSession, Service
 from vpdeploy.server.settings import ServerSettings
@@ -62,6 +64,7 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
     bodies = BodyReader(max_body_bytes=settings.max_body_bytes, budget=service.budget, pool=service.pool)
     add_image_routes(app, service, bodies)
     add_oip_routes(app, service, bodies)
+    add_playground_routes(app, service)
 
     async def metrics(request: Request) -> Response:
         grant_of(request).require(Scope.METRICS)
@@ -72,8 +75,9 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
     app.add_exception_handler(VpdeployError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
     app.add_middleware(RelativeRedirects)
+    app.add_middleware(SameOrigin)
     # The one added last comes first.
-    app.add_middleware(Guard, access=service.access, open_paths=_OPEN_PATHS)
+    app.add_middleware(Guard, access=service.access, open_paths=_OPEN_PATHS | PLAYGROUND_PATHS)
     if settings.allowed_hosts is not None:
         app.add_middleware(HostCheck, allowed=settings.allowed_hosts, open_paths=_OPEN_PATHS)
     return app

@@ -102,7 +102,7 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
         failed = [{"task": name, "reason": reason} for name, reason in service.failures(grant).items()]
         return JSONResponse(
             {
-                "tasks": [{**_task_fields(task), "classes": len(task.card.labels)} for task in service.tasks(grant)],
+                "tasks": [_listed(task) for task in service.tasks(grant)],
                 "failed": failed,
             }
         )
@@ -150,6 +150,15 @@ def _files(content_type: str, body: bytes, *, max_files: int) -> list[tuple[str,
 
 def _task_fields(task: ServedTask) -> dict[str, Any]:
     return {"task": task.card.name, "version": task.version}
+
+
+def _listed(task: ServedTask) -> dict[str, Any]:
+    return {
+        **_task_fields(task),
+        "classes": len(task.card.labels),
+        "val_accuracy": task.val_accuracy,
+        "size_bytes": task.size_bytes,
+    }
 
 
 def _predictions(answer: Classified, top: int) -> list[dict[str, Any]]:

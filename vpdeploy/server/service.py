@@ -16,13 +16,14 @@ import numpy as np
 from vpdeploy.errors import BackendError, DeadlineExceededError, InputError, TaskNotFoundError
 from vpdeploy.format.task import TaskCard
 from vpdeploy.server.access import Grant, Scope
+from vpdeploy.server.activity import Activity
 from vpdeploy.server.budget import MemoryBudget
 from vpdeploy.server.decoding import Decoder
 from vpdeploy.server.metrics import Metrics
 from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.tokens import read_access
 from vpdeploy.server.work import WorkPool
-from vpdeploy.serving.batch import BatchSession
+from vpdeploy.serving.batch import BatchReport, BatchSession
 from vpdeploy.serving.batcher import Batcher
 from vpdeploy.serving.queue import Answer, Logits, Pixels
 from vpdeploy.session.prediction import softmax
@@ -60,10 +61,20 @@ class ServedTask:
     Attributes:
         card: What is known of it.
         version: The task's published version; 1 where there is none.
+        size_bytes: Size of its compiled prompt set; None of a folded model, whose prompts are constants.
     """
 
     card: TaskCard
     version: int
+    size_bytes: int | None = None
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """Accuracy on the validation images as training recorded it, in [0, 1]; None where it did not."""
+        metrics = self.card.details.get("metrics")
+        found = metrics.get("val_accuracy") if isinstance(metrics, dict) else None
+        # Free-form details: anything may stand there.
+        return float(found) if isinstance(found, (int, float)) and 0 <= found <= 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +110,9 @@ class Service:
         self.access = read_access(
             token=settings.token, admin_token=settings.admin_token, token_file=settings.token_file
         )
+        self.activity = Activity()
         self.draining = False
-        self.batcher = Batcher(session, settings.batching, observer=self.metrics.count_batch)
+        self.batcher = Batcher(session, settings.batching, observer=self._count_batch)
         self.budget = MemoryBudget(total_bytes=settings.max_buffered_bytes, client_bytes=settings.client_bytes)
         self.pool = WorkPool(threads=settings.decode_threads, max_pending=2 * settings.batching.max_queue_size)
         self._decoder = Decoder(
@@ -161,7 +173,7 @@ class Service:
                 raise TaskNotFoundError(name)
             lease = self.session.lease(name)
         lease.release()
-        return ServedTask(card=lease.card, version=lease.version or 1)
+        return ServedTask(card=lease.card, version=lease.version or 1, size_bytes=lease.size_bytes)
 
     @contextlib.contextmanager
     def _as_seen_by(self, grant: Grant) -> Iterator[None]:
@@ -248,6 +260,10 @@ class Service:
         with self.budget.reserve(client) as reservation:
             reservation.grow(sum(map(len, files)))  # cut out of the body, they are held beside it
             return await _results(self._decoder.submit(files, line=line, client=client), expires_at)
+
+    def _count_batch(self, report: BatchReport) -> None:
+        self.metrics.count_batch(report)
+        self.activity.count_batch(report)
 
     def close(self) -> None:
         """Finish what was accepted and stop every thread."""

@@ -32,7 +32,7 @@ class UnauthorizedError(VpdeployError):
 
 
 class ForbiddenError(VpdeployError):
-    """The bearer token is known, and not good for this."""
+    """The bearer token is known, and not good for this; or no token would help."""
 
 
 class MisdirectedError(VpdeployError):

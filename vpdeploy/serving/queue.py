@@ -24,6 +24,7 @@ class TaskLease(Protocol):
     slot: int
     card: TaskCard
     version: int | None
+    size_bytes: int | None
 
     def release(self) -> None:
         """End the lease."""

@@ -137,8 +137,14 @@ class Session:
         self._directory = TaskDirectory(len(cards))
         if prompt_sets:
             self._bind(Table.of(prompt_sets))
+        size_bytes = {each.card.name: each.size_bytes for each in prompt_sets}
         for card in cards:
-            self._directory.admit(card, self._directory.reserve(), artifact.versions.get(card.name))
+            self._directory.admit(
+                card,
+                self._directory.reserve(),
+                artifact.versions.get(card.name),
+                size_bytes=size_bytes.get(card.name),
+            )
 
         # What sync has loaded. A version alone does not tell: a bundle that was copied over another may count anew.
         entries = {} if self._bundle is None else self._bundle.manifest.tasks
@@ -359,7 +365,7 @@ class Session:
             # Serve the task from now on; the slot of an older version is freed when its last lease ends.
             if reserved is None:
                 self._directory.extend(range(slot + 1, table.slots))
-            self._directory.admit(prompt_set.card, slot, version)
+            self._directory.admit(prompt_set.card, slot, version, size_bytes=prompt_set.size_bytes)
 
     def reserve_table(self) -> None:
         """Give a bundle that holds no task yet a table of one free slot, so that a batch can run.

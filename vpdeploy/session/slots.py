@@ -18,6 +18,7 @@ class _Resident:
     card: TaskCard
     slot: int
     version: int | None
+    size_bytes: int | None
     leases: int = 0
     retired: bool = field(default=False)
 
@@ -29,6 +30,7 @@ class Lease:
         slot: Index into the table.
         card: The task as it was when the lease was taken.
         version: The published version in the bundle; None where there is none.
+        size_bytes: Size of its compiled prompt set; None of a folded model, whose prompts are constants.
     """
 
     def __init__(self, directory: TaskDirectory, resident: _Resident) -> None:
@@ -37,6 +39,7 @@ class Lease:
         self.slot = resident.slot
         self.card = resident.card
         self.version = resident.version
+        self.size_bytes = resident.size_bytes
 
     def release(self) -> None:
         """End the lease; a second call does nothing."""
@@ -119,11 +122,11 @@ class TaskDirectory:
         with self._lock:
             self._free.update(slots)
 
-    def admit(self, card: TaskCard, slot: int, version: int | None) -> None:
+    def admit(self, card: TaskCard, slot: int, version: int | None, *, size_bytes: int | None = None) -> None:
         """Serve a task from a reserved slot, instead of an older version of it if there is one."""
         with self._lock:
             old = self._residents.get(card.name)
-            self._residents[card.name] = _Resident(card=card, slot=slot, version=version)
+            self._residents[card.name] = _Resident(card=card, slot=slot, version=version, size_bytes=size_bytes)
             if old is not None:
                 self._retire(old)
 
