@@ -175,7 +175,10 @@ def test_metrics_count_requests_batches_and_images(toy_bundle):
         assert server.metric("vpdeploy_images_total", task="warm") == 1
         assert server.metric("vpdeploy_batch_size_sum") == 5
         assert server.metric("vpdeploy_queue_seconds_count") == 5
-        assert server.metric("vpdeploy_request_seconds_count") == 103
+        assert server.metric("vpdeploy_request_seconds_count", task="rgb") == 2
+        assert server.metric("vpdeploy_request_seconds_count", task="(unknown)") == 100
+        assert server.metric("vpdeploy_decode_seconds_count") == 4
+        assert server.metric("vpdeploy_table_slots") == server.metric("vpdeploy_table_slots_used") == 3
         assert server.metric("vpdeploy_queue_images") == 0
         assert server.metric("vpdeploy_tasks") == 3
         assert server.metric("vpdeploy_table_bytes") > 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from vpdeploy.format.preprocessing import Preprocessing
@@ -29,13 +30,17 @@ class Decoder:
         self._budget = budget
         self._max_pixels = max_pixels
 
-    def submit(self, files: Sequence[bytes], *, line: str, client: str) -> list[asyncio.Future[Pixels]]:
+    def submit(
+        self, files: Sequence[bytes], *, line: str, client: str, on_decoded: Callable[[float, float], None]
+    ) -> list[asyncio.Future[Pixels]]:
         """Start to decode the images of one request, all of them or none.
 
         Args:
             files: Encoded images.
             line: Whose turn they take.
             client: Whose share of the budget they take.
+            on_decoded: Called for each image with the readings of ``time.monotonic`` at which its decoding began and
+                ended, in s, on any thread, before its pixels are there.
 
         Returns:
             The running loop's future pixels, uint8 [H, W, 3] each; they raise InputError for what is no image, and
@@ -44,9 +49,12 @@ class Decoder:
         Raises:
             QueueFullError: Too many images wait to be decoded.
         """
-        return self._pool.submit_all(line, [partial(self._decode, file, client) for file in files])
+        return self._pool.submit_all(line, [partial(self._decode, file, client, on_decoded) for file in files])
 
-    def _decode(self, file: bytes, client: str) -> Pixels:
+    def _decode(self, file: bytes, client: str, on_decoded: Callable[[float, float], None]) -> Pixels:
+        started_at = time.monotonic()
         # A reservation of its own: decoding goes on for a moment where the client has left and its request has ended.
         with self._budget.reserve(client) as reservation:
-            return load_pixels(file, self._preprocessing, max_pixels=self._max_pixels, admit=reservation.grow)
+            pixels = load_pixels(file, self._preprocessing, max_pixels=self._max_pixels, admit=reservation.grow)
+        on_decoded(started_at, time.monotonic())
+        return pixels

@@ -21,6 +21,7 @@ from vpdeploy.server.budget import MemoryBudget
 from vpdeploy.server.decoding import Decoder
 from vpdeploy.server.metrics import Metrics
 from vpdeploy.server.settings import ServerSettings
+from vpdeploy.server.statistics import RequestTimes, Statistics
 from vpdeploy.server.tokens import read_access
 from vpdeploy.server.work import WorkPool
 from vpdeploy.serving.batch import BatchReport, BatchSession
@@ -106,12 +107,13 @@ class Service:
     def __init__(self, session: ServedSession, settings: ServerSettings) -> None:
         self.session = session
         self.settings = settings
-        self.metrics = Metrics()
         self.access = read_access(
             token=settings.token, admin_token=settings.admin_token, token_file=settings.token_file
         )
         self.activity = Activity()
         self.draining = False
+        self.statistics = Statistics(self._versions)
+        self.metrics = Metrics(lambda: session.tasks, self.statistics.read)
         self.batcher = Batcher(session, settings.batching, observer=self._count_batch)
         self.budget = MemoryBudget(total_bytes=settings.max_buffered_bytes, client_bytes=settings.client_bytes)
         self.pool = WorkPool(threads=settings.decode_threads, max_pending=2 * settings.batching.max_queue_size)
@@ -131,6 +133,14 @@ class Service:
             "vpdeploy_failed_tasks",
             "Tasks of the bundle that could not be loaded, or brought to its version.",
             lambda: len(session.failures),
+        )
+        self.metrics.watch_value(
+            "vpdeploy_table_slots", "Slots of the table; it grows where none is free.", lambda: session.describe().slots
+        )
+        self.metrics.watch_value(
+            "vpdeploy_table_slots_used",
+            "Slots that are taken, also by versions that only requests under way still use.",
+            lambda: session.describe().slots_used,
         )
         self.metrics.watch_value(
             "vpdeploy_table_bytes",
@@ -237,21 +247,45 @@ class Service:
         if not 1 <= row_count <= limit:
             raise InputError(f"a request asks for 1 to {limit} answers (images times tasks), found {row_count}")
         grant.require(Scope.INFER)
-        for name in tasks:
-            self.task(name, grant)
+        models = [(name, self.task(name, grant).version) for name in tasks]
+        times = self.statistics.open(models)
+        try:
+            answers = await self._answers(images, tasks, times, grant=grant, client=client, deadline_s=deadline_s)
+        except BaseException as error:  # a cancellation, too
+            self.statistics.fail(times, error)
+            raise
+        self.statistics.succeed(times)
+        return answers
+
+    async def _answers(
+        self,
+        images: Sequence[bytes] | Sequence[Pixels],
+        tasks: Sequence[str],
+        times: RequestTimes,
+        *,
+        grant: Grant,
+        client: str,
+        deadline_s: float | None,
+    ) -> list[Classified]:
+        """Decode, queue and wait, and note the moments of it."""
         self.batcher.check_room(list(tasks) * len(images))
         if deadline_s is None and self.settings.batching.deadline_ms is not None:
             deadline_s = self.settings.batching.deadline_ms / 1000
         expires_at = None if deadline_s is None else time.monotonic() + deadline_s
-        pixels = await self._pixels(images, self.line(tasks, client, grant), client, expires_at)
+        pixels = await self._pixels(images, self.line(tasks, client, grant), client, expires_at, times)
         rows = [(image, task) for image in pixels for task in tasks]
         with self._as_seen_by(grant):
-            answers = self.batcher.submit_all(rows, deadline_s=_remaining(expires_at))
+            answers = times.answers = self.batcher.submit_all(rows, deadline_s=_remaining(expires_at))
         await _results(answers, expires_at)
         return [_classified(answer) for answer in answers]
 
     async def _pixels(
-        self, images: Sequence[bytes] | Sequence[Pixels], line: str, client: str, expires_at: float | None
+        self,
+        images: Sequence[bytes] | Sequence[Pixels],
+        line: str,
+        client: str,
+        expires_at: float | None,
+        times: RequestTimes,
     ) -> list[Pixels]:
         """Decode those images that are files."""
         files = [image for image in images if isinstance(image, bytes)]
@@ -259,9 +293,26 @@ class Service:
             return [image for image in images if not isinstance(image, bytes)]
         with self.budget.reserve(client) as reservation:
             reservation.grow(sum(map(len, files)))  # cut out of the body, they are held beside it
-            return await _results(self._decoder.submit(files, line=line, client=client), expires_at)
+
+            def note(began_at: float, ended_at: float) -> None:
+                times.decodings.append((began_at, ended_at))
+                self.metrics.count_decoding(ended_at - began_at)
+
+            decoding = self._decoder.submit(files, line=line, client=client, on_decoded=note)
+            return await _results(decoding, expires_at)
+
+    def _versions(self) -> set[tuple[str, int]]:
+        """Return names and versions of the loaded tasks."""
+        versions = set()
+        for name in self.session.tasks:
+            with contextlib.suppress(TaskNotFoundError):  # it has just been removed
+                lease = self.session.lease(name)
+                lease.release()
+                versions.add((name, lease.version or 1))
+        return versions
 
     def _count_batch(self, report: BatchReport) -> None:
+        self.statistics.count_batch(report)
         self.metrics.count_batch(report)
         self.activity.count_batch(report)
 

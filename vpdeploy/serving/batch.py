@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from vpdeploy.errors import BackendError, VpdeployError
 from vpdeploy.format.preprocessing import Preprocessing
-from vpdeploy.serving.queue import Answer, Logits, Pixels, TaskLease
+from vpdeploy.serving.queue import Answer, BatchRun, Logits, Pixels, TaskLease
 
 _log = logging.getLogger(__name__)
 
@@ -41,13 +41,21 @@ class BatchReport:
 
     Attributes:
         images: How many images of each task the batch held.
+        models: Task and version of everything that was asked; 1 where a task has no version.
         queue_s: How long each image waited, in s.
+        stack_s: How long the images were stacked, in s.
         run_s: How long the session took, in s.
+        ended_at: When it ended, a reading of the batcher's clock, in s.
+        has_failed: Whether the session raised, or answered what cannot be used.
     """
 
     images: dict[str, int]
+    models: frozenset[tuple[str, int]] = frozenset()
     queue_s: tuple[float, ...]
+    stack_s: float = 0.0
     run_s: float
+    ended_at: float = 0.0
+    has_failed: bool = False
 
 
 class Batch:
@@ -55,29 +63,33 @@ class Batch:
 
     Args:
         answers: The answers to give to the images; each of them is marked as running.
+        clock: Returns the time, in s; it never goes backwards.
     """
 
-    def __init__(self, answers: list[Answer]) -> None:
+    def __init__(self, answers: list[Answer], clock: Callable[[], float]) -> None:
         self._answers = answers
+        self._clock = clock
         self._logits: Logits | None = None
         self._failure: Exception | None = None
         self._started_at = 0.0
         self._run_s = 0.0
+        formed_at = clock()
         try:
             self._images = np.stack([answer.image for answer in answers])
         except MemoryError:
             self._failure = BackendError(f"out of memory for a batch of {len(answers)} images")
+        self._stack_s = clock() - formed_at
         self._slots = np.array([answer.slot for answer in answers], dtype=np.int32)
 
-    def run(self, session: BatchSession, clock: Callable[[], float]) -> None:
+    def run(self, session: BatchSession) -> None:
         """Run the batch and keep the logits, or the failure."""
-        self._started_at = clock()
+        self._started_at = self._clock()
         try:
             if self._failure is None:
                 self._logits = self._checked(session.run(self._images, self._slots))
         except Exception as error:
             self._failure = error
-        self._run_s = clock() - self._started_at
+        self._run_s = self._clock() - self._started_at
         if self._failure is not None:
             kind = type(self._failure).__name__
             _log.error("a batch of %d images failed: %s: %s", len(self._answers), kind, self._failure)
@@ -86,13 +98,24 @@ class Batch:
         """Return what metrics count of a batch that ran."""
         return BatchReport(
             images=dict(Counter(answer.card.name for answer in self._answers)),
+            models=frozenset((answer.card.name, answer.version or 1) for answer in self._answers),
             queue_s=tuple(self._started_at - answer.queued_at for answer in self._answers),
+            stack_s=self._stack_s,
             run_s=self._run_s,
+            ended_at=self._started_at + self._run_s,
+            has_failed=self._failure is not None,
         )
 
     def give_out(self) -> None:
         """Let go of the images and their leases, then answer every image."""
+        run = BatchRun(
+            size=len(self._answers),
+            stack_s=self._stack_s,
+            started_at=self._started_at,
+            ended_at=self._started_at + self._run_s,
+        )
         for answer in self._answers:
+            answer.run = run
             answer.leave()
         for index, answer in enumerate(self._answers):
             if self._logits is None:

@@ -331,7 +331,7 @@ class Batcher:
                 answers.append(answer)
             else:
                 answer.leave()
-        return Batch(answers) if answers else None
+        return Batch(answers, self._clock) if answers else None
 
     def _run_batches(self) -> None:
         """Run every batch that is staged until all is done; the runner's thread runs this."""
@@ -344,7 +344,7 @@ class Batcher:
                     return
                 self._is_running = True
                 self._for_dispatcher.notify()
-            batch.run(self._session, self._clock)
+            batch.run(self._session)
             with self._lock:
                 self._is_running = False
                 self._finished.append(batch)

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -53,6 +54,23 @@ class SharedLease:
             self.lease.release()
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchRun:
+    """When a batch ran, for the images that were in it; times are readings of the batcher's clock, in s.
+
+    Attributes:
+        size: Images in the batch.
+        stack_s: How long its images were stacked, in s.
+        started_at: When the session was called.
+        ended_at: When the session returned.
+    """
+
+    size: int
+    stack_s: float
+    started_at: float
+    ended_at: float
+
+
 class Answer(Future[Logits]):
     """The future logits of one image: float32 [C], C = the task's classes, owned by the caller.
 
@@ -71,6 +89,7 @@ class Answer(Future[Logits]):
         slot: The task's slot in the table.
         queued_at: The clock's reading when the image was queued, in s.
         is_expired: Whether the deadline had passed when the batch formed.
+        run: The run that answered it; None where none has.
     """
 
     def __init__(
@@ -88,6 +107,7 @@ class Answer(Future[Logits]):
         self.slot = shared.lease.slot
         self.queued_at = queued_at
         self.is_expired = False
+        self.run: BatchRun | None = None
         self._expires_at = expires_at
         self._image: Pixels | None = image
         self._shared = shared

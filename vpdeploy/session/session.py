@@ -72,6 +72,7 @@ class SessionDescription:
         precision: Type of the graph's weights and matrix products.
         image_size: Side of the images that the graph takes, in pixels.
         slots: Slots of the table; 1 of a folded model.
+        slots_used: Slots that are taken, also by versions that only requests under way still use.
         slot_bytes: What one more task takes, in bytes; 0 of a folded model.
         table_bytes: What all slots take, in bytes; 0 of a folded model.
     """
@@ -80,6 +81,7 @@ class SessionDescription:
     precision: Precision
     image_size: int
     slots: int
+    slots_used: int
     slot_bytes: int
     table_bytes: int
 
@@ -90,6 +92,7 @@ class SessionDescription:
             "precision": self.precision,
             "image_size": self.image_size,
             "slots": self.slots,
+            "slots_used": self.slots_used,
             "slot_bytes": self.slot_bytes,
             "table_bytes": self.table_bytes,
         }
@@ -448,6 +451,7 @@ class Session:
             precision=self._artifact.precision,
             image_size=self.preprocessing.image_size,
             slots=table.slots if table else 1,
+            slots_used=self._directory.used,
             slot_bytes=table.slot_bytes if table else 0,
             table_bytes=table.size_bytes if table else 0,
         )

@@ -66,6 +66,7 @@ class TaskDirectory:
     def __init__(self, slots: int) -> None:
         self._lock = threading.Lock()
         self._residents: dict[str, _Resident] = {}
+        self._slots = slots
         self._free = set(range(slots))
 
     @property
@@ -73,6 +74,12 @@ class TaskDirectory:
         """Names of the tasks that can be asked for, in the order in which they were added."""
         with self._lock:
             return tuple(self._residents)
+
+    @property
+    def used(self) -> int:
+        """Slots that are taken: by tasks, by versions that requests under way still use, and reserved ones."""
+        with self._lock:
+            return self._slots - len(self._free)
 
     @property
     def is_full(self) -> bool:
@@ -121,6 +128,7 @@ class TaskDirectory:
         """Add the slots by which the table has grown."""
         with self._lock:
             self._free.update(slots)
+            self._slots = slots.stop
 
     def admit(self, card: TaskCard, slot: int, version: int | None, *, size_bytes: int | None = None) -> None:
         """Serve a task from a reserved slot, instead of an older version of it if there is one."""

@@ -399,8 +399,17 @@ def test_the_observer_is_told_of_every_batch_before_its_answers_are_given():
         session.permit()
         wait(second, TIMEOUT_S)
         assert reports == [
-            BatchReport(images={"a": 1}, queue_s=(0.0,), run_s=4.0),
-            BatchReport(images={"a": 1, "b": 2}, queue_s=(3.0, 3.0, 3.0), run_s=2.0),
+            BatchReport(
+                images={"a": 1}, models=frozenset({("a", 7)}), queue_s=(0.0,), stack_s=0.0, run_s=4.0, ended_at=4.0
+            ),
+            BatchReport(
+                images={"a": 1, "b": 2},
+                models=frozenset({("a", 7), ("b", 7)}),
+                queue_s=(3.0, 3.0, 3.0),
+                stack_s=0.0,
+                run_s=2.0,
+                ended_at=6.0,
+            ),
         ]
 
 
