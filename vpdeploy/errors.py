@@ -7,7 +7,9 @@
     ├── InputError               an image or a request body cannot be used
     ├── BundleError              a bundle, run or exported model cannot be used
     │   ├── BundleCorruptError   truncated, tampered with or incomplete
-    │   └── BundleVersionError   written in a format this version does not read
+    │   ├── BundleVersionError   written in a format this version does not read
+    │   └── StorageFullError     there is no room for what was to be written
+    ├── VersionConflictError     a task is at another version than a change was meant for
     ├── LayoutMismatchError      a compiled prompt set does not fit the graph
     ├── TaskNotFoundError        no task of that name is loaded
     ├── TableFullError           no slot is left for another prompt set
@@ -60,6 +62,14 @@ class BundleCorruptError(BundleError):
 
 class BundleVersionError(BundleError):
     """A file is written in a format that this version of vpdeploy does not read."""
+
+
+class StorageFullError(BundleError):
+    """There is no room for what was to be written; everything is as it was."""
+
+
+class VersionConflictError(VpdeployError):
+    """A task is at another version than a change was meant for; nothing was changed."""
 
 
 class LayoutMismatchError(VpdeployError):

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server.running import serving
-from server.toy_bundle import encoded
+from server.toy_bundle import encoded, write_toy_bundle
 
 from vpdeploy import load
 from vpdeploy.errors import SpecError
@@ -30,11 +30,12 @@ scopes = ["admin"]
 
 
 @pytest.fixture(scope="module")
-def guarded_server(toy_bundle, tmp_path_factory):
-    token_file = tmp_path_factory.mktemp("tokens") / "tokens.toml"
+def guarded_server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guarded")
+    zoo, token_file = write_toy_bundle(folder / "zoo").path, folder / "tokens.toml"
     token_file.write_text(TOKENS)
-    settings = ServerSettings(token="secret", token_file=token_file)
-    with load(toy_bundle) as session, serving(session, settings) as server:
+    settings = ServerSettings(token="secret", token_file=token_file, administered=zoo)
+    with load(zoo) as session, serving(session, settings) as server:
         yield server
 
 
@@ -70,7 +71,7 @@ def paths_of(app: Any) -> dict[str, set[str]]:
     """Every path of an app, filled in, with the methods it is declared for."""
     filled: dict[str, set[str]] = {}
     for route in app.routes:
-        path = re.sub(r"{task(:task)?}", "rgb", re.sub(r"{version(:\w+)?}", "1", route.path))
+        path = re.sub(r"{task(:task)?}", "warm", re.sub(r"{version(:\w+)?}", "1", route.path))
         filled.setdefault(path, set()).update(getattr(route, "methods", None) or {"GET"})
     return filled
 
@@ -78,7 +79,7 @@ def paths_of(app: Any) -> dict[str, set[str]]:
 def test_no_path_and_no_method_answers_without_a_token(guarded, guarded_server):
     """Every path of the app with every method, and some that there are not."""
     paths = set(paths_of(guarded_server.app))
-    assert {"/v2/models/rgb/infer", "/v1/tasks/rgb:predict", "/metrics", "/openapi.json"} | HEALTH <= paths
+    assert {"/v2/models/warm/infer", "/v1/tasks/warm:predict", "/metrics", "/openapi.json"} | HEALTH <= paths
     unknown = {
         "/nothing",
         "/docs",
@@ -102,7 +103,7 @@ def test_no_path_and_no_method_answers_without_a_token(guarded, guarded_server):
     ("scope", "good_for"),
     [
         ("metrics", {"/metrics", "/v1/activity", "/openapi.json", "/v2"}),
-        ("admin", {"/openapi.json", "/v2", "/v1/tasks", "/v1/tasks/rgb", "/v2/models/rgb*", "/v2/repository/*"}),
+        ("admin", {"/openapi.json", "/v[12]", "/v1/tasks*", "/v1/versions", "/v2/models/warm*", "/v2/repository/*"}),
     ],
 )
 def test_no_path_answers_a_token_that_lacks_its_scope(guarded, guarded_server, scope, good_for):

@@ -87,6 +87,15 @@ def serve(
         Path | None,
         typer.Option(help="TOML file of several tokens with scopes and tasks; read again when it changes."),
     ] = None,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="Let clients publish, withdraw and roll back tasks, with a token for it.")
+    ] = False,
+    admin_token: Annotated[
+        str | None, typer.Option(envvar="VPDEPLOY_ADMIN_TOKEN", help="Bearer token that is good for everything.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="The backbone's weights file, for runs that clients publish.")
+    ] = None,
     certfile: Annotated[
         Path | None, typer.Option(help="Certificate for TLS, as PEM; read again when it changes.")
     ] = None,
@@ -110,6 +119,7 @@ def serve(
     from vpdeploy.server.app import create_app
     from vpdeploy.server.logs import configure_logs
     from vpdeploy.server.run import address_of, bind_socket, run_server
+    from vpdeploy.server.service import check_administration
     from vpdeploy.server.settings import ServerSettings
     from vpdeploy.server.tls import Certificate
     from vpdeploy.server.tokens import read_access
@@ -117,8 +127,13 @@ def serve(
     from vpdeploy.session.session import load
 
     # Click takes an empty variable for none, which would serve openly what was meant to be guarded.
-    if token is None and os.environ.get("VPDEPLOY_TOKEN") == "":
-        raise SpecError("VPDEPLOY_TOKEN is empty; set it to the token, or unset it to serve without one")
+    for variable, given in (("VPDEPLOY_TOKEN", token), ("VPDEPLOY_ADMIN_TOKEN", admin_token)):
+        if given is None and os.environ.get(variable) == "":
+            raise SpecError(f"{variable} is empty; set it to the token, or unset it to serve without one")
+    if admin and not is_bundle(path):
+        raise SpecError(
+            f"{path}: --admin changes the tasks of a bundle, and this is none; serve a bundle or leave it out"
+        )
     configure_logs(log_format.value)
     settings = ServerSettings(
         batching=BatchSettings(
@@ -128,7 +143,10 @@ def serve(
             deadline_ms=deadline_ms,
         ),
         token=token,
+        admin_token=admin_token,
         token_file=token_file,
+        administered=path if admin else None,
+        weights=weights,
         certfile=certfile,
         keyfile=keyfile,
         allowed_hosts=_allowed_hosts(allowed_host, host),
@@ -140,7 +158,8 @@ def serve(
         watch=path if watch and is_bundle(path) else None,
     )
     # What is wrong with a file is said before the model is loaded.
-    access = read_access(token=token, admin_token=None, token_file=token_file)
+    access = read_access(token=token, admin_token=admin_token, token_file=token_file)
+    check_administration(settings, access)
     certificate = None if certfile is None else Certificate(certfile, keyfile)
     if access.is_open and not _is_loopback(host):
         typer.echo(

@@ -15,7 +15,7 @@ import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +25,9 @@ from vpdeploy.errors import (
     BundleError,
     LayoutMismatchError,
     SpecError,
+    StorageFullError,
+    TaskNotFoundError,
+    VersionConflictError,
     VpdeployError,
 )
 from vpdeploy.files import (
@@ -104,18 +107,25 @@ class Bundle:
             self.manifest.graph_data.verify(self.path)
         return path
 
-    def read_task(self, task: str) -> CompiledPromptSet:
-        """Read the served version of one task and check it against the manifest.
+    def read_task(self, task: str, version: int | None = None) -> CompiledPromptSet:
+        """Read one task and check it against the manifest.
+
+        Args:
+            task: The task's name.
+            version: The version; None for the one that is served.
 
         Raises:
-            TaskNotFoundError: The bundle holds no such task.
+            TaskNotFoundError: The bundle holds no such task or version.
             BundleCorruptError: A file is missing, truncated or was changed.
             BundleVersionError: It was written in a format version that is not read here.
             LayoutMismatchError: The prompt set's layout is not the bundle's.
         """
         entry = self.manifest.entry(task)
-        folder = self._version_folder(task, entry.version)
-        files = {name: self._verified_bytes(folder / name, entry) for name in (CARD_FILE, TENSOR_FILE)}
+        version = entry.version if version is None else version
+        if version not in entry.files:
+            raise TaskNotFoundError(f"task '{task}' has no version {version}; kept: {', '.join(map(str, entry.files))}")
+        folder = self._version_folder(task, version)
+        files = {name: self._verified_bytes(folder / name, entry.files[version]) for name in (CARD_FILE, TENSOR_FILE)}
         prompt_set = CompiledPromptSet.decode(files, folder=folder)
         if prompt_set.card.name != task:
             raise BundleCorruptError(f"{folder / CARD_FILE}: describes task '{prompt_set.card.name}', not '{task}'")
@@ -156,13 +166,13 @@ class Bundle:
     def _version_folder(self, task: str, version: int) -> Path:
         return self.path / TASKS_FOLDER / task / str(version)
 
-    def _verified_bytes(self, path: Path, entry: TaskEntry) -> bytes:
+    def _verified_bytes(self, path: Path, digests: Mapping[str, str]) -> bytes:
         """Read a file whose sha256 the manifest knows."""
         try:
             data = path.read_bytes()
         except OSError as error:
             raise BundleCorruptError(f"{path}: cannot be read: {error.strerror}; export again") from error
-        if hashlib.sha256(data).hexdigest() != entry.files[entry.version].get(path.name):
+        if hashlib.sha256(data).hexdigest() != digests.get(path.name):
             raise BundleCorruptError(f"{path}: contents do not match the manifest's sha256; export again")
         return data
 
@@ -293,8 +303,16 @@ def publish_task(path: Path, prompt_set: CompiledPromptSet) -> int:
     return publish_tasks(path, [prompt_set])[prompt_set.card.name]
 
 
+Condition = Callable[[int | None], bool]
+"""Tells of the served version of a task (None where there is no such task) whether a change is still meant."""
+
+
 def publish_tasks(
-    path: Path, prompt_sets: Sequence[CompiledPromptSet], *, graph_sha256: str | None = None
+    path: Path,
+    prompt_sets: Sequence[CompiledPromptSet],
+    *,
+    graph_sha256: str | None = None,
+    condition: Condition | None = None,
 ) -> dict[str, int]:
     """Add tasks to a bundle, or publish new versions of them, all at one moment; everything else stays.
 
@@ -302,12 +320,14 @@ def publish_tasks(
         path: The bundle.
         prompt_sets: The tasks' compiled prompt sets, each of another name.
         graph_sha256: The graph that they were compared in; None takes whichever the bundle has.
+        condition: What the tasks' versions must be; None takes whichever they are.
 
     Returns:
         The version of each task that is now served.
 
     Raises:
         LayoutMismatchError: A prompt set does not fit the bundle.
+        VersionConflictError: A task is at another version than the condition says.
         BundleError: The bundle cannot be read or written, or its graph was replaced.
     """
     names = [check_task_name(prompt_set.card.name) for prompt_set in prompt_sets]
@@ -315,6 +335,8 @@ def publish_tasks(
         manifest = bundle.manifest
         if graph_sha256 not in (None, manifest.graph_sha256):
             raise BundleError(f"{path}: its graph was replaced meanwhile, nothing was added; run the command again")
+        for name in names:
+            _check_version(manifest, name, condition)
         for prompt_set in prompt_sets:
             manifest.check_fit(prompt_set)
         with _removing_unnamed(path):
@@ -324,36 +346,57 @@ def publish_tasks(
         return {name: manifest.tasks[name].version for name in names}
 
 
-def withdraw_task(path: Path, task: str) -> list[int]:
+def _check_version(manifest: Manifest, task: str, condition: Condition | None) -> None:
+    served = manifest.tasks[task].version if task in manifest.tasks else None
+    if condition is not None and not condition(served):
+        state = "is not in the bundle" if served is None else f"is at version {served}"
+        raise VersionConflictError(f"task '{task}' {state}, nothing was changed; look at it again before you change it")
+
+
+def withdraw_task(path: Path, task: str, *, condition: Condition | None = None) -> list[int]:
     """Remove a task and all its versions from a bundle.
+
+    Args:
+        path: The bundle.
+        task: The task's name.
+        condition: What the task's version must be; None takes whichever it is.
 
     Returns:
         The versions that are gone.
 
     Raises:
         TaskNotFoundError: The bundle holds no such task.
+        VersionConflictError: The task is at another version than the condition says.
         BundleError: The bundle cannot be read or written.
     """
     with _locked(path) as bundle:
         entry = bundle.manifest.entry(task)
+        _check_version(bundle.manifest, task, condition)
         _replace_manifest(path, bundle.manifest.without_task(task))
         shutil.rmtree(path / TASKS_FOLDER / task, ignore_errors=True)
         return sorted(entry.files)
 
 
-def roll_back_task(path: Path, task: str) -> int:
+def roll_back_task(path: Path, task: str, *, condition: Condition | None = None) -> int:
     """Serve a task's previous version again.
+
+    Args:
+        path: The bundle.
+        task: The task's name.
+        condition: What the task's version must be; None takes whichever it is.
 
     Returns:
         The version that is now served.
 
     Raises:
         TaskNotFoundError: The bundle holds no such task.
+        VersionConflictError: The task is at another version than the condition says.
         SpecError: There is no earlier version.
         BundleError: The earlier version is damaged; nothing is changed.
     """
     with _locked(path) as bundle:
         entry = bundle.manifest.entry(task)
+        _check_version(bundle.manifest, task, condition)
         if (previous := entry.previous_version) is None:
             raise SpecError(f"task '{task}' has no version before {entry.version}; nothing to roll back to")
         manifest = bundle.manifest.with_task(task, replace(entry, version=previous))
@@ -458,7 +501,9 @@ def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = storage_reason(error) or describe_error(error)
+        if (full := storage_reason(error)) is not None:
+            raise StorageFullError(f"{path}: cannot be written, {full}; it is as it was before") from error
+        reason = describe_error(error)
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             reason = "another process has written there meanwhile"
         raise BundleError(f"{path}: cannot be written, {reason}; it is as it was before") from error

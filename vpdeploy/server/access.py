@@ -93,6 +93,11 @@ class Access:
         """Whether nobody is asked for a token."""
         return not self._tokens and self._source is None
 
+    def has_scope(self, scope: Scope) -> bool:
+        """Tell whether some token is good for a scope now."""
+        grants = [*self._tokens.values(), *(self._source.grants().values() if self._source is not None else ())]
+        return any(scope in grant.scopes for grant in grants)
+
     def grant(self, authorization: bytes) -> Grant:
         """Return what a request may do.
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 import vpdeploy
 from vpdeploy.errors import VpdeployError
 from vpdeploy.server.access import Scope
+from vpdeploy.server.admin_routes import add_admin_routes
 from vpdeploy.server.auth import Guard, grant_of
 from vpdeploy.server.bodies import BodyReader
 from vpdeploy.server.hosts import HostCheck
@@ -65,6 +66,8 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
     add_image_routes(app, service, bodies)
     add_oip_routes(app, service, bodies)
     add_playground_routes(app, service)
+    if service.administration is not None:
+        add_admin_routes(app, service, bodies, service.administration)
 
     async def metrics(request: Request) -> Response:
         grant_of(request).require(Scope.METRICS)

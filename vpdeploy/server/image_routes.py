@@ -22,13 +22,13 @@ from vpdeploy.session.prediction import rank_classes
 
 DEFAULT_TOP = 5
 
-_TASK_PATH = "/v1/tasks/{task:task}"
+TASK_PATH = "/v1/tasks/{task:task}"
 
 _QUERY: list[dict[str, Any]] = [
     {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1, "default": DEFAULT_TOP}},
     {"name": "deadline_ms", "in": "query", "schema": {"type": "number", "exclusiveMinimum": 0}},
 ]
-_TASK = {"name": "task", "in": "path", "required": True, "schema": {"type": "string"}}
+TASK_PARAMETER = {"name": "task", "in": "path", "required": True, "schema": {"type": "string"}}
 _TASKS = {
     "name": "tasks",
     "in": "query",
@@ -111,15 +111,15 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
         task = service.task(request.path_params["task"], grant_of(request))
         card = task.card
         fields = {"method": card.method, "backbone": card.backbone.name, "labels": list(card.labels)}
-        return JSONResponse({**_task_fields(task), **fields})
+        return JSONResponse({**_task_fields(task), **fields}, headers={"ETag": f'"{task.version}"'})
 
     app.add_api_route(
-        f"{_TASK_PATH}:predict",
+        f"{TASK_PATH}:predict",
         inference_endpoint(service, predict),
         methods=["POST"],
         response_model=None,
         summary="Classify one image, or several as a form",
-        openapi_extra={"parameters": [_TASK, *_QUERY], "requestBody": _IMAGE_BODY},
+        openapi_extra={"parameters": [TASK_PARAMETER, *_QUERY], "requestBody": _IMAGE_BODY},
     )
     app.add_api_route(
         "/v1/predict",
@@ -131,11 +131,11 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
     )
     app.add_api_route("/v1/tasks", list_tasks, response_model=None, summary="List the loaded tasks")
     app.add_api_route(
-        _TASK_PATH,
+        TASK_PATH,
         show_task,
         response_model=None,
         summary="Show one task and its labels",
-        openapi_extra={"parameters": [_TASK]},
+        openapi_extra={"parameters": [TASK_PARAMETER]},
     )
 
 

@@ -13,13 +13,15 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from vpdeploy.errors import BackendError, DeadlineExceededError, InputError, TaskNotFoundError
+from vpdeploy.errors import BackendError, DeadlineExceededError, InputError, SpecError, TaskNotFoundError
 from vpdeploy.format.task import TaskCard
-from vpdeploy.server.access import Grant, Scope
+from vpdeploy.server.access import Access, Grant, Scope
 from vpdeploy.server.activity import Activity
+from vpdeploy.server.administration import Administration
 from vpdeploy.server.budget import MemoryBudget
 from vpdeploy.server.decoding import Decoder
 from vpdeploy.server.metrics import Metrics
+from vpdeploy.server.recompiling import RunCompiler
 from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.statistics import RequestTimes, Statistics
 from vpdeploy.server.tokens import read_access
@@ -111,6 +113,12 @@ class Service:
             token=settings.token, admin_token=settings.admin_token, token_file=settings.token_file
         )
         self.activity = Activity()
+        check_administration(settings, self.access)
+        self.administration = (
+            None
+            if settings.administered is None
+            else Administration(settings.administered, session, compiler=RunCompiler(settings.weights))
+        )
         self.draining = False
         self.statistics = Statistics(self._versions)
         self.metrics = Metrics(lambda: session.tasks, self.statistics.read)
@@ -319,8 +327,23 @@ class Service:
     def close(self) -> None:
         """Finish what was accepted and stop every thread."""
         self.draining = True
+        if self.administration is not None:
+            self.administration.close()
         self.batcher.close(drain=True)
         self.pool.close()
+
+
+def check_administration(settings: ServerSettings, access: Access) -> None:
+    """Check that clients may change tasks only with a token that is good for it.
+
+    Raises:
+        SpecError: They may, and there is no such token.
+    """
+    if settings.administered is not None and not access.has_scope(Scope.ADMIN):
+        raise SpecError(
+            "the administration needs a token of its own; set VPDEPLOY_ADMIN_TOKEN, or give one in the token file "
+            'scopes = ["admin"]'
+        )
 
 
 async def _results(futures: Sequence[Future[_T]] | Sequence[asyncio.Future[_T]], expires_at: float | None) -> list[_T]:

@@ -28,6 +28,8 @@ class ServerSettings:
             administration. As soon as there is any token, every request but those for health must carry one.
         admin_token: A token that is good for everything.
         token_file: A file of more tokens, read again when it changes (see ``vpdeploy.server.tokens``).
+        administered: The bundle folder that clients may change, with a token of the scope ``admin``; None for none.
+        weights: The backbone's weights for runs that are sent without them; None for those that timm has here.
         certfile: The certificate, as PEM; with one, the server speaks TLS only. Read again when it changes.
         keyfile: Its private key, as PEM; None where the certificate's file holds it.
         allowed_hosts: The names that the server answers to; None for all.
@@ -58,6 +60,8 @@ class ServerSettings:
     token: str | None = field(default=None, repr=False)
     admin_token: str | None = field(default=None, repr=False)
     token_file: Path | None = None
+    administered: Path | None = None
+    weights: Path | None = None
     certfile: Path | None = None
     keyfile: Path | None = None
     allowed_hosts: tuple[str, ...] | None = None

@@ -13,10 +13,15 @@ from vpdeploy.errors import (
     BackendError,
     DeadlineExceededError,
     InputError,
+    LayoutMismatchError,
+    MissingExtraError,
+    ParityError,
     QueueFullError,
     ShuttingDownError,
     SpecError,
+    StorageFullError,
     TaskNotFoundError,
+    VersionConflictError,
     VpdeployError,
 )
 
@@ -50,12 +55,17 @@ STATUSES: dict[type[VpdeployError], int] = {
     UnauthorizedError: 401,
     ForbiddenError: 403,
     TaskNotFoundError: 404,
+    LayoutMismatchError: 409,
+    VersionConflictError: 412,
     MisdirectedError: 421,
     QueueFullError: 429,
     ClientGoneError: 499,
+    ParityError: 422,
     BackendError: 500,
+    MissingExtraError: 501,
     ShuttingDownError: 503,
     DeadlineExceededError: 504,
+    StorageFullError: 507,
 }
 """The status of each error class; the nearest base class in the table counts."""
 
