@@ -48,10 +48,16 @@ class Gate:
 class RunningServer:
     """A server in a thread of its own."""
 
-    def __init__(self, session: Any, settings: ServerSettings | None) -> None:
+    def __init__(self, session: Any, settings: ServerSettings | None, *, with_grpc: bool) -> None:
         listening = threading.Event()
         listener = bind_socket("127.0.0.1", 0)
-        self.app = app = create_app(session, settings)
+        self.grpc_server = None
+        if with_grpc:
+            from vpdeploy.server.grpc_server import GrpcServer
+
+            self.grpc_server = GrpcServer("127.0.0.1", 0, settings or ServerSettings())
+            self.grpc_address = self.grpc_server.address
+        self.app = app = create_app(session, settings, grpc_server=self.grpc_server)
         self.address = address_of(listener)
         self.url = f"http://{self.address}"
         self.session = session
@@ -85,9 +91,11 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def serving(session: Any, settings: ServerSettings | None = None) -> Iterator[RunningServer]:
+def serving(
+    session: Any, settings: ServerSettings | None = None, *, with_grpc: bool = False
+) -> Iterator[RunningServer]:
     """Serve a session until the block ends."""
-    server = RunningServer(session, settings)
+    server = RunningServer(session, settings, with_grpc=with_grpc)
     try:
         yield server
     finally:
@@ -96,11 +104,13 @@ def serving(session: Any, settings: ServerSettings | None = None) -> Iterator[Ru
 
 
 @contextlib.contextmanager
-def serving_gated(bundle: Path, settings: ServerSettings | None = None) -> Iterator[tuple[RunningServer, Gate]]:
+def serving_gated(
+    bundle: Path, settings: ServerSettings | None = None, *, with_grpc: bool = False
+) -> Iterator[tuple[RunningServer, Gate]]:
     """Serve a bundle whose batches wait for permits; all are permitted when the block ends."""
     with load(bundle) as session:
         gate = Gate(session)
         with contextlib.ExitStack() as stack:
-            server = stack.enter_context(serving(gate, settings))
+            server = stack.enter_context(serving(gate, settings, with_grpc=with_grpc))
             stack.callback(gate.permit, 10_000)
             yield server, gate

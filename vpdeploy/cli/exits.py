@@ -64,6 +64,8 @@ _EXTRAS: dict[str, str] = {
     "python_multipart": "serve",
     "prometheus_client": "serve",
     "PIL": "serve",
+    "grpc": "grpc",
+    "google": "grpc",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",
     "cuda": "rtx",

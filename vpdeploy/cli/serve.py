@@ -35,6 +35,9 @@ def serve(
     path: Annotated[Path, typer.Argument(help="A bundle, or one task's ONNX file, from vpdeploy export.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    grpc_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on for gRPC too; 0 picks a free one.")
+    ] = None,
     runtime: RuntimeOption = AUTO,
     threads: Threads = None,
     max_batch_size: Annotated[
@@ -77,6 +80,10 @@ def serve(
             parser=parse_size, metavar="SIZE", help="What one client (address) may hold of it; default: three quarters."
         ),
     ] = None,
+    max_message_bytes: Annotated[
+        int,
+        typer.Option(parser=parse_size, metavar="SIZE", show_default="16MiB", help="Size of one message over gRPC."),
+    ] = 16 << 20,
     max_pixels: Annotated[int, typer.Option(min=1, help="Pixels that one encoded image may have.")] = MAX_PIXELS,
     max_images: Annotated[int, typer.Option(min=1, help="Images that one request may hold.")] = 128,
     token: Annotated[
@@ -114,7 +121,7 @@ def serve(
         bool, typer.Option("--strict", help="Refuse to start where a task is damaged; otherwise the others are served.")
     ] = False,
 ) -> None:
-    """Serve every task of PATH over HTTP: Open Inference Protocol v2, plain image uploads, and metrics."""
+    """Serve every task of PATH: Open Inference Protocol v2 over HTTP and gRPC, plain image uploads, and metrics."""
     from vpdeploy.format.bundle import is_bundle
     from vpdeploy.server.app import create_app
     from vpdeploy.server.logs import configure_logs
@@ -153,6 +160,7 @@ def serve(
         max_body_bytes=max_body_bytes,
         max_buffered_bytes=max_buffered_bytes,
         max_client_bytes=max_client_bytes,
+        max_message_bytes=max_message_bytes,
         max_pixels=max_pixels,
         max_images=max_images,
         watch=path if watch and is_bundle(path) else None,
@@ -167,6 +175,11 @@ def serve(
             "Set VPDEPLOY_TOKEN, --token or --token-file, or listen on 127.0.0.1.",
             err=True,
         )
+    grpc_server = None
+    if grpc_port is not None:
+        from vpdeploy.server.grpc_server import GrpcServer
+
+        grpc_server = GrpcServer(host, grpc_port, settings)
     with bind_socket(host, port) as listener, load(path, runtime=runtime, threads=threads, strict=strict) as session:
         chosen = session.describe().runtime
         logging.getLogger(__name__).info("runtime %s: %s", chosen.name, chosen.reason)
@@ -179,9 +192,12 @@ def serve(
 
         def announce() -> None:
             scheme = "http" if certificate is None else "https"
-            print(f"serving {len(session.tasks)} tasks on {scheme}://{address} (runtime {chosen.name})", flush=True)
+            also = "" if grpc_server is None else f" and grpc://{grpc_server.address}"
+            print(
+                f"serving {len(session.tasks)} tasks on {scheme}://{address}{also} (runtime {chosen.name})", flush=True
+            )
 
-        run_server(create_app(session, settings), listener, on_listening=announce)
+        run_server(create_app(session, settings, grpc_server=grpc_server), listener, on_listening=announce)
 
 
 def _allowed_hosts(asked: list[str] | None, host: str) -> tuple[str, ...] | None:

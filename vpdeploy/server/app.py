@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -24,15 +25,20 @@ from vpdeploy.server.origin import SameOrigin
 from vpdeploy.server.playground_routes import PLAYGROUND_PATHS, add_playground_routes
 from vpdeploy.server.redirects import RelativeRedirects
 from vpdeploy.server.service import ServedSession, Service
-from vpdeploy.server.settings import ServerSettings
+from vpdeploy.server.settings import DRAIN_S, ServerSettings
 from vpdeploy.server.statuses import error_response
 from vpdeploy.server.watch import BundleWatcher, log_failures
+
+if TYPE_CHECKING:  # an extra of its own
+    from vpdeploy.server.grpc_server import GrpcServer
 
 _OPEN_PATHS = frozenset((LIVE_PATH, READY_PATH))
 """What anybody may ask."""
 
 
-def create_app(session: ServedSession, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(
+    session: ServedSession, settings: ServerSettings | None = None, *, grpc_server: GrpcServer | None = None
+) -> FastAPI:
     """Build the app that serves a session.
 
     Its threads stop when the app's lifespan ends; until then ``app.state.service`` is the ``Service`` behind it.
@@ -40,6 +46,7 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
     Args:
         session: An open session; the caller closes it after the app's lifespan.
         settings: What is accepted, and how much of it at a time.
+        grpc_server: Answers over gRPC for as long as the app runs.
     """
     settings = settings or ServerSettings()
     service = Service(session, settings)
@@ -51,9 +58,14 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
         if settings.watch is not None:
             watcher = BundleWatcher(session, settings.watch, interval_s=settings.watch_interval_s)
             watching = asyncio.create_task(watcher.run())
+        if grpc_server is not None:
+            grpc_server.start(service)
         try:
             yield
         finally:
+            if grpc_server is not None:
+                grpc_server.stop(DRAIN_S)
+                await asyncio.to_thread(grpc_server.join, DRAIN_S + 1)
             if watching is not None:
                 watching.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -62,6 +74,7 @@ def create_app(session: ServedSession, settings: ServerSettings | None = None) -
 
     app = FastAPI(title="vpdeploy", version=vpdeploy.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
+    app.state.grpc_server = grpc_server
     bodies = BodyReader(max_body_bytes=settings.max_body_bytes, budget=service.budget, pool=service.pool)
     add_image_routes(app, service, bodies)
     add_oip_routes(app, service, bodies)

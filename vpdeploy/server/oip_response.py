@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 
+import vpdeploy
+from vpdeploy.errors import TaskNotFoundError
 from vpdeploy.format.layout import IMAGE, LOGITS
+from vpdeploy.server.access import Grant
 from vpdeploy.server.oip_request import LABEL, PROBABILITIES, InferRequest
 from vpdeploy.server.oip_tensors import OutputTensor, Values
-from vpdeploy.server.service import Classified, ServedTask
+from vpdeploy.server.service import Classified, ServedTask, Service
+from vpdeploy.serving.batcher import BatchSettings
 from vpdeploy.serving.queue import Logits
+from vpdeploy.text import cut_name
 
 PLATFORM = "vpdeploy"
 
@@ -30,6 +35,46 @@ def output_tensors(request: InferRequest, answers: Sequence[Classified]) -> list
             values = _classification(values, answers[0].task.card.labels, output.class_count)
         tensors.append(OutputTensor(name=output.name, values=values))
     return tensors
+
+
+def server_metadata(batching: BatchSettings) -> dict[str, Any]:
+    """Describe the server and the size of its batches."""
+    return {
+        "name": "vpdeploy",
+        "version": vpdeploy.__version__,
+        "extensions": ["binary_tensor_data", "classification", "model_configuration", "model_repository"],
+        "parameters": {
+            "max_batch_size": batching.max_batch_size,
+            "max_batch_size_reason": batching.size_reason,
+        },
+    }
+
+
+def served_version(task: ServedTask, version: str | None) -> ServedTask:
+    """Return a task, if a request for this version of it, or for any, can be answered.
+
+    Raises:
+        TaskNotFoundError: Another version is served.
+    """
+    if version is not None and version != str(task.version):
+        raise TaskNotFoundError(
+            f"task '{task.card.name}' is served in version {task.version}, not '{cut_name(version, 20)}'"
+        )
+    return task
+
+
+def repository_index(service: Service, grant: Grant) -> list[dict[str, str]]:
+    """List the tasks that exist for a token, and those that are damaged."""
+    ready = [
+        {"name": task.card.name, "version": str(task.version), "state": "READY", "reason": ""}
+        for task in service.tasks(grant)
+    ]
+    failed = [
+        {"name": name, "version": "", "state": "UNAVAILABLE", "reason": reason}
+        for name, reason in service.failures(grant).items()
+        if name not in service.session.tasks
+    ]
+    return [*ready, *failed]
 
 
 def model_metadata(task: ServedTask, image_size: int) -> dict[str, Any]:

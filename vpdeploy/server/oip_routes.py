@@ -10,18 +10,22 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-import vpdeploy
-from vpdeploy.errors import TaskNotFoundError
 from vpdeploy.server.auth import grant_of
 from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of, compress_for
 from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
 from vpdeploy.server.oip_json import HEADER_LENGTH, parse_message, render_message
 from vpdeploy.server.oip_request import InferRequest, read_request
-from vpdeploy.server.oip_response import model_config, model_metadata, output_tensors
+from vpdeploy.server.oip_response import (
+    model_config,
+    model_metadata,
+    output_tensors,
+    repository_index,
+    served_version,
+    server_metadata,
+)
 from vpdeploy.server.service import Classified, ServedTask, Service
 from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.statuses import refusal
-from vpdeploy.text import cut_name
 
 LIVE_PATH = "/v2/health/live"
 READY_PATH = "/v2/health/ready"
@@ -44,13 +48,9 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
     image_size = service.session.preprocessing.image_size
 
     def served(request: Request) -> ServedTask:
-        task = service.task(request.path_params["task"], grant_of(request))
-        version = request.path_params.get("version")
-        if version is not None and version != str(task.version):
-            raise TaskNotFoundError(
-                f"task '{task.card.name}' is served in version {task.version}, not '{cut_name(version, 20)}'"
-            )
-        return task
+        return served_version(
+            service.task(request.path_params["task"], grant_of(request)), request.path_params.get("version")
+        )
 
     async def infer(request: Request) -> Response:
         client, grant = client_of(request), grant_of(request)
@@ -80,18 +80,8 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
             return JSONResponse({"ready": True})
         return refusal(503, "the server is shutting down")
 
-    async def server_metadata(request: Request) -> Response:
-        return JSONResponse(
-            {
-                "name": "vpdeploy",
-                "version": vpdeploy.__version__,
-                "extensions": ["binary_tensor_data", "classification", "model_configuration"],
-                "parameters": {
-                    "max_batch_size": settings.batching.max_batch_size,
-                    "max_batch_size_reason": settings.batching.size_reason,
-                },
-            }
-        )
+    async def describe_server(request: Request) -> Response:
+        return JSONResponse(server_metadata(settings.batching))
 
     async def metadata(request: Request) -> Response:
         return JSONResponse(model_metadata(served(request), image_size))
@@ -105,18 +95,8 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
             return refusal(503, "the server is shutting down")
         return JSONResponse({"name": task.card.name, "ready": True})
 
-    async def repository_index(request: Request) -> Response:
-        grant = grant_of(request)
-        ready = [
-            {"name": task.card.name, "version": str(task.version), "state": "READY", "reason": ""}
-            for task in service.tasks(grant)
-        ]
-        failed = [
-            {"name": name, "version": "", "state": "UNAVAILABLE", "reason": reason}
-            for name, reason in service.failures(grant).items()
-            if name not in service.session.tasks
-        ]
-        return JSONResponse([*ready, *failed])
+    async def list_models(request: Request) -> Response:
+        return JSONResponse(repository_index(service, grant_of(request)))
 
     endpoint = inference_endpoint(service, infer)
     for model in ("/v2/models/{task}", "/v2/models/{task}/versions/{version}"):
@@ -131,10 +111,10 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
         )
         for suffix, handler in (("", metadata), ("/ready", model_ready), ("/config", config)):
             app.add_api_route(f"{model}{suffix}", handler, response_model=None, include_in_schema=not hidden)
-    app.add_api_route("/v2", server_metadata, response_model=None)
+    app.add_api_route("/v2", describe_server, response_model=None)
     app.add_api_route(LIVE_PATH, live, response_model=None)
     app.add_api_route(READY_PATH, ready, response_model=None)
-    app.add_api_route("/v2/repository/index", repository_index, methods=["POST"], response_model=None)
+    app.add_api_route("/v2/repository/index", list_models, methods=["POST"], response_model=None)
 
 
 def _parse(body: bytes, header_length: str | None, image_size: int, settings: ServerSettings) -> InferRequest:

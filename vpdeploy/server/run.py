@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,13 +19,13 @@ from fastapi import FastAPI
 from vpdeploy.errors import SpecError
 from vpdeploy.server.protocol import LimitedProtocol
 from vpdeploy.server.service import Service
-from vpdeploy.server.settings import ServerSettings
+from vpdeploy.server.settings import DRAIN_S, ServerSettings
 from vpdeploy.server.tls import Certificate
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:  # an extra of its own
+    from vpdeploy.server.grpc_server import GrpcServer
 
-_DRAIN_S = 30
-"""How long requests that were accepted may take to be answered after the signal to stop."""
+_log = logging.getLogger(__name__)
 
 _STARTUP_FAILED = 3
 """The exit code that uvicorn gives an app that does not start."""
@@ -85,12 +85,13 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             ws="none",
-            timeout_graceful_shutdown=_DRAIN_S,
+            timeout_graceful_shutdown=DRAIN_S,
         )
         super().__init__(config)
         self._settings = settings
         self._certificate = None if settings.certfile is None else Certificate(settings.certfile, settings.keyfile)
         self._service: Service = app.state.service
+        self._grpc_server: GrpcServer | None = app.state.grpc_server
         self._on_listening = on_listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -124,6 +125,12 @@ class Server(uvicorn.Server):
                 if isinstance(connection, LimitedProtocol):
                     connection.check()
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen no longer, in any protocol, and answer what was accepted."""
+        if self._grpc_server is not None:
+            self._grpc_server.stop(DRAIN_S)
+        await super().shutdown(sockets)
 
     def stop(self) -> None:
         """Accept no more connections, answer what was accepted, and return from ``run``."""

@@ -13,6 +13,9 @@ from vpdeploy.serving.batcher import BatchSettings
 
 _MIB = 1 << 20
 
+DRAIN_S = 30
+"""How long requests that were accepted may take to be answered after the signal to stop."""
+
 
 def _default_decode_threads() -> int:
     return min(os.cpu_count() or 1, 16)
@@ -38,6 +41,8 @@ class ServerSettings:
             pixels while they are decoded.
         max_client_bytes: What the requests of one client, by its address, may hold of that; None for three quarters,
             and for room for two of the largest bodies. Behind a proxy all clients have one address.
+        max_message_bytes: Size that one gRPC message may have. gRPC holds messages before they can be counted, so there
+            may be as many on their way as fit half of ``max_buffered_bytes``, and as many streams open.
         max_json_bytes: Size that the JSON part of one request may have.
         max_json_values: Values, lists and objects that it may hold: parsing keeps all else waiting, so it must be
             short.
@@ -68,6 +73,7 @@ class ServerSettings:
     max_body_bytes: int = 64 * _MIB
     max_buffered_bytes: int = 512 * _MIB
     max_client_bytes: int | None = None
+    max_message_bytes: int = 16 * _MIB
     max_json_bytes: int = 8 * _MIB
     max_json_values: int = 320_000
     max_images: int = 128
@@ -85,6 +91,7 @@ class ServerSettings:
             "max_body_bytes": self.max_body_bytes,
             "max_buffered_bytes": self.max_buffered_bytes,
             "max_client_bytes": self.client_bytes,
+            "max_message_bytes": self.max_message_bytes,
             "max_json_bytes": self.max_json_bytes,
             "max_json_values": self.max_json_values,
             "max_images": self.max_images,

@@ -84,10 +84,11 @@ def status_of(error: Exception) -> int:
     return 500
 
 
-def error_response(error: Exception) -> Response:
-    """Return an error as ``{"error": "..."}``; what no client should see goes to the log instead."""
-    if isinstance(error, HTTPException):  # what the framework refuses: unknown paths, wrong methods, broken forms
-        return refusal(error.status_code, str(error.detail), headers=error.headers)
+def describe_error(error: Exception) -> tuple[int, str]:
+    """Return an error's HTTP status, by which every protocol finds its own, and what a client is told.
+
+    What no client should see goes to the log instead.
+    """
     status = status_of(error)
     if isinstance(error, VpdeployError):
         message = " ".join(str(error).split())
@@ -96,6 +97,14 @@ def error_response(error: Exception) -> Response:
     else:
         message = "internal error; the server's log says more"
         _log.error("request failed unexpectedly", exc_info=error)
+    return status, message
+
+
+def error_response(error: Exception) -> Response:
+    """Return an error as ``{"error": "..."}``."""
+    if isinstance(error, HTTPException):  # what the framework refuses: unknown paths, wrong methods, broken forms
+        return refusal(error.status_code, str(error.detail), headers=error.headers)
+    status, message = describe_error(error)
     return refusal(status, message, headers=_HEADERS.get(status))
 
 

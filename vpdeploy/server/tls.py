@@ -22,6 +22,7 @@ class Certificate:
 
     Attributes:
         context: The context; connections that begin after a renewal have the new certificate.
+        pem: The key and the certificate as they are in the files, for whoever has no use for a context.
 
     Raises:
         SpecError: A file cannot be read, is no such file, or the two do not belong together.
@@ -32,6 +33,7 @@ class Certificate:
         self._keyfile = keyfile
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._load(self.context)
+        self.pem = self._read()
         self._seen = self._signature()
         self._complaint = ""
 
@@ -43,6 +45,7 @@ class Certificate:
                 return
             self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # a trial: a context keeps half of what fails
             self._load(self.context)
+            self.pem = self._read()
         except (SpecError, OSError) as error:
             complaint = " ".join(str(error).split())
             if complaint != self._complaint:
@@ -67,6 +70,9 @@ class Certificate:
             raise SpecError(f"{files}: not a certificate and its key{reason}; expected PEM files") from None
         except OSError as error:
             raise SpecError(f"{self._certfile}: cannot be read: {error.strerror}; expected a PEM file") from None
+
+    def _read(self) -> tuple[bytes, bytes]:
+        return (self._keyfile or self._certfile).read_bytes(), self._certfile.read_bytes()
 
     def _refuse_passphrase(self) -> str:
         # Without this, OpenSSL asks on the terminal.
