@@ -56,6 +56,25 @@ def cut_name(name: str, most: int = 40) -> str:
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
+def printable(text: str, most: int) -> str:
+    """Return what somebody else wrote as it may stand in a log: on one line, without control characters, cut.
+
+    Whatever does not show is written as in Python's string literals, spaces as ``%20``.
+    """
+    escaped = "".join(
+        _ESCAPES.get(character) or (character if character.isprintable() else _escape(character))
+        for character in text[:most]
+    )
+    return escaped if len(text) <= most else f"{escaped}…"
+
+
+_ESCAPES = {" ": "%20", "\\": "\\\\"}
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def _scaled(number: int) -> tuple[str, str]:
     if number >= _UNSCALED:  # no float holds every integer that a damaged file may give
         return str(number // 10**12), "T"

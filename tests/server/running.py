@@ -48,7 +48,7 @@ class Gate:
 class RunningServer:
     """A server in a thread of its own."""
 
-    def __init__(self, session: Any, settings: ServerSettings | None, *, with_grpc: bool) -> None:
+    def __init__(self, session: Any, settings: ServerSettings | None, *, with_grpc: bool, **options: Any) -> None:
         listening = threading.Event()
         listener = bind_socket("127.0.0.1", 0)
         self.grpc_server = None
@@ -57,7 +57,7 @@ class RunningServer:
 
             self.grpc_server = GrpcServer("127.0.0.1", 0, settings or ServerSettings())
             self.grpc_address = self.grpc_server.address
-        self.app = app = create_app(session, settings, grpc_server=self.grpc_server)
+        self.app = app = create_app(session, settings, grpc_server=self.grpc_server, **options)
         self.address = address_of(listener)
         self.url = f"http://{self.address}"
         self.session = session
@@ -92,10 +92,10 @@ def until(condition: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def serving(
-    session: Any, settings: ServerSettings | None = None, *, with_grpc: bool = False
+    session: Any, settings: ServerSettings | None = None, *, with_grpc: bool = False, **options: Any
 ) -> Iterator[RunningServer]:
     """Serve a session until the block ends."""
-    server = RunningServer(session, settings, with_grpc=with_grpc)
+    server = RunningServer(session, settings, with_grpc=with_grpc, **options)
     try:
         yield server
     finally:

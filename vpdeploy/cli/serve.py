@@ -116,6 +116,18 @@ def serve(
         ),
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="Format of the logs on stderr.")] = LogFormat.TEXT,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every HTTP request.")] = False,
+    traces: Annotated[
+        bool | None,
+        typer.Option(
+            "--traces/--no-traces",
+            show_default="if OTEL_* asks",
+            help="Send spans of requests by OpenTelemetry, as its variables say.",
+        ),
+    ] = None,
+    warmup: Annotated[
+        bool, typer.Option(help="Run batches of every size, for 10 s at most, before the first request is accepted.")
+    ] = True,
     watch: Annotated[bool, typer.Option(help="Serve tasks that are published while running.")] = True,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse to start where a task is damaged; otherwise the others are served.")
@@ -130,8 +142,10 @@ def serve(
     from vpdeploy.server.settings import ServerSettings
     from vpdeploy.server.tls import Certificate
     from vpdeploy.server.tokens import read_access
+    from vpdeploy.server.tracing import Tracing, is_asked_for
     from vpdeploy.serving.batcher import BatchSettings
     from vpdeploy.session.session import load
+    from vpdeploy.session.warmup import warm_up
 
     # Click takes an empty variable for none, which would serve openly what was meant to be guarded.
     for variable, given in (("VPDEPLOY_TOKEN", token), ("VPDEPLOY_ADMIN_TOKEN", admin_token)):
@@ -163,8 +177,10 @@ def serve(
         max_message_bytes=max_message_bytes,
         max_pixels=max_pixels,
         max_images=max_images,
+        access_log=access_log,
         watch=path if watch and is_bundle(path) else None,
     )
+    tracing = Tracing() if traces or (traces is None and is_asked_for()) else None
     # What is wrong with a file is said before the model is loaded.
     access = read_access(token=token, admin_token=admin_token, token_file=token_file)
     check_administration(settings, access)
@@ -188,6 +204,8 @@ def serve(
         logging.getLogger(__name__).info(
             "batches of at most %d images: %s", settings.batching.max_batch_size, settings.batching.size_reason
         )
+        if warmup and (warmed := warm_up(session, max_batch_size=settings.batching.max_batch_size)):
+            logging.getLogger(__name__).info("warmed up: %s", warmed)
         address = address_of(listener)
 
         def announce() -> None:
@@ -197,7 +215,10 @@ def serve(
                 f"serving {len(session.tasks)} tasks on {scheme}://{address}{also} (runtime {chosen.name})", flush=True
             )
 
-        run_server(create_app(session, settings, grpc_server=grpc_server), listener, on_listening=announce)
+        app = create_app(session, settings, grpc_server=grpc_server, tracing=tracing)
+        run_server(app, listener, on_listening=announce)
+        if tracing is not None:
+            tracing.close()
 
 
 def _allowed_hosts(asked: list[str] | None, host: str) -> tuple[str, ...] | None:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 import vpdeploy
 from vpdeploy.errors import VpdeployError
 from vpdeploy.server.access import Scope
+from vpdeploy.server.access_log import RequestTrail
 from vpdeploy.server.admin_routes import add_admin_routes
 from vpdeploy.server.auth import Guard, grant_of
 from vpdeploy.server.bodies import BodyReader
@@ -27,6 +28,7 @@ from vpdeploy.server.redirects import RelativeRedirects
 from vpdeploy.server.service import ServedSession, Service
 from vpdeploy.server.settings import DRAIN_S, ServerSettings
 from vpdeploy.server.statuses import error_response
+from vpdeploy.server.tracing import Tracing
 from vpdeploy.server.watch import BundleWatcher, log_failures
 
 if TYPE_CHECKING:  # an extra of its own
@@ -37,7 +39,11 @@ _OPEN_PATHS = frozenset((LIVE_PATH, READY_PATH))
 
 
 def create_app(
-    session: ServedSession, settings: ServerSettings | None = None, *, grpc_server: GrpcServer | None = None
+    session: ServedSession,
+    settings: ServerSettings | None = None,
+    *,
+    grpc_server: GrpcServer | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Build the app that serves a session.
 
@@ -47,6 +53,7 @@ def create_app(
         session: An open session; the caller closes it after the app's lifespan.
         settings: What is accepted, and how much of it at a time.
         grpc_server: Answers over gRPC for as long as the app runs.
+        tracing: Where spans of requests go; the caller closes it after the app's lifespan.
     """
     settings = settings or ServerSettings()
     service = Service(session, settings)
@@ -96,6 +103,7 @@ def create_app(
     app.add_middleware(Guard, access=service.access, open_paths=_OPEN_PATHS | PLAYGROUND_PATHS)
     if settings.allowed_hosts is not None:
         app.add_middleware(HostCheck, allowed=settings.allowed_hosts, open_paths=_OPEN_PATHS)
+    app.add_middleware(RequestTrail, access_log=settings.access_log, tracing=tracing)
     return app
 
 

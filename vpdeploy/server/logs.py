@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Literal
+from typing import Any, Literal
 
 LogFormat = Literal["text", "json"]
+
+ACCESS_LOGGER = "vpdeploy.access"
+"""The logger of one line for each request; its records bring the fields of their JSON form."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -19,15 +23,38 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Encode one record."""
-        fields = {
+        fields: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
         }
+        if record.name == ACCESS_LOGGER:
+            fields.update(getattr(record, "fields", {}))
+        else:
+            fields["message"] = record.getMessage()
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return json.dumps(fields)
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for people. What clients send may stand in them, so control characters are escaped."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Put one record's message on one line."""
+        record.message = _CONTROLS.sub(_escape, record.message)
+        return super().formatMessage(record)
+
+
+# C0, DEL, C1, and what ends a line or turns its direction.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found.group().encode("unicode_escape").decode("ascii")
 
 
 class Repetitions(logging.Filter):
@@ -53,6 +80,8 @@ class Repetitions(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a record is shown; the first one of a new period takes the sums of the last one with it."""
+        if record.name == ACCESS_LOGGER:  # each of these lines is asked for
+            return True
         kind = (record.name, record.levelno, str(record.msg))
         with self._lock:
             now = self._clock()
@@ -82,7 +111,7 @@ def configure_logs(log_format: LogFormat) -> None:
     if log_format == "json":
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(TextFormatter())
     handler.addFilter(Repetitions())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)

@@ -22,6 +22,7 @@ from vpdeploy.server.budget import MemoryBudget
 from vpdeploy.server.decoding import Decoder
 from vpdeploy.server.metrics import Metrics
 from vpdeploy.server.recompiling import RunCompiler
+from vpdeploy.server.request_context import CURRENT_REQUEST
 from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.statistics import RequestTimes, Statistics
 from vpdeploy.server.tokens import read_access
@@ -257,6 +258,8 @@ class Service:
         grant.require(Scope.INFER)
         models = [(name, self.task(name, grant).version) for name in tasks]
         times = self.statistics.open(models)
+        if (context := CURRENT_REQUEST.get()) is not None:
+            context.times = times
         try:
             answers = await self._answers(images, tasks, times, grant=grant, client=client, deadline_s=deadline_s)
         except BaseException as error:  # a cancellation, too

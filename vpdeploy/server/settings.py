@@ -54,6 +54,7 @@ class ServerSettings:
         body_timeout_s: How long a body may take to arrive, in s, beside a second for each ``min_body_bytes_per_s`` of
             it; and how long a client may take none of its answer.
         min_body_bytes_per_s: The slowest upload that is waited for.
+        access_log: Whether each HTTP request is logged.
         watch: A bundle folder whose manifest is watched for new tasks, or None.
         watch_interval_s: Time between two looks at the manifest, in s.
 
@@ -83,6 +84,7 @@ class ServerSettings:
     header_timeout_s: float = 10.0
     body_timeout_s: float = 10.0
     min_body_bytes_per_s: int = 16 * 1024
+    access_log: bool = False
     watch: Path | None = None
     watch_interval_s: float = 2.0
 

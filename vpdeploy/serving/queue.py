@@ -54,7 +54,7 @@ class SharedLease:
             self.lease.release()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class BatchRun:
     """When a batch ran, for the images that were in it; times are readings of the batcher's clock, in s.
 
