@@ -424,7 +424,7 @@ def test_a_run_is_added_as_a_task_and_as_a_new_version(
     assert "parity" in Bundle.open(zoo_copy).read_task("fish").card.details
 
 
-def test_a_run_is_added_to_a_bundle_of_format_version_1_which_becomes_one_of_version_2(
+def test_a_run_is_added_to_a_bundle_of_format_version_1_which_becomes_one_of_version_3(
     command: Command, tiny_run_paths: dict[str, Path], zoo_copy: Path
 ):
     manifest = json.loads((zoo_copy / "manifest.json").read_text())
@@ -433,7 +433,7 @@ def test_a_run_is_added_to_a_bundle_of_format_version_1_which_becomes_one_of_ver
     code, _, err = command("task", "add", zoo_copy, tiny_run_paths["flowers"])
     assert code == 0, err
     written = json.loads((zoo_copy / "manifest.json").read_text())
-    assert (written["format_version"], written["graph"]["image_input"]) == (2, "uint8")
+    assert (written["format_version"], written["graph"]["image_input"]) == (3, "uint8")
     assert written["tasks"]["flowers"]["version"] == 2
 
 

@@ -41,7 +41,7 @@ from vpdeploy.files import (
 )
 from vpdeploy.format.datafile import DataFile, move_data
 from vpdeploy.format.document import Document, to_json
-from vpdeploy.format.manifest import GRAPH_FILE, MANIFEST_FILE, BundleFacts, Manifest, TaskEntry
+from vpdeploy.format.manifest import GRAPH_FILE, MANIFEST_FILE, VERSION_NAME, BundleFacts, Manifest, TaskEntry
 from vpdeploy.format.promptset import CARD_FILE, TENSOR_FILE, CompiledPromptSet
 from vpdeploy.format.task import check_task_name
 
@@ -407,6 +407,7 @@ def roll_back_task(path: Path, task: str, *, condition: Condition | None = None)
 
 def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[CompiledPromptSet], graph: Path) -> None:
     """Bring a live bundle to new contents: new files first, then the manifest, then the old files go."""
+    manifest = replace(manifest, withdrawn=old.manifest.without_tasks().withdrawn)
     if manifest.graph_sha256 == old.manifest.graph_sha256:
         manifest = replace(manifest, graph_file=old.manifest.graph_file)
     elif (old.path / GRAPH_FILE).exists():
@@ -445,7 +446,7 @@ def _remove_unnamed(path: Path, manifest: Manifest) -> None:
             file.unlink(missing_ok=True)
     for folder in (path / TASKS_FOLDER).glob("*/[0-9]*"):
         kept = manifest.tasks[folder.parent.name].files if folder.parent.name in manifest.tasks else {}
-        if folder.name not in map(str, kept):
+        if VERSION_NAME.fullmatch(folder.name) and int(folder.name) not in kept:
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # it holds other versions
                 folder.parent.rmdir()
@@ -463,7 +464,7 @@ def _with_version(path: Path, manifest: Manifest, prompt_set: CompiledPromptSet)
     """Write a new version's folder and return the manifest that serves it."""
     name = check_task_name(prompt_set.card.name)
     known = manifest.tasks.get(name)
-    version = _next_free_version(path, name, known)
+    version = _next_free_version(path, name, manifest.last_version(name))
     encoded = prompt_set.encode()
     with creating_folder(path / TASKS_FOLDER / name / str(version)) as folder:
         for file_name, data in encoded.items():
@@ -473,13 +474,10 @@ def _with_version(path: Path, manifest: Manifest, prompt_set: CompiledPromptSet)
     return manifest.with_task(name, TaskEntry(version=version, files=files))
 
 
-def _next_free_version(path: Path, task: str, entry: TaskEntry | None) -> int:
-    """Return a version number that neither the manifest nor a folder left by a crash uses."""
-    folder = path / TASKS_FOLDER / task
-    used: list[int] = [0, *(entry.files if entry else ())]
-    if folder.is_dir():
-        used += [int(child.name) for child in folder.iterdir() if child.name.isdigit()]
-    return max(used) + 1
+def _next_free_version(path: Path, task: str, last: int) -> int:
+    """Return the number after a task's last version, or after that of a folder that a crash left."""
+    folders = (path / TASKS_FOLDER / task).glob("*")
+    return 1 + max([last, *(int(folder.name) for folder in folders if VERSION_NAME.fullmatch(folder.name))])
 
 
 def _replace_manifest(path: Path, manifest: Manifest) -> None:

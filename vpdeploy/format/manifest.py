@@ -18,11 +18,15 @@ from vpdeploy.format.task import BackboneId, TaskCard, check_task_name
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "model.onnx"
 FORMAT = "vpdeploy.bundle"
-FORMAT_VERSION = 2
-"""Version 2 records the form of the image input; of version 1 it is uint8, the only one that bundles had."""
+FORMAT_VERSION = 3
+"""Version 2 records the form of the image input; of version 1 it is uint8, the only one that bundles had.
+
+Version 3 records the last versions of tasks that were withdrawn.
+"""
 
 _GRAPH_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.onnx")
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+VERSION_NAME = re.compile(r"[1-9][0-9]{0,8}")
+"""What the folder of a version is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +105,15 @@ class Manifest(BundleFacts):
         graph_file: Its name in the bundle: ``model.onnx``, or another one where an export replaced a live graph.
         graph_data: The file beside it that holds its weights; None where the ONNX file holds them.
         tasks: The tasks by name, in the order in which they were added.
+        withdrawn: The last version of each task that was there once, by name: a version means one prompt set for ever,
+            so a task that comes again goes on counting.
     """
 
     graph_sha256: str
     graph_file: str = GRAPH_FILE
     graph_data: DataFile | None = None
     tasks: dict[str, TaskEntry] = field(default_factory=dict)
+    withdrawn: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, facts: BundleFacts, *, graph_sha256: str, graph_data: DataFile | None) -> Manifest:
@@ -131,13 +138,24 @@ class Manifest(BundleFacts):
             raise TaskNotFoundError(f"no task '{task}' in the bundle; it holds: {known}")
         return self.tasks[task]
 
+    def last_version(self, task: str) -> int:
+        """Return the last version that a task was published in, 0 where there was none."""
+        return max(self.tasks[task].files) if task in self.tasks else self.withdrawn.get(task, 0)
+
     def with_task(self, task: str, entry: TaskEntry) -> Manifest:
         """Return a copy in which ``task`` has the given entry."""
-        return replace(self, tasks={**self.tasks, task: entry})
+        withdrawn = {name: version for name, version in self.withdrawn.items() if name != task}
+        return replace(self, tasks={**self.tasks, task: entry}, withdrawn=withdrawn)
 
     def without_task(self, task: str) -> Manifest:
-        """Return a copy that does not hold ``task``."""
-        return replace(self, tasks={name: entry for name, entry in self.tasks.items() if name != task})
+        """Return a copy that does not hold ``task``, and remembers its last version."""
+        tasks = {name: entry for name, entry in self.tasks.items() if name != task}
+        return replace(self, tasks=tasks, withdrawn={**self.withdrawn, task: self.last_version(task)})
+
+    def without_tasks(self) -> Manifest:
+        """Return a copy that holds no task, and remembers the last version of each."""
+        last = {name: self.last_version(name) for name in self.tasks}
+        return replace(self, tasks={}, withdrawn={**self.withdrawn, **last})
 
     def to_fields(self) -> dict[str, Any]:
         """Return the fields of the JSON form."""
@@ -160,6 +178,7 @@ class Manifest(BundleFacts):
                 }
                 for name, entry in self.tasks.items()
             },
+            "withdrawn": self.withdrawn,
         }
 
     @classmethod
@@ -170,13 +189,14 @@ class Manifest(BundleFacts):
             BundleCorruptError: A field is missing, of another type, or contradicts another.
             BundleVersionError: It was written in another format version.
         """
-        version = document.expect_format(FORMAT, 1, FORMAT_VERSION)
+        version = document.expect_format(FORMAT, 1, 2, FORMAT_VERSION)
         graph = document.nested("graph")
         facts = _facts_of_version_1(graph) if version == 1 else GraphFacts.from_document(graph)
         graph_file = graph.take("file", str)
         if not _GRAPH_FILE.fullmatch(graph_file):
             raise BundleCorruptError(f"{graph.source}: '{graph_file}' is not the name of a file in the bundle")
         entries = document.nested("tasks")
+        withdrawn = {} if version < 3 else _withdrawn(document.nested("withdrawn"), entries)
         return cls(
             backbone=BackboneId.from_document(document.nested("backbone")),
             preprocessing=Preprocessing.from_document(document.nested("preprocessing")),
@@ -186,6 +206,7 @@ class Manifest(BundleFacts):
             graph_file=graph_file,
             graph_data=DataFile.from_document(graph.nested("data")) if "data" in graph.fields else None,
             tasks={_task_name(name, entries): _task_entry(entries.nested(name)) for name in entries.fields},
+            withdrawn=withdrawn,
         )
 
 
@@ -207,10 +228,21 @@ def _task_name(name: str, document: Document) -> str:
         raise BundleCorruptError(f"{document.source}: {error}") from None
 
 
+def _withdrawn(document: Document, tasks: Document) -> dict[str, int]:
+    """Read the last versions of tasks that the bundle no longer holds."""
+    last = {_task_name(name, document): document.take(name, int) for name in document.fields}
+    for name, version in last.items():
+        if not VERSION_NAME.fullmatch(str(version)):
+            raise BundleCorruptError(f"{document.source}: the last version of '{name}' should be a number from 1")
+        if name in tasks.fields:
+            raise BundleCorruptError(f"{document.source}: task '{name}' is in the bundle")
+    return last
+
+
 def _task_entry(document: Document) -> TaskEntry:
     """Read one task's entry and check that the served version is among the kept ones."""
     files = document.nested("files")
-    if not all(_VERSION.fullmatch(version) for version in files.fields):
+    if not all(VERSION_NAME.fullmatch(version) for version in files.fields):
         raise BundleCorruptError(f"{files.source}: versions should be numbers from 1")
     versions = {int(version): dict(files.take(version, dict)) for version in files.fields}
     entry = TaskEntry(version=document.take("version", int), files=versions)

@@ -131,6 +131,7 @@ class Session:
         self._artifact = artifact
         self._backend = backend
         self._bundle = artifact.bundle
+        self._following = threading.Lock()  # one sync at a time: an older manifest must not have the last word
         self._changing = threading.Lock()  # one change of the table at a time; runs go on beside it
         self._table: Table | None = None
 
@@ -409,7 +410,8 @@ class Session:
         if self._bundle is None:
             return SyncReport()
         path = self._bundle.path
-        return read_consistently(path, lambda: self._follow(Bundle.open(path)))
+        with self._following:
+            return read_consistently(path, lambda: self._follow(Bundle.open(path)))
 
     def _follow(self, fresh: Bundle) -> SyncReport:
         """Bring the loaded tasks in line with the bundle as it is now."""

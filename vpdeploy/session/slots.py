@@ -19,6 +19,7 @@ class _Resident:
     slot: int
     version: int | None
     size_bytes: int | None
+    generation: int
     leases: int = 0
     retired: bool = field(default=False)
 
@@ -31,6 +32,8 @@ class Lease:
         card: The task as it was when the lease was taken.
         version: The published version in the bundle; None where there is none.
         size_bytes: Size of its compiled prompt set; None of a folded model, whose prompts are constants.
+        generation: How many prompt sets had been loaded when this one was, itself included. Name and generation
+            identify it: a name, or a version of a bundle that was copied over another, may come to mean another one.
     """
 
     def __init__(self, directory: TaskDirectory, resident: _Resident) -> None:
@@ -40,6 +43,7 @@ class Lease:
         self.card = resident.card
         self.version = resident.version
         self.size_bytes = resident.size_bytes
+        self.generation = resident.generation
 
     def release(self) -> None:
         """End the lease; a second call does nothing."""
@@ -68,6 +72,7 @@ class TaskDirectory:
         self._residents: dict[str, _Resident] = {}
         self._slots = slots
         self._free = set(range(slots))
+        self._admitted = 0
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -134,7 +139,10 @@ class TaskDirectory:
         """Serve a task from a reserved slot, instead of an older version of it if there is one."""
         with self._lock:
             old = self._residents.get(card.name)
-            self._residents[card.name] = _Resident(card=card, slot=slot, version=version, size_bytes=size_bytes)
+            self._admitted += 1
+            self._residents[card.name] = _Resident(
+                card=card, slot=slot, version=version, size_bytes=size_bytes, generation=self._admitted
+            )
             if old is not None:
                 self._retire(old)
 

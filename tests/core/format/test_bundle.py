@@ -134,7 +134,7 @@ def test_a_manifest_with_any_one_field_changed_is_read_or_refused_but_never_fail
         (path / MANIFEST).write_text(original)
 
 
-@pytest.mark.parametrize("version", [0, 3, -1])
+@pytest.mark.parametrize("version", [0, 4, -1])
 def test_another_format_version_is_refused_as_such(path: Path, version: int):
     changed_manifest(path, lambda fields: fields.update(format_version=version))
     with pytest.raises(BundleVersionError, match=f"format version {version} is not readable"):
@@ -221,7 +221,41 @@ def test_withdrawing_removes_all_versions(path: Path):
     withdraw_task(path, "flowers")
     assert Bundle.open(path).tasks == ("birds",)
     assert not (path / "tasks/flowers").exists()
-    assert publish_task(path, toy.prompt_set("flowers")) == 1
+
+
+def test_versions_of_a_task_grow_for_ever_whatever_becomes_of_it(path: Path):
+    publish_task(path, toy.prompt_set("flowers", seed=2))
+    withdraw_task(path, "flowers")
+    publish_task(path, toy.prompt_set("new"))  # what is remembered outlives other changes
+    assert publish_task(path, toy.prompt_set("flowers", seed=3)) == 3
+    with pytest.raises(SpecError, match="no version before 3"):
+        roll_back_task(path, "flowers")
+    toy.write(path, toy.prompt_set("flowers", seed=4), graph=b"another graph")
+    assert Bundle.open(path).versions == {"flowers": 4}
+    assert publish_task(path, toy.prompt_set("birds")) == 2
+    assert publish_task(path, toy.prompt_set("new")) == 2
+
+
+@pytest.mark.parametrize("version", [0, -1, 10**12])
+def test_a_last_version_that_is_none_is_refused(path: Path, version: int):
+    withdraw_task(path, "birds")
+    changed_manifest(path, lambda fields: fields["withdrawn"].update(birds=version))
+    with pytest.raises(BundleCorruptError, match=r"manifest\.json: withdrawn: the last version of 'birds'"):
+        Bundle.open(path)
+
+
+def test_a_task_that_is_there_and_withdrawn_is_refused(path: Path):
+    changed_manifest(path, lambda fields: fields["withdrawn"].update(birds=1))
+    with pytest.raises(BundleCorruptError, match=r"manifest\.json: withdrawn: task 'birds' is in the bundle"):
+        Bundle.open(path)
+
+
+def test_folders_whose_names_are_no_versions_are_left_alone(path: Path):
+    for name in ("²", "1.old", "01", "x"):
+        (path / "tasks/flowers" / name).mkdir()
+    assert publish_task(path, toy.prompt_set("flowers", seed=9)) == 2
+    toy.write(path, toy.prompt_set("other"), graph=b"another graph")
+    assert sorted(folder.name for folder in (path / "tasks/flowers").iterdir()) == ["01", "1.old", "x", "²"]
 
 
 def test_unknown_tasks_cannot_be_withdrawn_or_rolled_back(path: Path):

@@ -98,18 +98,19 @@ def renamed(zoo: Path, name: str) -> CompiledPromptSet:
     ],
     ids=["add", "update", "withdraw", "roll back"],
 )
-def test_a_bundle_of_version_1_is_of_version_2_once_it_is_written(zoo: Path, change: Callable[[Path], object]):
+def test_a_bundle_of_version_1_is_of_version_3_once_it_is_written(zoo: Path, change: Callable[[Path], object]):
     graph = (zoo / "model.onnx").read_bytes()
     change(zoo)
     manifest = json.loads((zoo / "manifest.json").read_text())
-    assert (manifest["format_version"], manifest["graph"]["image_input"]) == (2, "uint8")
+    assert (manifest["format_version"], manifest["graph"]["image_input"]) == (3, "uint8")
+    assert manifest["withdrawn"] == {name: 1 for name in ("rgb", "warm") if name not in manifest["tasks"]}
     assert (zoo / "model.onnx").read_bytes() == graph
     with load(zoo, threads=1) as session:
         assert set(session.tasks) == set(manifest["tasks"])
         assert session.predict(RED[0], "rgb")[0].label == "red"
 
 
-def test_a_session_follows_a_bundle_of_version_1_that_becomes_one_of_version_2(zoo: Path):
+def test_a_session_follows_a_bundle_of_version_1_that_becomes_one_of_version_3(zoo: Path):
     with load(zoo, threads=1) as session:
         publish_task(zoo, renamed(zoo, "new"))
         assert session.sync().added == ("new",)

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -589,13 +590,31 @@ def test_sync_notices_a_task_that_was_removed_and_published_anew(
     live: Session, zoo_copy: Path, random_pixels: MakePixels
 ):
     pixels = random_pixels(2)
-    for seed in (1, 2):
+    for version in (2, 3):
         withdraw_task(zoo_copy, "probe")
-        prompt_set = invented(zoo_copy, "probe", seed=seed)
-        assert publish_task(zoo_copy, prompt_set) == 1  # the version that is loaded already
+        prompt_set = invented(zoo_copy, "probe", seed=version)
+        assert publish_task(zoo_copy, prompt_set) == version
         assert live.sync().updated == ("probe",)
         np.testing.assert_allclose(logits(live, "probe", pixels), alone(zoo_copy, prompt_set, pixels), **CLOSE)
         assert not live.sync()
+
+
+def test_sync_notices_a_bundle_that_was_copied_over_and_serves_another_prompt_set_in_the_version_that_is_loaded(
+    live: Session, zoo_copy: Path, tmp_path: Path, random_pixels: MakePixels
+):
+    pixels = random_pixels(2)
+    other = Path(shutil.copytree(zoo_copy, tmp_path / "other"))
+    for path, seed in ((zoo_copy, 1), (other, 2)):
+        assert publish_task(path, invented(path, "probe", seed=seed)) == 2
+    assert live.sync().updated == ("probe",)
+    with live.lease("probe") as old:
+        shutil.copytree(other, zoo_copy, dirs_exist_ok=True)
+        assert live.sync().updated == ("probe",)
+        with live.lease("probe") as new:
+            assert (old.version, new.version) == (2, 2)
+            assert new.generation > old.generation
+    expected = alone(zoo_copy, invented(zoo_copy, "probe", seed=2), pixels)
+    np.testing.assert_allclose(logits(live, "probe", pixels), expected, **CLOSE)
 
 
 def test_sync_with_a_damaged_version_leaves_what_is_loaded(live: Session, zoo_copy: Path, random_pixels: MakePixels):
