@@ -8,11 +8,12 @@ import hashlib
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+from vpdeploy.partials import claimed, partial_file, partial_folder
 
 _RETRY_S = 0.1
 
@@ -66,7 +67,8 @@ def replacing_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` that replaces it when the block succeeds.
 
     If the block raises, the sibling is deleted, with the folders that were made for it, and ``path`` is as it was. A
-    link is written through: the file that it leads to is replaced, the link stays.
+    sibling that a killed process left is deleted by the next that writes there. A link is written through: the file
+    that it leads to is replaced, the link stays.
 
     Raises:
         OSError: The folder cannot be written, the disk is full, or ``path`` is something else than a file; it is named.
@@ -74,19 +76,14 @@ def replacing_file(path: Path) -> Iterator[Path]:
     path = link_target(path)
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "exists and is not a file, so it is not replaced", str(path))
-    with making_parents(path), naming_storage_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
+    with making_parents(path), naming_storage_errors(path), partial_file(path) as temporary:
+        yield temporary
+        with claimed(temporary):  # the block may have put another file in its place
             temporary.chmod(0o666 & ~_umask())
             _flush(temporary)
             temporary.replace(path)
-            _note(path)
-            _flush(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        _note(path)
+        _flush(path.parent)
 
 
 @contextlib.contextmanager
@@ -100,19 +97,15 @@ def creating_folder(path: Path) -> Iterator[Path]:
         OSError: The folder cannot be made, or the disk is full; ``path`` is named.
     """
     path = link_target(path)
-    with making_parents(path), naming_storage_errors(path):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-        try:
-            yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            for file in sorted(temporary.rglob("*")):
-                _flush(file)
-            _flush(temporary)
-            temporary.rename(path)
-            _note(path)
-            _flush(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with making_parents(path), naming_storage_errors(path), partial_folder(path) as temporary:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for file in sorted(temporary.rglob("*")):
+            _flush(file)
+        _flush(temporary)
+        temporary.rename(path)
+        _note(path)
+        _flush(path.parent)
 
 
 @contextlib.contextmanager

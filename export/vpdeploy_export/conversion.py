@@ -92,7 +92,7 @@ def convert(
     if superfluous := [name for name in options.given if name not in chosen.takes]:
         takes = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(chosen.takes)) or "none of its kind"
         raise SpecError(f"--{superfluous[0].replace('_', '-')} means nothing to {target}; it takes {takes}")
-    if path.is_file():
+    if path.is_file() and path.suffix == ".onnx":
         raise BundleError(f"{path}: a file, expected a bundle folder; a folded model runs in any ONNX runtime as it is")
     artifact = Artifact.of_bundle(Bundle.open(path))
     chosen.check(artifact, options)

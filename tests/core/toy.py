@@ -71,11 +71,11 @@ def write(path: Path, *prompt_sets: CompiledPromptSet, graph: bytes = b"not a gr
 
 
 def snapshot(path: Path) -> dict[str, bytes]:
-    """Every visible file below a folder, except the lock."""
+    """Every visible file below a folder, except what locks are on."""
     return {
         str(file.relative_to(path)): file.read_bytes()
         for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name != ".lock"
+        if file.is_file() and file.name not in (".lock", ".holds")
     }
 
 

@@ -15,6 +15,7 @@ from vpdeploy.cli import exits
 from vpdeploy.cli.bench import bench
 from vpdeploy.cli.build import build
 from vpdeploy.cli.failure import describe_results, fail, fail_usage, report_stop, watching_stdout
+from vpdeploy.cli.gc import collect
 from vpdeploy.cli.inspect import inspect
 from vpdeploy.cli.late import complete_verb
 from vpdeploy.cli.log import tell_on_stderr
@@ -45,6 +46,7 @@ _ORDER = (
     "bench",
     "serve",
     "inspect",
+    "gc",
 )
 
 
@@ -73,6 +75,7 @@ def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
         "bench": bench,
         "serve": serve,
         "inspect": inspect,
+        "gc": collect,
     }
     task_verbs: dict[str, Callable[..., Any]] = {"list": list_tasks, "remove": remove, "rollback": rollback}
     for point in entry_points(group=VERB_GROUP):

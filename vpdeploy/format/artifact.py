@@ -15,12 +15,11 @@ from vpdeploy.format.folded import FoldedCard
 from vpdeploy.format.graphfacts import GraphFacts, ImageInput, Precision
 from vpdeploy.format.interface import Interface
 from vpdeploy.format.layout import Layout
-from vpdeploy.format.manifest import BundleFacts
+from vpdeploy.format.manifest import ENGINES_FOLDER, BundleFacts
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.format.task import BackboneId, TaskCard
 
-ENGINES_FOLDER = "engines"
 ENGINE_SUFFIX = ".engine"
 
 

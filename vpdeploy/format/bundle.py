@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,15 +40,23 @@ from vpdeploy.files import (
 )
 from vpdeploy.format.datafile import DataFile, move_data
 from vpdeploy.format.document import Document, to_json
-from vpdeploy.format.manifest import GRAPH_FILE, MANIFEST_FILE, VERSION_NAME, BundleFacts, Manifest, TaskEntry
+from vpdeploy.format.holds import make_holds_file
+from vpdeploy.format.leftovers import Leftover, find_leftovers, remove_leftovers
+from vpdeploy.format.manifest import (
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    TASKS_FOLDER,
+    VERSION_NAME,
+    BundleFacts,
+    Manifest,
+    TaskEntry,
+)
 from vpdeploy.format.promptset import CARD_FILE, TENSOR_FILE, CompiledPromptSet
 from vpdeploy.format.task import check_task_name
 
 _T = TypeVar("_T")
 
 LOCK_FILE = ".lock"
-TASKS_FOLDER = "tasks"
-_WRITTEN_GRAPH = re.compile(r"model(\.[0-9a-f]{12})?\.onnx")
 
 
 class Bundle:
@@ -74,6 +81,8 @@ class Bundle:
             BundleVersionError: It was written in a format version that is not read here.
         """
         manifest_path = path / MANIFEST_FILE
+        if path.is_file():
+            raise BundleError(f"{path}: is a file, expected a bundle's folder, as vpdeploy export writes it")
         if not manifest_path.is_file():
             raise BundleError(f"{path}: not a bundle, {MANIFEST_FILE} is missing; write one with vpdeploy export")
         return cls(path, Manifest.from_document(Document.read(manifest_path)))
@@ -243,6 +252,7 @@ def write_bundle(
         shutil.move(graph, folder / GRAPH_FILE)
         for prompt_set in prompt_sets:
             manifest = _with_version(folder, manifest, prompt_set)
+        make_holds_file(folder)
         _replace_manifest(folder, manifest)
     return Bundle.open(path)
 
@@ -273,7 +283,7 @@ def replace_bundle(
     for prompt_set in prompt_sets:
         facts.check_fit(prompt_set)
     manifest = Manifest.of(facts, graph_sha256=sha256_of_file(graph), graph_data=data)
-    with _locked(path) as old:
+    with _changing(path) as old:
         _replace_contents(old, manifest, prompt_sets, graph)
     return Bundle.open(path)
 
@@ -331,7 +341,7 @@ def publish_tasks(
         BundleError: The bundle cannot be read or written, or its graph was replaced.
     """
     names = [check_task_name(prompt_set.card.name) for prompt_set in prompt_sets]
-    with _locked(path) as bundle:
+    with _changing(path) as bundle:
         manifest = bundle.manifest
         if graph_sha256 not in (None, manifest.graph_sha256):
             raise BundleError(f"{path}: its graph was replaced meanwhile, nothing was added; run the command again")
@@ -339,10 +349,9 @@ def publish_tasks(
             _check_version(manifest, name, condition)
         for prompt_set in prompt_sets:
             manifest.check_fit(prompt_set)
-        with _removing_unnamed(path):
-            for prompt_set in prompt_sets:
-                manifest = _with_version(path, manifest, prompt_set)
-            _replace_manifest(path, manifest)
+        for prompt_set in prompt_sets:
+            manifest = _with_version(path, manifest, prompt_set)
+        _replace_manifest(path, manifest)
         return {name: manifest.tasks[name].version for name in names}
 
 
@@ -369,11 +378,10 @@ def withdraw_task(path: Path, task: str, *, condition: Condition | None = None) 
         VersionConflictError: The task is at another version than the condition says.
         BundleError: The bundle cannot be read or written.
     """
-    with _locked(path) as bundle:
+    with _changing(path) as bundle:
         entry = bundle.manifest.entry(task)
         _check_version(bundle.manifest, task, condition)
         _replace_manifest(path, bundle.manifest.without_task(task))
-        shutil.rmtree(path / TASKS_FOLDER / task, ignore_errors=True)
         return sorted(entry.files)
 
 
@@ -394,7 +402,7 @@ def roll_back_task(path: Path, task: str, *, condition: Condition | None = None)
         SpecError: There is no earlier version.
         BundleError: The earlier version is damaged; nothing is changed.
     """
-    with _locked(path) as bundle:
+    with _changing(path) as bundle:
         entry = bundle.manifest.entry(task)
         _check_version(bundle.manifest, task, condition)
         if (previous := entry.previous_version) is None:
@@ -405,59 +413,39 @@ def roll_back_task(path: Path, task: str, *, condition: Condition | None = None)
         return previous
 
 
+def collect_leftovers(path: Path, *, dry_run: bool = False) -> list[Leftover]:
+    """Remove what lies in a bundle's folder, or half written beside it, and belongs to it no more.
+
+    Every change of the bundle does so too. What a running process holds stays: it goes with a later call.
+
+    Args:
+        path: The bundle.
+        dry_run: Remove nothing.
+
+    Returns:
+        What was removed, or would be, and what stays because it is held.
+
+    Raises:
+        BundleError: The bundle cannot be read or written.
+    """
+    with _locked(path) as bundle:
+        return (find_leftovers if dry_run else remove_leftovers)(path, bundle.manifest)
+
+
 def _replace_contents(old: Bundle, manifest: Manifest, prompt_sets: list[CompiledPromptSet], graph: Path) -> None:
-    """Bring a live bundle to new contents: new files first, then the manifest, then the old files go."""
+    """Bring a live bundle to new contents: new files first, then the manifest."""
     manifest = replace(manifest, withdrawn=old.manifest.without_tasks().withdrawn)
     if manifest.graph_sha256 == old.manifest.graph_sha256:
         manifest = replace(manifest, graph_file=old.manifest.graph_file)
     elif (old.path / GRAPH_FILE).exists():
         manifest = replace(manifest, graph_file=f"{Path(GRAPH_FILE).stem}.{manifest.graph_sha256[:12]}.onnx")
-    with _removing_unnamed(old.path):
-        if manifest.graph_data is not None:
-            move_data(manifest.graph_data, graph.parent, old.path)
-        with replacing_file(old.path / manifest.graph_file) as temporary:
-            shutil.move(graph, temporary)
-        for prompt_set in prompt_sets:
-            manifest = _with_version(old.path, manifest, prompt_set)
-        _replace_manifest(old.path, manifest)
-    _remove_unnamed(old.path, manifest)
-
-
-@contextlib.contextmanager
-def _removing_unnamed(path: Path) -> Iterator[None]:
-    """If the block raises, remove what it wrote and the manifest does not name: a full disk stays no fuller.
-
-    What a reader may be reading is named by the manifest, before as after.
-    """
-    try:
-        yield
-    except Exception:  # not an interruption: what that leaves, the next change removes or steps over
-        _remove_unnamed(path, Bundle.open(path).manifest)
-        raise
-
-
-def _remove_unnamed(path: Path, manifest: Manifest) -> None:
-    """Remove graphs, data files and versions that the manifest does not name: replaced ones, and what a kill left."""
-    for file in path.iterdir():
-        if _WRITTEN_GRAPH.fullmatch(file.name) and file.name != manifest.graph_file:
-            file.unlink(missing_ok=True)
-    for file in path.glob(f"{Path(GRAPH_FILE).stem}.*.data"):
-        if manifest.graph_data is None or file.name != manifest.graph_data.name:
-            file.unlink(missing_ok=True)
-    for folder in (path / TASKS_FOLDER).glob("*/[0-9]*"):
-        kept = manifest.tasks[folder.parent.name].files if folder.parent.name in manifest.tasks else {}
-        if VERSION_NAME.fullmatch(folder.name) and int(folder.name) not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # it holds other versions
-                folder.parent.rmdir()
-
-
-def _remove_partial(path: Path) -> None:
-    """Remove what killed processes were writing: who calls this holds the lock, so nobody is writing it any more."""
-    for file in [*path.glob(".manifest.json.*.partial"), *path.glob(".model.*.partial")]:
-        file.unlink(missing_ok=True)
-    for folder in path.glob(f"{TASKS_FOLDER}/*/.*.partial"):
-        shutil.rmtree(folder, ignore_errors=True)
+    if manifest.graph_data is not None:
+        move_data(manifest.graph_data, graph.parent, old.path)
+    with replacing_file(old.path / manifest.graph_file) as temporary:
+        shutil.move(graph, temporary)
+    for prompt_set in prompt_sets:
+        manifest = _with_version(old.path, manifest, prompt_set)
+    _replace_manifest(old.path, manifest)
 
 
 def _with_version(path: Path, manifest: Manifest, prompt_set: CompiledPromptSet) -> Manifest:
@@ -485,11 +473,23 @@ def _replace_manifest(path: Path, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
+def _changing(path: Path) -> Iterator[Bundle]:
+    """Open a bundle for one writer at a time; what it names no more, before the block or after, is removed."""
+    with _locked(path) as bundle:
+        make_holds_file(path)
+        remove_leftovers(path, bundle.manifest)
+        try:
+            yield bundle
+        finally:
+            # What a reader may be reading is named by the manifest, before as after; a full disk stays no fuller.
+            remove_leftovers(path, Bundle.open(path).manifest)
+
+
+@contextlib.contextmanager
 def _locked(path: Path) -> Iterator[Bundle]:
-    """Open a bundle for one writer at a time."""
+    """Open a bundle for one process at a time."""
     Bundle.open(path)
     with _storage_errors(path), locked(path / LOCK_FILE):
-        _remove_partial(path)
         yield Bundle.open(path)
 
 

@@ -17,6 +17,8 @@ from vpdeploy.format.task import BackboneId, TaskCard, check_task_name
 
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "model.onnx"
+TASKS_FOLDER = "tasks"
+ENGINES_FOLDER = "engines"
 FORMAT = "vpdeploy.bundle"
 FORMAT_VERSION = 3
 """Version 2 records the form of the image input; of version 1 it is uint8, the only one that bundles had.

@@ -12,12 +12,13 @@ from vpdeploy.engines.plan import EngineCard
 from vpdeploy.errors import BundleError, LayoutMismatchError, VpdeployError
 from vpdeploy.files import sha256_of_file
 from vpdeploy.format.artifact import Artifact
-from vpdeploy.format.bundle import TASKS_FOLDER, Bundle, is_bundle
+from vpdeploy.format.bundle import Bundle, is_bundle
 from vpdeploy.format.datafile import data_file_of
 from vpdeploy.format.document import Document
 from vpdeploy.format.folded import FoldedCard
 from vpdeploy.format.graphfacts import ImageInput
 from vpdeploy.format.layout import Layout
+from vpdeploy.format.manifest import TASKS_FOLDER
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import FORMAT as PROMPT_SET_FORMAT
 from vpdeploy.format.promptset import FORMAT_VERSION as PROMPT_SET_VERSION

@@ -28,6 +28,7 @@ from vpdeploy.errors import (
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.bundle import Bundle, read_consistently
 from vpdeploy.format.graphfacts import Precision
+from vpdeploy.format.holds import Holds, graph_name, version_name
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.format.task import TaskCard
@@ -134,21 +135,15 @@ class Session:
         self._following = threading.Lock()  # one sync at a time: an older manifest must not have the last word
         self._changing = threading.Lock()  # one change of the table at a time; runs go on beside it
         self._table: Table | None = None
-
-        # The first tasks take the slots in their order, as in the table; a folded model has one slot and no table.
-        prompt_sets, self._failures = _read_tasks(artifact, strict=strict)
-        cards = [each.card for each in prompt_sets] if artifact.is_switchable else list(artifact.cards.values())
-        self._directory = TaskDirectory(len(cards))
-        if prompt_sets:
-            self._bind(Table.of(prompt_sets))
-        size_bytes = {each.card.name: each.size_bytes for each in prompt_sets}
-        for card in cards:
-            self._directory.admit(
-                card,
-                self._directory.reserve(),
-                artifact.versions.get(card.name),
-                size_bytes=size_bytes.get(card.name),
-            )
+        self._directory = TaskDirectory(on_departure=self._refresh_holds)
+        self._failures: dict[str, str] = {}
+        self._reading: Mapping[str, int] = artifact.versions  # held from before they are read
+        self._holds = None if self._bundle is None else Holds(self._bundle.path, self._held_names)
+        try:
+            self._load(strict=strict)
+        except BaseException:
+            self._let_go()
+            raise
 
         # What sync has loaded. A version alone does not tell: a bundle that was copied over another may count anew.
         entries = {} if self._bundle is None else self._bundle.manifest.tasks
@@ -413,6 +408,24 @@ class Session:
         with self._following:
             return read_consistently(path, lambda: self._follow(Bundle.open(path)))
 
+    def _load(self, *, strict: bool) -> None:
+        """Load the artifact's tasks."""
+        self._refresh_holds()
+        artifact = self._artifact
+        prompt_sets, self._failures = _read_tasks(artifact, strict=strict)
+
+        # The first tasks take the slots in their order, as in the table; a folded model has one slot and no table.
+        cards = [each.card for each in prompt_sets] if artifact.is_switchable else list(artifact.cards.values())
+        self._directory.extend(range(len(cards)))
+        if prompt_sets:
+            self._bind(Table.of(prompt_sets))
+        size_bytes = {each.card.name: each.size_bytes for each in prompt_sets}
+        for card in cards:
+            slot, version = self._directory.reserve(), artifact.versions.get(card.name)
+            self._directory.admit(card, slot, version, size_bytes=size_bytes.get(card.name))
+        self._reading = {}
+        self._refresh_holds()
+
     def _follow(self, fresh: Bundle) -> SyncReport:
         """Bring the loaded tasks in line with the bundle as it is now."""
         if self._bundle is not None and fresh.manifest.graph_sha256 != self._bundle.manifest.graph_sha256:
@@ -424,6 +437,8 @@ class Session:
             for name, entry in entries.items()
             if loaded.get(name) != entry.version or self._synced.get(name, entry).served != entry.served
         ]
+        self._reading = {name: entries[name].version for name in changed}
+        self._refresh_holds()
         prompt_sets, damaged = fresh.read_whole(changed)
         failed = {name: str(error) for name, error in damaged.items()}
         removed = tuple(name for name in loaded if name not in entries)
@@ -437,6 +452,8 @@ class Session:
             else:
                 self._synced[name] = entries[name]
         self._failures = failed
+        self._reading = {}
+        self._refresh_holds()
         brought = [name for name in changed if name not in failed]
         return SyncReport(
             added=tuple(name for name in brought if name not in loaded),
@@ -461,6 +478,7 @@ class Session:
     def close(self) -> None:
         """Release the graph and the table."""
         self._backend.close()
+        self._let_go()
 
     def __enter__(self) -> Session:
         return self
@@ -469,6 +487,22 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _refresh_holds(self) -> None:
+        """Hold on the disk what is loaded or about to be, so that no writer removes it, and nothing else."""
+        if self._holds is not None:
+            self._holds.refresh()
+
+    def _let_go(self) -> None:
+        if self._holds is not None:
+            self._holds.close()
+
+    def _held_names(self) -> set[str]:
+        data = self._artifact.data
+        files = {self._artifact.graph_path.name} | (set() if data is None else {data.name})
+        versions = self._directory.residents() | set(self._reading.items())
+        loaded = {version_name(task, version) for task, version in versions if version is not None}
+        return {graph_name(file) for file in files} | loaded
 
     def _to_pixels(self, picture: Picture) -> npt.NDArray[np.uint8]:
         return to_pixels(picture, self.preprocessing)

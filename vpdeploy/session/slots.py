@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -11,7 +12,7 @@ from vpdeploy.format.task import TaskCard
 from vpdeploy.text import cut_name
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Resident:
     """A prompt set in a slot. A retired one serves no new requests and leaves when its last lease ends."""
 
@@ -65,14 +66,17 @@ class TaskDirectory:
 
     Args:
         slots: How many slots the table has at first; all of them are free.
+        on_departure: Called when a prompt set is retired, and when the last lease on it has ended.
     """
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int = 0, *, on_departure: Callable[[], None] | None = None) -> None:
         self._lock = threading.Lock()
         self._residents: dict[str, _Resident] = {}
         self._slots = slots
         self._free = set(range(slots))
         self._admitted = 0
+        self._leaving: set[_Resident] = set()
+        self._on_departure = on_departure or (lambda: None)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -96,6 +100,11 @@ class TaskDirectory:
         """Return the served version of each task."""
         with self._lock:
             return {name: resident.version for name, resident in self._residents.items()}
+
+    def residents(self) -> set[tuple[str, int | None]]:
+        """Return name and version of every prompt set in a slot, also of those that only requests under way use."""
+        with self._lock:
+            return {(each.card.name, each.version) for each in (*self._residents.values(), *self._leaving)}
 
     def lease(self, task: str) -> Lease:
         """Take the right to use a task's slot.
@@ -145,6 +154,8 @@ class TaskDirectory:
             )
             if old is not None:
                 self._retire(old)
+        if old is not None:
+            self._on_departure()
 
     def dismiss(self, task: str) -> None:
         """Serve a task no longer; its slot is freed when the last lease on it ends.
@@ -156,14 +167,21 @@ class TaskDirectory:
             if task not in self._residents:
                 raise TaskNotFoundError(f"no task '{task}'; nothing to remove")
             self._retire(self._residents.pop(task))
+        self._on_departure()
 
     def _retire(self, resident: _Resident) -> None:
         resident.retired = True
         if resident.leases == 0:
             self._free.add(resident.slot)
+        else:
+            self._leaving.add(resident)
 
     def _end_lease(self, resident: _Resident) -> None:
         with self._lock:
             resident.leases -= 1
-            if resident.retired and resident.leases == 0:
+            left = resident.retired and resident.leases == 0
+            if left:
                 self._free.add(resident.slot)
+                self._leaving.discard(resident)
+        if left:
+            self._on_departure()

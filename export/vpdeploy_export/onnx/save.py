@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
 from vpdeploy.files import link_target, making_parents, naming_storage_errors, sha256_of_file
 from vpdeploy.format.datafile import METADATA_KEY, DataFile
+from vpdeploy.partials import partial_folder
 
 MAX_FILE_BYTES = 2_000_000_000
 """Weights that one file takes at most: protobuf ends at 2^31 - 1 bytes, the graph itself included."""
@@ -70,9 +70,9 @@ def staging_folder(path: Path) -> Iterator[Path]:
     with (
         making_parents(path),
         naming_storage_errors(path),
-        TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder,
+        partial_folder(path) as folder,
     ):
-        yield Path(folder)
+        yield folder
 
 
 def weight_bytes(model: ir.Model) -> int:

@@ -27,6 +27,7 @@ from vpdeploy.errors import (
 from vpdeploy.format import bundle as bundle_module
 from vpdeploy.format.bundle import (
     Bundle,
+    collect_leftovers,
     is_bundle,
     publish_task,
     publish_tasks,
@@ -36,6 +37,7 @@ from vpdeploy.format.bundle import (
     write_bundle,
 )
 from vpdeploy.format.layout import Layout
+from vpdeploy.partials import partial_folder
 
 MANIFEST = "manifest.json"
 
@@ -539,9 +541,9 @@ def test_a_damaged_bundle_is_read_once(path: Path):
 
 
 def test_what_killed_processes_left_goes_with_the_next_change(path: Path):
-    (path / ".manifest.json.abc.partial").write_bytes(b"half")
-    (path / ".model.0123456789ab.onnx.abc.partial").write_bytes(b"half")
-    (path / "tasks" / "flowers" / ".2.abc.partial").mkdir()
+    (path / ".manifest.json.abcdefgh.partial").write_bytes(b"half")
+    (path / ".model.0123456789ab.onnx.abcdefgh.partial").write_bytes(b"half")
+    (path / "tasks" / "flowers" / ".2.abcdefgh.partial").mkdir()
     (path / "notes.partial").write_bytes(b"mine")
     publish_task(path, toy.prompt_set("flowers", seed=2))
     assert sorted(str(file.relative_to(path)) for file in path.rglob("*partial")) == ["notes.partial"]
@@ -552,3 +554,100 @@ def test_what_killed_processes_left_goes_with_the_next_change(path: Path):
     toy.write(path, toy.prompt_set("flowers", seed=5))
     assert {file.name for file in path.glob("*.onnx")} == {"model.onnx", "model_mine.onnx"}
     assert [folder.name for folder in (path / "tasks").iterdir()] == ["flowers"]
+
+
+# --- leftovers ---
+
+
+def left_by_a_kill(path: Path) -> list[str]:
+    """Make what killed commands leave, and files of the user beside; returns the names of the former."""
+    shutil.copytree(path / "tasks/flowers/1", path / "tasks/flowers/5")
+    shutil.copytree(path / "tasks/flowers/1", path / "tasks/gone/7")
+    for folder in (path / "tasks/birds/.2.abcdefgh.partial", path.parent / f".{path.name}.abcdefgh.partial"):
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(b"half")
+    for file in ("model.0123456789ab.onnx", "model.0123456789ab.data", ".manifest.json.abcdefgh.partial"):
+        (path / file).write_bytes(b"left")
+    (path / "engines").mkdir()
+    (path / "engines/.key.engine.abcdefgh.partial").write_bytes(b"half")
+    for mine in ("model_mine.onnx", "notes.partial", "tasks/flowers/notes", "engines/mine.partial"):
+        (path / mine).write_bytes(b"mine")
+    return [
+        ".manifest.json.abcdefgh.partial",
+        "../.zoo.abcdefgh.partial",
+        "engines/.key.engine.abcdefgh.partial",
+        "model.0123456789ab.data",
+        "model.0123456789ab.onnx",
+        "tasks/birds/.2.abcdefgh.partial",
+        "tasks/flowers/5",
+        "tasks/gone/7",
+    ]
+
+
+def everything(path: Path) -> set[str]:
+    return {os.path.relpath(each, path) for each in path.parent.rglob("*") if each.name != ".lock"}
+
+
+@pytest.mark.parametrize("change", [*toy.CHANGES, "collect"])
+def test_what_kills_left_is_reclaimed_by_the_next_change(path: Path, change: str):
+    left = left_by_a_kill(path)
+    (collect_leftovers if change == "collect" else toy.CHANGES[change])(path)
+    assert not everything(path) & {*left, "tasks/gone"}
+    assert {"model_mine.onnx", "notes.partial", "tasks/flowers/notes", "engines/mine.partial"} <= everything(path)
+    load_all(path)
+
+
+def test_a_dry_run_tells_what_would_be_removed_and_removes_nothing(path: Path):
+    left, before = left_by_a_kill(path), everything(path)
+    found = collect_leftovers(path, dry_run=True)
+    assert sorted(os.path.relpath(each.path, path) for each in found) == sorted(left)
+    assert {each.size_bytes for each in found if each.path.suffix == ".data"} == {4}
+    assert everything(path) == before
+    assert [each.path for each in collect_leftovers(path)] == [each.path for each in found]
+    assert collect_leftovers(path) == []
+
+
+def test_what_somebody_is_writing_beside_a_bundle_is_no_leftover(path: Path):
+    with partial_folder(path) as folder:
+        assert collect_leftovers(path) == []
+        assert folder.is_dir()
+
+
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="holds are locks that Linux has")
+
+
+@ON_LINUX
+@pytest.mark.parametrize("change", ["withdraw", "replace"])
+def test_what_a_process_holds_stays_until_it_ends_however_that_ends(path: Path, change: str):
+    program = (
+        "import sys; from pathlib import Path; from vpdeploy.format.holds import *\n"
+        "names = [graph_name('model.onnx'), version_name('flowers', 1)]\n"
+        "holds = Holds(Path(sys.argv[1]), lambda: names); holds.refresh()\n"
+        "print('held', flush=True); sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        toy.CHANGES[change](path)
+        stays = {"withdraw": ["tasks/flowers/1"], "replace": ["model.onnx", "tasks/flowers/1"]}[change]
+        found = collect_leftovers(path)
+        assert [(str(each.path.relative_to(path)), each.is_held) for each in found] == [(name, True) for name in stays]
+        assert all((path / name).exists() for name in stays)
+        holder.kill()
+    assert [each.is_held for each in collect_leftovers(path)] == [False] * len(stays)
+    assert not any((path / name).exists() for name in stays)
+    load_all(path)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "link"])
+def test_a_file_of_holds_that_is_something_else_holds_nothing_up(path: Path, tmp_path: Path, kind: str):
+    place = path / ".holds"
+    place.unlink()
+    other = tmp_path / "other"
+    other.write_text("mine")
+    {"fifo": lambda: os.mkfifo(place), "folder": place.mkdir, "link": lambda: place.symlink_to(other)}[kind]()
+    withdraw_task(path, "birds")
+    assert collect_leftovers(path) == []
+    assert other.read_text() == "mine"

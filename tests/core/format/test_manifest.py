@@ -53,8 +53,8 @@ def test_changing_a_manifest_leaves_the_original():
 
 
 def test_a_newer_format_is_refused_as_such():
-    with pytest.raises(BundleVersionError, match=r"zoo/manifest\.json: format version 3"):
-        read({**sample().to_fields(), "format_version": 3})
+    with pytest.raises(BundleVersionError, match=r"zoo/manifest\.json: format version 4"):
+        read({**sample().to_fields(), "format_version": 4})
 
 
 @pytest.mark.parametrize(

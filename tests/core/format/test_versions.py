@@ -234,6 +234,6 @@ def test_a_whole_document_of_a_version_to_come_is_not_called_damaged(tmp_path: P
         "folded": json.loads(FoldedCard(task=toy.prompt_set().card, graph=artifact.graph).to_metadata()[METADATA_KEY]),
         "engine": card_of(artifact, b"engine").to_fields(),
     }
-    fields = {**written[reader], "format_version": 3, "tensors_by_stage": {"0": []}}
-    with pytest.raises(BundleVersionError, match="format version 3 is not readable"):
+    fields = {**written[reader], "format_version": 4, "tensors_by_stage": {"0": []}}
+    with pytest.raises(BundleVersionError, match="format version 4 is not readable"):
         READERS[reader][1](fields, tmp_path)

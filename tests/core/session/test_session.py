@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,7 +33,7 @@ from vpdeploy.errors import (
     TaskNotFoundError,
 )
 from vpdeploy.format.artifact import Artifact
-from vpdeploy.format.bundle import Bundle, publish_task, withdraw_task
+from vpdeploy.format.bundle import Bundle, collect_leftovers, publish_task, withdraw_task
 from vpdeploy.format.folded import FoldedCard
 from vpdeploy.format.graphfacts import GraphFacts
 from vpdeploy.format.layout import MASKED, Layout
@@ -667,6 +668,25 @@ def test_a_task_that_finds_no_room_on_the_device_keeps_no_other_from_being_follo
         report = live.sync()
     assert (report.removed, report.failed) == (("probe",), {"flowers": "the device is full"})
     assert live.sync().updated == ("flowers",)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="holds are locks that Linux has")
+def test_what_a_session_serves_stays_on_the_disk_until_the_last_request_of_it_is_answered(
+    live: Session, zoo_copy: Path
+):
+    served = zoo_copy / "tasks/probe/1"
+    lease = live.lease("probe")
+    withdraw_task(zoo_copy, "probe")
+    assert served.exists()
+    live.sync()
+    assert [each.is_held for each in collect_leftovers(zoo_copy)] == [True]
+    lease.release()
+    assert [each.is_held for each in collect_leftovers(zoo_copy)] == [False]
+    assert not served.exists()
+    withdraw_task(zoo_copy, "birds")
+    assert [each.is_held for each in collect_leftovers(zoo_copy)] == [True]
+    live.close()
+    assert [each.is_held for each in collect_leftovers(zoo_copy)] == [False]
 
 
 @pytest.mark.parametrize("damage", ["", "{", None])
