@@ -20,7 +20,9 @@ from vpdeploy_export.targets import TARGETS
 from vpdeploy_train.catalogue import EMBEDDED, read_catalogue
 from vpdeploy_train.cli.door import values_in
 from vpdeploy_train.cli.import_run import FORMAT_NAMES
+from vpdeploy_train.cli.usage import declared_options
 from vpdeploy_train.importing import FORMATS
+from vpdeploy_train.settings import usable_methods
 from vpdeploy_train.trunks import TRUNKS
 
 PROGRAM = """
@@ -67,6 +69,9 @@ CASES: Mapping[str, tuple[str, str]] = {
     "plain backbone without weights": (f"{TRAIN} --backbone plain_vit_patch4_16_w48_d3_h3_m100", "--weights FILE"),
     "weights file": (f"{TRAIN} --weights none.pth", "none.pth: file not found"),
     "weights that are a folder": (f"{TRAIN} --weights full", "full: is a folder, expected a file"),
+    "weights that are text": (f"{TRAIN} --weights full/file", "full/file: cannot be read as safetensors, .npz or a to"),
+    "weights that are cut off": (f"{TRAIN} --weights full/cut.pth", "it is truncated: 40 bytes found"),
+    "weights that are empty": ("import full/empty.pth --format vpt --out new", "it is empty, 0 bytes"),
     "settings file": (f"{TRAIN} --config none.toml", "none.toml: file not found"),
     "method in a settings file": (f"{TRAIN} --config full/wrong.toml", "unknown method 'magic'"),
     "data": ("train --data digit --out new", "unknown data 'digit'"),
@@ -85,14 +90,28 @@ CASES: Mapping[str, tuple[str, str]] = {
     "bundle to convert": ("convert none --to triton --out new", "none"),
     "target": ("convert none --to tritn --out new", "--to 'tritn': choose one of onnx-adapter, triton, ep-context"),
     "run to add": ("task add none none", "none"),
-    "format": ("import full/file --format vptt --out new", "--format 'vptt': choose one of e2vpt, vapt, vpt"),
+    "format": ("import full/ckpt.pth --format vptt --out new", "--format 'vptt': choose one of e2vpt, vapt, vpt"),
     "checkpoint": ("import none.pth --format vpt --out new", "none.pth: file not found; expected a torch file"),
-    "folder to import to": ("import full/file --format vpt --out full", "full: exists and is not empty"),
-    "name to import as": ("import full/file --format vpt --out new --name a/b", "'a/b' cannot name a task"),
-    "folder that names no import": ("import full/file --format vpt --out ünï", "give another with --name"),
-    "backbone to import on": ("import full/file --format vpt --out new --backbone resnet18", "it is a ResNet"),
-    "labels to import": ("import full/file --format vpt --out new --labels none.txt", "none.txt: file not found"),
+    "folder to import to": ("import full/ckpt.pth --format vpt --out full", "full: exists and is not empty"),
+    "name to import as": ("import full/ckpt.pth --format vpt --out new --name a/b", "'a/b' cannot name a task"),
+    "folder that names no import": ("import full/ckpt.pth --format vpt --out ünï", "give another with --name"),
+    "backbone to import on": ("import full/ckpt.pth --format vpt --out new --backbone resnet18", "it is a ResNet"),
+    "labels to import": ("import full/ckpt.pth --format vpt --out new --labels none.txt", "none.txt: file not found"),
     "quickstart's folder": ("quickstart --keep full", "full: exists and is not empty"),
+}
+
+
+USAGE: Mapping[str, tuple[str, str]] = {
+    "option that there is not": (f"{TRAIN} --epoch 3", "No such option: --epoch"),
+    "option of no method": (f"{TRAIN} --prompt-token 3", "--prompt-token"),
+    "value that is no number": (f"{TRAIN} --epochs many", "--epochs"),
+    "number of a method": (f"{TRAIN} --prompt-tokens many", "--prompt-tokens"),
+    "value that lacks": (f"{TRAIN} --epochs", "--epochs"),
+    "folder that lacks": ("train --data digits", "--out"),
+    "argument too many": (f"{TRAIN} stray", "stray"),
+    "switch that there is not": (f"{TRAIN} --no-lr", "--no-lr"),
+    "sweep's option": ("sweep --data digits --out new --trial 3", "--trial"),
+    "sweep's number": ("sweep --data digits --out new --trials few", "--trials"),
 }
 
 
@@ -110,12 +129,16 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     folder = tmp_path_factory.mktemp("door")
     (folder / "full").mkdir()
     (folder / "full" / "file").write_text("mine")
+    (folder / "full" / "cut.pth").write_bytes(b"PK\x03\x04" + bytes(36))
+    (folder / "full" / "empty.pth").touch()
+    (folder / "full" / "ckpt.pth").write_bytes(b"\x80\x02 a pickle, by its beginning")
     (folder / "full" / "wrong.toml").write_text('method = "magic"\n')
     (folder / "full" / "gone.toml").write_text('data = "gone"\n')
     before = sorted(folder.rglob("*"))
+    asked = {**CASES, **USAGE}
     finished = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PROGRAM)],
-        input=json.dumps([line.split() for line, _ in CASES.values()]),
+        input=json.dumps([line.split() for line, _ in asked.values()]),
         capture_output=True,
         text=True,
         check=False,
@@ -127,7 +150,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     found = json.loads(finished.stdout)
     return {
         name: Answer(code=code, out=out, err=err, heavy=heavy)
-        for name, (code, out, err, heavy) in zip(CASES, found, strict=True)
+        for name, (code, out, err, heavy) in zip(asked, found, strict=True)
     }
 
 
@@ -138,6 +161,23 @@ def test_a_cheap_error_is_one_line_before_torch_is_loaded(answers: dict[str, Ans
     assert answer.err.startswith("error: ")
     assert answer.err.count("\n") == 1
     assert CASES[case][1] in answer.err
+
+
+@pytest.mark.parametrize("case", USAGE)
+def test_a_wrong_command_line_is_told_before_torch_is_loaded(answers: dict[str, Answer], case: str):
+    answer = answers[case]
+    assert (answer.code, answer.out, answer.heavy) == (2, "", []), answer.err
+    verb = USAGE[case][0].partition(" ")[0]
+    assert answer.err.startswith((f"Usage: vpdeploy {verb} [OPTIONS]", "Error: "))
+    assert USAGE[case][1] in answer.err
+
+
+def test_the_options_that_sources_declare_are_those_of_the_methods():
+    own = usable_methods().options()
+    loaded = {name: next(iter(each.values())) for name, each in own.items()}
+    assert declared_options() == {
+        name: each.kind if each.kind in (bool, int, float) else str for name, each in loaded.items()
+    }
 
 
 def test_every_name_that_timm_knows_passes_the_door():

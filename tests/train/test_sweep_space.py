@@ -114,6 +114,17 @@ def test_the_default_varies_only_what_the_method_knows_and_nobody_has_chosen():
     assert rates.low < make().base_lr < rates.high
 
 
+def test_where_methods_are_compared_what_each_declares_is_varied_and_rates_reach_around_all():
+    alone = {name: default_space(make(method=name), set()) for name in ("linear", "e2vpt", "full")}
+    space = default_space(make(method="linear"), set(), methods=tuple(alone))
+    assert space.keys() == {"lr", "weight_decay", "prompt_tokens", "kv_tokens"}
+    assert space["lr"].low == min(each["lr"].low for each in alone.values())
+    assert space["lr"].high == max(each["lr"].high for each in alone.values())
+    assert {name: space[name] for name in ("prompt_tokens", "kv_tokens")} == {
+        name: alone["e2vpt"][name] for name in ("prompt_tokens", "kv_tokens")
+    }
+
+
 def test_values_take_the_types_of_their_settings():
     settings = with_values(make(), {"prompt_tokens": 5.0, "keep": 0.3333, "lr": 0.5, "method": "vpt-deep"})
     assert (settings.options.prompt_tokens, settings.keep, settings.lr, settings.method) == (

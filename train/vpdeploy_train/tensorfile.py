@@ -1,4 +1,7 @@
-"""Files of tensors: reading them without running what they hold, and saying what a file is that holds none."""
+"""Files of tensors: reading them without running what they hold, and saying what a file is that holds none.
+
+What can be told without torch is told without it, so that a command line can be refused at once.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,10 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import torch
+SAFETENSORS: Final = ".safetensors"
 
-_SAFETENSORS = ".safetensors"
 _LENGTH_BYTES = 8
 """A safetensors file begins with the length of its header, little-endian."""
 
@@ -28,9 +30,48 @@ def read_torch_file(path: Path) -> Any:
     Raises:
         Exception: Whatever torch, zip and pickle raise; ``describe_file`` says what it comes from.
     """
+    import torch  # takes seconds; the rest of this module does without
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickles by other programs
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def file_damage(path: Path) -> str | None:
+    """Return what is plainly wrong with a file that should hold tensors, and what to do; None where it seems whole.
+
+    Only its beginning, its length and an archive's list of files are looked at.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    size = path.stat().st_size
+    start = _start_of(path)
+    if not size:
+        return f"it is empty, 0 bytes; {_CUT_OFF}"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, not the file itself; run: git lfs pull"
+    if start.lstrip()[:200].lower().startswith((b"<!doctype html", b"<html", b"<?xml", b"<error")):
+        return "it is a web page (HTML or XML), perhaps a login or an error; download the file itself"
+    if _is_text(start):
+        return "it is text, not a weights file"
+    if start.startswith(b"PK"):
+        return _archive_damage(path, size)
+    if path.suffix == SAFETENSORS or is_safetensors(path):
+        return _safetensors_damage(path, size)
+    return None
+
+
+def is_safetensors(path: Path) -> bool:
+    """Tell by its beginning whether a file is one of safetensors, whatever it is called.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return _start_of(path)[_LENGTH_BYTES : _LENGTH_BYTES + 2] in (b'{"', b"{}")
 
 
 def describe_file(path: Path, error: BaseException) -> str:
@@ -42,28 +83,29 @@ def describe_file(path: Path, error: BaseException) -> str:
         path: The file.
         error: What reading it raised.
     """
+    if (damage := file_damage(path)) is not None:
+        return damage
     size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(1024)
-    if not size:
-        return f"it is empty, 0 bytes; {_CUT_OFF}"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS, not the file itself; run: git lfs pull"
-    if start.lstrip()[:200].lower().startswith((b"<!doctype html", b"<html", b"<?xml", b"<error")):
-        return "it is a web page (HTML or XML), perhaps a login or an error; download the file itself"
-    if _is_text(start):
-        return "it is text, not a weights file"
-    if path.suffix == _SAFETENSORS or start[_LENGTH_BYTES : _LENGTH_BYTES + 2] in (b'{"', b"{}"):
-        return _describe_safetensors(path, size)
-    if start.startswith(b"PK"):
-        if not zipfile.is_zipfile(path):
-            return f"it is truncated: {size} bytes found, and an archive's end is not among them; {_CUT_OFF}"
-        return _describe_objects(error) or _describe_archive(path, size)
     if missing := re.search(r"expected (\d+) more bytes", str(error)):
         return f"it is truncated: {size} bytes found, at least {size + int(missing[1])} expected; {_CUT_OFF}"
     if isinstance(error, EOFError):
         return f"it is truncated: {size} bytes found; {_CUT_OFF}"
     return _describe_objects(error) or f"its {size} bytes are of another kind, or damaged; {_CUT_OFF}"
+
+
+def unreadable(path: Path, reason: str) -> str:
+    """Return the line that says why a file of weights cannot be read.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it.
+    """
+    return f"{path}: cannot be read as safetensors, .npz or a torch file of tensors alone: {reason}"
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(1024)
 
 
 def _is_text(start: bytes) -> bool:
@@ -77,7 +119,7 @@ def _is_text(start: bytes) -> bool:
     return bool(text) and all(each.isprintable() or each in "\t\n\r\f" for each in text)
 
 
-def _describe_safetensors(path: Path, size: int) -> str:
+def _safetensors_damage(path: Path, size: int) -> str | None:
     """Compare a safetensors file's size with what its header says."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
@@ -94,18 +136,20 @@ def _describe_safetensors(path: Path, size: int) -> str:
     if size != expected:
         state = "truncated" if size < expected else "damaged"
         return f"it is {state}: {size} bytes found, {expected} expected; {_CUT_OFF}"
-    return f"its header is damaged; {_CUT_OFF}"
+    return None
 
 
-def _describe_archive(path: Path, size: int) -> str:
-    """Say what is wrong with an archive that is whole, or seems so."""
+def _archive_damage(path: Path, size: int) -> str | None:
+    """Say what is wrong with an archive, of which there are torch's files and .npz."""
+    if not zipfile.is_zipfile(path):
+        return f"it is truncated: {size} bytes found, and an archive's end is not among them; {_CUT_OFF}"
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError):
         return f"it is damaged ({size} bytes); {_CUT_OFF}"
-    if path.suffix == ".npz" or any(name.endswith("data.pkl") for name in names):
-        return f"it is damaged ({size} bytes); {_CUT_OFF}"
+    if any(name.endswith((".npy", "data.pkl", "version")) for name in names):
+        return None
     return f"it is an archive of {len(names)} files, {', '.join(names[:3])}, not a torch file; unpack it"
 
 

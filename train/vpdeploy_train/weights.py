@@ -10,7 +10,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from vpdeploy.errors import SpecError
-from vpdeploy_train.tensorfile import describe_file, read_torch_file
+from vpdeploy_train.tensorfile import SAFETENSORS, describe_file, is_safetensors, read_torch_file, unreadable
 from vpdeploy_train.trunks import Trunk
 
 _WRAPPERS = ("state_dict", "model", "teacher")
@@ -129,7 +129,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         SpecError: The file is neither, or holds something else.
     """
     try:
-        content = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
+        named_so = path.suffix == SAFETENSORS
+        content = safetensors.torch.load_file(path) if named_so or is_safetensors(path) else read_torch_file(path)
     except Exception as error:  # a damaged zip, a pickle of objects and a short file raise three different kinds
         raise _unreadable(path, error) from error
     for key in _WRAPPERS:
@@ -179,6 +180,4 @@ def _load_npz(model: Any, path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> SpecError:
-    return SpecError(
-        f"{path}: cannot be read as safetensors, .npz or a torch file of tensors alone: {describe_file(path, error)}"
-    )
+    return SpecError(unreadable(path, describe_file(path, error)))

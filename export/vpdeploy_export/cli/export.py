@@ -16,7 +16,7 @@ from vpdeploy.format.layout import Family
 from vpdeploy.format.place import Existing, check_bundle_place, check_file_place, check_update
 from vpdeploy.format.run import RunCard
 from vpdeploy.text import shell_path
-from vpdeploy_train.cli.door import check_file
+from vpdeploy_train.cli.door import check_weights
 
 
 def export(
@@ -72,7 +72,7 @@ def export(
     cards = [RunCard.read(run).task for run in runs]
     _check_names(runs, [card.name for card in cards])
     if weights is not None:
-        check_file(weights)
+        check_weights(weights)
     if folded:
         check_file_place(out, cards[0].name, existing)
     else:

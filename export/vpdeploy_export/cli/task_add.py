@@ -12,7 +12,7 @@ from vpdeploy.cli.task import AsJson
 from vpdeploy.cli.threads import Threads
 from vpdeploy.format.place import check_update
 from vpdeploy.format.run import RunCard
-from vpdeploy_train.cli.door import check_file
+from vpdeploy_train.cli.door import check_weights
 
 
 def add(
@@ -27,7 +27,7 @@ def add(
 ) -> None:
     """Add a run to a bundle, or publish a new version of a task. A running server follows within seconds."""
     if weights is not None:
-        check_file(weights)
+        check_weights(weights)
     check_update(bundle, [RunCard.read(run).task])
 
     from vpdeploy_export.export import add_task

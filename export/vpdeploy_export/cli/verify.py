@@ -14,7 +14,7 @@ from vpdeploy.cli.threads import Threads
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.run import RunCard
 from vpdeploy.text import align
-from vpdeploy_train.cli.door import check_file
+from vpdeploy_train.cli.door import check_weights
 
 if TYPE_CHECKING:
     from vpdeploy_export.parity import ParityReport
@@ -45,7 +45,7 @@ def verify(
     if not path.exists():
         Artifact.open(path)  # says what it expected
     if weights is not None:
-        check_file(weights)
+        check_weights(weights)
     for each in run or ():
         RunCard.read(each)
 

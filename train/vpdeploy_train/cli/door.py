@@ -18,6 +18,7 @@ from vpdeploy_train.methods import METHODS
 from vpdeploy_train.place import check_begun, check_new_place, choose_task_name
 from vpdeploy_train.recipes import recipe_named
 from vpdeploy_train.settings import default_of
+from vpdeploy_train.tensorfile import file_damage, unreadable
 
 _VALUES: Final = ("out", "name", "config", "search", "study", "data", "recipe", "method", "backbone", "weights")
 _FLAGS: Final = ("resume", "help")
@@ -122,6 +123,21 @@ def check_file(path: Path) -> None:
         raise SpecError(f"{path}: {'is a folder, expected a file' if path.is_dir() else 'file not found'}")
 
 
+def check_weights(path: Path) -> None:
+    """Check that a file of weights is there, and that nothing is plainly wrong with it.
+
+    Raises:
+        SpecError: It is not there, cut off, text, or an archive of other things.
+    """
+    check_file(path)
+    try:
+        damage = file_damage(path)
+    except OSError as error:
+        damage = error.strerror or type(error).__name__
+    if damage is not None:
+        raise SpecError(unreadable(path, damage))
+
+
 def check_data(spec: str) -> None:
     """Check that a data spec is one, and that its folder or file is there.
 
@@ -150,7 +166,7 @@ def _check_settings(given: Mapping[str, str], *, stored: Mapping[str, Any], spec
     backbone, weights = last("backbone") or default_of("backbone"), last("weights")
     check_backbone_name(backbone)
     if weights is not None:
-        check_file(Path(weights).expanduser())
+        check_weights(Path(weights).expanduser())
     elif is_plain_name(backbone):
         raise SpecError(f"backbone '{backbone}' has no pretrained weights: give a state dict with --weights FILE")
     data = last("data")

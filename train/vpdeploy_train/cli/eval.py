@@ -12,7 +12,7 @@ from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
 from vpdeploy.format.run import RunCard
 from vpdeploy_train.cli.cache import Cache
-from vpdeploy_train.cli.door import check_data, check_file
+from vpdeploy_train.cli.door import check_data, check_weights
 from vpdeploy_train.data.example import SPLITS
 
 
@@ -40,7 +40,7 @@ def evaluate(
     if data is not None:
         check_data(data)
     if weights is not None:
-        check_file(weights)
+        check_weights(weights)
 
     from vpdeploy_train.device import use_threads
     from vpdeploy_train.evaluation import evaluate_run

@@ -11,7 +11,7 @@ import typer
 from vpdeploy.cli.threads import Threads
 from vpdeploy.errors import SpecError
 from vpdeploy.text import shell_path
-from vpdeploy_train.cli.door import check_backbone_name, check_file
+from vpdeploy_train.cli.door import check_backbone_name, check_file, check_weights
 from vpdeploy_train.place import check_new_place, choose_task_name
 
 FORMAT_NAMES: Final = ("e2vpt", "vapt", "vpt")
@@ -64,9 +64,11 @@ def import_run(
     task = choose_task_name(out, name=name, resume=False)
     if backbone is not None:
         check_backbone_name(backbone)
-    for given in (weights, labels):
+    if labels is not None:
+        check_file(labels)
+    for given in (file, weights):
         if given is not None:
-            check_file(given)
+            check_weights(given)
 
     from vpdeploy_train.device import use_threads
     from vpdeploy_train.importing.backbone import BackboneChoice

@@ -6,15 +6,19 @@ import inspect
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from vpdeploy.cli.late import completed_by
+from vpdeploy_train.cli.usage import check_usage
+from vpdeploy_train.methods import METHODS
 from vpdeploy_train.option import Option, options_of
 from vpdeploy_train.settings import TrainSettings, usable_methods
 
 logger = logging.getLogger("vpdeploy.train")
+
+_A_METHODS_NUMBER: Final = Option(name="of_a_method", kind=int, optional=False, default=0, help="")
 
 
 def add_options(
@@ -45,6 +49,8 @@ def add_options(
 
     def complete(arguments: Sequence[str]) -> None:
         check(arguments)
+        if "--help" not in arguments and not METHODS.are_extended:
+            check_usage(verb.__name__, first, arguments, numbers_are_text=as_text(_A_METHODS_NUMBER))
         sign([*first, *_method_parameters(as_text)])
 
     sign(first)

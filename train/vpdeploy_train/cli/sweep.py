@@ -117,7 +117,7 @@ def _plan(options: dict[str, Any], config: Path | None, search: Path | None) -> 
         given = {name for layer in (stored, fixed) for name, value in layer.items() if value is not None}
         if settings.recipe is not None:
             given |= options_of(type(settings.options)).keys() & recipe_named(settings.recipe).settings(settings.method)
-        space = default_space(settings, given | set(varied)) | pinned | varied
+        space = default_space(settings, given | set(varied), methods=methods) | pinned | varied
     else:
         space = read_space(read_toml(search)) | pinned | varied
     shares = any(name in space for name in ("keep", "keep_segments", "keep_hidden"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
@@ -131,25 +131,32 @@ def read_space(layer: FileSettings) -> dict[str, Dimension]:
     return space
 
 
-def default_space(settings: TrainSettings, given: set[str]) -> dict[str, Dimension]:
-    """Return what is varied where nothing else is said: learning rate, weight decay and what the method declares.
+def default_space(settings: TrainSettings, given: set[str], *, methods: Sequence[str] = ()) -> dict[str, Dimension]:
+    """Return what is varied where nothing else is said: learning rate, weight decay and what the methods declare.
 
-    With SGD, the papers' grid (VPT, arXiv 2203.12119); with AdamW, rates around the method's default.
+    With SGD, the papers' grid (VPT, arXiv 2203.12119); with AdamW, rates around the method's default. Where methods are
+    compared, the rates reach around all of their defaults, and an option takes the values that any of them declares; a
+    trial draws those that its method knows.
 
     Args:
         settings: What all trials have in common.
         given: Settings that were chosen already.
+        methods: The methods that are compared; none where it is that of the settings.
     """
-    base = settings.base_lr
+    compared = [settings.changed(method=name) for name in methods] or [settings]
+    bases = [each.base_lr for each in compared]
     space: dict[str, Dimension] = {
         "lr": Choices(values=_PAPER_LRS)
         if settings.optimizer == "sgd"
-        else Interval(low=base / 10, high=base * 30, log=True, whole=False),
+        else Interval(low=min(bases) / 10, high=max(bases) * 30, log=True, whole=False),
         "weight_decay": Choices(values=_PAPER_DECAYS),
     }
-    for name, each in options_of(type(settings.options)).items():
-        if each.sweep:
-            space[name] = Choices(values=each.sweep)
+    declared: dict[str, dict[Any, None]] = {}
+    for method in compared:
+        for name, each in options_of(type(method.options)).items():
+            if each.sweep:
+                declared.setdefault(name, {}).update(dict.fromkeys(each.sweep))
+    space |= {name: Choices(values=tuple(values)) for name, values in declared.items()}
     return {name: space[name] for name in space if name not in given}
 
 
