@@ -110,7 +110,9 @@ def _decode(
     except (*_DAMAGE, MemoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "cannot identify" in reason:
-            reason = "not in a known image format"  # Pillow would print the name again, or a buffer's address
+            # Pillow would print the name again, or a buffer's address.
+            is_empty = not (source if isinstance(source, bytes) else source.stat().st_size)
+            reason = "empty, 0 bytes" if is_empty else "not in a known image format"
         raise InputError(f"{name}: not a readable image ({reason}); expected {', '.join(_FORMATS)}") from error
 
 

@@ -79,7 +79,11 @@ def explore(folder: Path) -> Iterator[Path | Obstacle]:
 
     What is neither a file nor a folder is passed over: pipes, sockets, devices.
     """
-    yield from _explore(folder, frozenset())
+    try:
+        above = frozenset(folder.resolve().parents)  # a link to one of these leads back here as well
+    except OSError:
+        above = frozenset()
+    yield from _explore(folder, above)
 
 
 def _explore(folder: Path, above: frozenset[Path]) -> Iterator[Path | Obstacle]:

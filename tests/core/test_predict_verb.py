@@ -170,7 +170,7 @@ def test_what_a_shell_puts_in_the_place_of_a_command_is_read(bundle: Path, tmp_p
         ("s3://bucket/a.jpg", "is a URL; download it first (curl -O) and name the file"),
         ("pipe.png", "is a pipe, not a file"),
         ("x" * 5000, "not a readable image ("),
-        ("zero.png", "not a readable image (not in a known image format)"),
+        ("zero.png", "not a readable image (empty, 0 bytes)"),
         ("sparse.png", "not a readable image (not in a known image format)"),
         ("half.png", "not a readable image ("),
         ("folder/loop", "the symbolic link leads back to a folder above it: remove it"),

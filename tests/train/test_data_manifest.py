@@ -247,5 +247,5 @@ def test_a_label_that_train_has_not_is_refused(folder):
 def test_a_file_of_another_kind_is_refused_with_the_formats(tmp_path):
     file = tmp_path / "data.parquet"
     file.touch()
-    with pytest.raises(SpecError, match=r"a file of another kind.*FILE\.jsonl"):
+    with pytest.raises(SpecError, match=r"a file of another kind.*FILE\.csv.json.jsonl"):
         resolve_data(str(file), seed=0)

@@ -16,7 +16,7 @@ from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item
 from vpdeploy_train.data.listing import listed
 from vpdeploy_train.data.splitnames import split_alike, split_named
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("vpdeploy.train")
 
 _AS_CLASSES: Final = "where all folders are classes, name path and label of each image in a manifest FILE.csv"
 
@@ -67,12 +67,9 @@ def read_folder(spec: str) -> Collection:
         splits[UNSPLIT] = _read_classes(root, findings, may_lack_images=False)
         _ask_about_inner_splits(spec, root, splits[UNSPLIT])
     if findings.ignored:
-        _log.warning(
-            "%s: %d files that are not images of a class are ignored, the first is %s",
-            spec,
-            len(set(findings.ignored)),
-            findings.ignored[0],
-        )
+        count = len(set(findings.ignored))
+        whose = "1 file that is no image of a class is" if count == 1 else f"{count} files that are not images are"
+        _log.warning("%s: %s ignored: %s%s", spec, whose, findings.ignored[0], ", ..." if count > 1 else "")
     return Collection(splits=splits, augmentation="crop-flip")
 
 

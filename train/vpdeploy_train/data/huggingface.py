@@ -18,7 +18,7 @@ from vpdeploy_train.data.collection import UNSPLIT, Collection, Format, Item
 from vpdeploy_train.data.example import Record
 from vpdeploy_train.data.splitnames import SPLIT_NAMES, split_named
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("vpdeploy.train")
 
 _PREFIX: Final = "hf:"
 _LABEL_COLUMNS: Final = ("label", "labels")

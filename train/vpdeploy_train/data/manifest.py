@@ -15,7 +15,7 @@ from vpdeploy_train.data.listing import listed
 from vpdeploy_train.data.rows import Row, read_csv_rows, read_json_rows, read_jsonl_rows
 from vpdeploy_train.data.splitnames import SPLIT_NAMES, split_named
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("vpdeploy.train")
 
 _READERS: Final = {".csv": read_csv_rows, ".json": read_json_rows, ".jsonl": read_jsonl_rows}
 

@@ -21,7 +21,7 @@ from vpdeploy_train.data.example import SPLITS, DataSource, Example
 from vpdeploy_train.data.listing import listening
 from vpdeploy_train.data.partition import carve
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("vpdeploy.train")
 
 FORMATS: Final[tuple[Format, ...]] = (
     digits.FORMAT,
