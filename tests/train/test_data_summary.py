@@ -42,6 +42,7 @@ def test_even_classes_of_some_size_are_nothing_to_remark():
 
 
 def test_imbalance_is_named_with_the_option_that_helps():
+    assert summarise({"cat": 5, "dog": 51}).remarks(balanced=True) == []
     (line,) = summarise({"cat": 5, "dog": 51}).remarks()
     assert line.startswith("class 'dog' has 51 training images, 'cat' 5: --class-weights balanced ")
 

@@ -76,6 +76,14 @@ def test_the_loss_weighs_classes_and_smooths_labels():
     assert float(smooth) == pytest.approx(-(0.8 * logarithms[0] + 0.2 * (logarithms[0] - 2)), rel=1e-6)
 
 
+def test_a_rare_class_does_not_draw_the_smoothed_images_of_others_towards_itself():
+    logits = torch.tensor([[2.0, 0.0, -3.0], [0.0, 1.0, -2.0]])
+    labels = torch.tensor([0, 1])
+    alike, rare = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([1.0, 1.0, 40.0])
+    losses = [float(Objective(weights=each, smoothing=0.3)(logits, labels)) for each in (None, alike, rare)]
+    assert losses == pytest.approx([losses[0]] * 3)
+
+
 def test_training_loss_has_them_and_validation_loss_has_not(settings, tmp_path):
     asked = {"plain": {}, "weights": {"class_weights": "balanced"}, "smoothing": {"label_smoothing": 0.5}}
     rows = {}

@@ -77,7 +77,7 @@ def load_inputs(
     check_data(settings, source)
     summary = DataSummary.of(source)
     logger.info("%s", summary.to_text())
-    for remark in summary.remarks():
+    for remark in summary.remarks(balanced=settings.class_weights == "balanced"):
         logger.warning("%s", remark)
     if backbone is None:
         backbone = load_backbone(

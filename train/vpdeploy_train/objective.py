@@ -29,11 +29,18 @@ class Objective:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of a batch, a scalar: the mean over its images, by the weights of their classes.
 
+        Torch's own weights would weigh the smoothed share of every class, too: a rare class would then draw all other
+        images towards itself.
+
         Args:
             logits: [B, C].
             labels: [B].
         """
-        return F.cross_entropy(logits.float(), labels, weight=self.weights, label_smoothing=self.smoothing)
+        if self.weights is None:
+            return F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
+        losses = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing, reduction="none")
+        weights = self.weights[labels]
+        return (weights * losses).sum() / weights.sum()
 
 
 def class_weights(kind: ClassWeights, labels: Sequence[int], classes: int) -> Tensor | None:

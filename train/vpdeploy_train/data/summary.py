@@ -59,12 +59,16 @@ class DataSummary:
             shares = f"{least} (of '{cut_name(smallest)}') to {most} (of '{cut_name(largest)}') training images each"
         return f"{self.name}: {len(self.classes)} classes of {shares}; images: {', '.join(parts)}"
 
-    def remarks(self) -> list[str]:
-        """Return what is odd about the sizes of the classes, a line each."""
+    def remarks(self, *, balanced: bool = False) -> list[str]:
+        """Return what is odd about the sizes of the classes, a line each.
+
+        Args:
+            balanced: Whether small classes count as much as large ones already.
+        """
         lines = []
         filled = [each for each in self.classes if each[1]]
         (largest, most), (smallest, least) = filled[0], filled[-1]
-        if most > IMBALANCE * least:
+        if most > IMBALANCE * least and not balanced:
             lines.append(
                 f"class '{cut_name(largest)}' has {most} training images, '{cut_name(smallest)}' {least}: "
                 "--class-weights balanced lets small classes count as much as large ones"
