@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from vpdeploy.cli.late import completed_by
-from vpdeploy_train.cli.usage import check_usage
+from vpdeploy_train.cli.usage import read_usage
 from vpdeploy_train.methods import METHODS
 from vpdeploy_train.option import Option, options_of
 from vpdeploy_train.settings import TrainSettings, usable_methods
@@ -50,7 +50,11 @@ def add_options(
     def complete(arguments: Sequence[str]) -> None:
         check(arguments)
         if "--help" not in arguments and not METHODS.are_extended:
-            check_usage(verb.__name__, first, arguments, numbers_are_text=as_text(_A_METHODS_NUMBER))
+            values = read_usage(verb.__name__, first, arguments, numbers_are_text=as_text(_A_METHODS_NUMBER))
+            for each in options_of(TrainSettings).values():
+                if values[each.name] is not None and not as_text(each):
+                    each.check_choice(values[each.name])
+                    each.check_limits(values[each.name])
         sign([*first, *_method_parameters(as_text)])
 
     sign(first)

@@ -29,9 +29,9 @@ def declared_options() -> dict[str, Any]:
     return found
 
 
-def check_usage(
+def read_usage(
     verb: str, parameters: Sequence[inspect.Parameter], arguments: Sequence[str], *, numbers_are_text: bool
-) -> None:
+) -> dict[str, Any]:
     """Let Typer read a command line: options that there are not, values that are no numbers, values that lack.
 
     Args:
@@ -40,12 +40,17 @@ def check_usage(
         arguments: The command line behind the verb.
         numbers_are_text: Whether a method's number may be a range or a list.
 
+    Returns:
+        The values of the options by name; None where one is not given.
+
     Raises:
         Exception: Typer's error of usage.
     """
+    read: dict[str, Any] = {}
 
-    def nothing(**_: Any) -> None:
-        """Do nothing."""
+    def keep(**values: Any) -> None:
+        """Keep what was read."""
+        read.update(values)
 
     taken = {each.name for each in parameters}
     guessed = [
@@ -59,10 +64,11 @@ def check_usage(
         if name not in taken
     ]
     signature = inspect.Signature([*parameters, *guessed])
-    setattr(nothing, "__signature__", signature)  # noqa: B010 (typed away)
-    nothing.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
+    setattr(keep, "__signature__", signature)  # noqa: B010 (typed away)
+    keep.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback()(lambda: None)  # with it, the verb keeps its name
-    app.command(verb)(nothing)
+    app.command(verb)(keep)
     app([verb, *arguments], prog_name="vpdeploy", standalone_mode=False)
+    return read

@@ -165,6 +165,8 @@ def _find_format(spec: str) -> Format:
     try:
         for candidate in FORMATS:
             if candidate.matches(spec):
+                if candidate.names and spec not in candidate.names:
+                    raise SpecError(f"unknown task '{spec}'; expected one of: {', '.join(candidate.names)}")
                 return candidate
         is_file = bool(spec) and Path(spec).expanduser().is_file()
     except (OSError, RuntimeError) as error:  # a name too long for the system, or an unknown ~user
