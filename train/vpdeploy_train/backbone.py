@@ -119,6 +119,11 @@ def _create(name: str, *, pretrained: bool, image_size: int | None, averages: bo
     if is_plain_name(name):
         plain: nn.Module = create_plain(name, image_size=image_size, global_pool="avg" if averages else "token")
         return plain
+    if pretrained:
+        # On no device a model is made at once; drawing the initial values of a large one takes seconds.
+        with torch.device("meta"):
+            trunk_of(timm.create_model(name, pretrained=False, num_classes=0), name)
+        _require_weights(name)
     sizes: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     pooling = {"global_pool": "avg"} if averages else {}
     try:
@@ -133,7 +138,6 @@ def _create(name: str, *, pretrained: bool, image_size: int | None, averages: bo
         raise SpecError(f"backbone '{name}' cannot be created for {wanted}: {error}") from error
     if not pretrained:
         return model
-    _require_weights(name)
     try:
         source: nn.Module = timm.create_model(name, pretrained=True, num_classes=0, **sizes)
     except Exception as error:  # the hub client raises its own, httpx's, requests' and the system's errors
