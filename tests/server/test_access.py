@@ -103,7 +103,18 @@ def test_no_path_and_no_method_answers_without_a_token(guarded, guarded_server):
     ("scope", "good_for"),
     [
         ("metrics", {"/metrics", "/v1/activity", "/openapi.json", "/v2"}),
-        ("admin", {"/openapi.json", "/v[12]", "/v1/tasks*", "/v1/versions", "/v2/models/warm*", "/v2/repository/*"}),
+        (
+            "admin",
+            {
+                "/openapi.json",
+                "/v[12]",
+                "/v1/tasks*",
+                "/v1/versions",
+                "/v2/models/warm*",
+                "/v2/models/stats",
+                "/v2/repository/*",
+            },
+        ),
     ],
 )
 def test_no_path_answers_a_token_that_lacks_its_scope(guarded, guarded_server, scope, good_for):

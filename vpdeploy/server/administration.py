@@ -29,6 +29,14 @@ class FollowingSession(Protocol):
         """Bring the loaded tasks in line with the bundle on disk."""
         ...
 
+    def load_task(self, task: str) -> None:
+        """Serve a task as the bundle on disk has it now."""
+        ...
+
+    def unload_task(self, task: str) -> None:
+        """Serve a task of the bundle no longer, until it is loaded."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class KeptVersion:
@@ -151,6 +159,31 @@ class Administration:
         version = roll_back_task(self._path, task, condition=condition)
         self._follow(grant, f"rolled task {task} back to version {version}")
         return version
+
+    def load(self, grant: Grant, task: str) -> None:
+        """Serve a task as the bundle has it now, also one that was unloaded.
+
+        Raises:
+            ForbiddenError: The token is not good for this.
+            TaskNotFoundError: There is no such task, or it does not exist for the token.
+            BundleError: The bundle, or this task of it, is damaged.
+        """
+        self._require(grant, task)
+        with self._following:
+            self._session.load_task(task)
+        _log.info("%s loaded task %s", grant.name, task)
+
+    def unload(self, grant: Grant, task: str) -> None:
+        """Serve a task no longer until it is loaded, or the server starts anew; the bundle keeps it.
+
+        Raises:
+            ForbiddenError: The token is not good for this.
+            TaskNotFoundError: There is no such task, or it does not exist for the token.
+        """
+        self._require(grant, task)
+        with self._following:
+            self._session.unload_task(task)
+        _log.info("%s unloaded task %s", grant.name, task)
 
     def close(self) -> None:
         """End what takes long."""

@@ -24,6 +24,7 @@ from vpdeploy.server.oip_request import InferRequest, read_request
 from vpdeploy.server.oip_response import (
     model_config,
     model_metadata,
+    model_statistics,
     output_tensors,
     repository_index,
     served_version,
@@ -89,6 +90,9 @@ class Methods:
                 ("ModelReady", self._model_ready),
                 ("ModelMetadata", lambda call, request: model_metadata(self._named(call, request), self._image_size)),
                 ("ModelConfig", self._config),
+                ("ModelStatistics", self._statistics),
+                ("RepositoryModelLoad", self._load),
+                ("RepositoryModelUnload", self._unload),
                 ("RepositoryIndex", lambda call, request: {"models": repository_index(service, call.grant)}),
             )
         }
@@ -201,6 +205,18 @@ class Methods:
     def _config(self, call: Call, request: Any) -> dict[str, Any]:
         batch_size = self._service.settings.batching.max_batch_size
         return {"config": model_config(self._named(call, request), self._image_size, batch_size)}
+
+    def _statistics(self, call: Call, request: Any) -> dict[str, Any]:
+        task = self._named(call, request) if request.name else None
+        return model_statistics(self._service, call.grant, task)
+
+    def _load(self, call: Call, request: Any) -> dict[str, Any]:
+        self._service.require_administration().load(call.grant, request.model_name)
+        return {}
+
+    def _unload(self, call: Call, request: Any) -> dict[str, Any]:
+        self._service.require_administration().unload(call.grant, request.model_name)
+        return {}
 
     def _health(self, call: Call, name: str) -> int:
         if name not in _HEALTH_OF:

@@ -24,6 +24,9 @@ LABEL = "label"
 OUTPUTS = (LOGITS, PROBABILITIES, LABEL)
 """The outputs of every task, in the order in which they are returned when none is asked for."""
 
+EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
+"""Asks for an empty response at the end of those of one request, which here has one and needs no other."""
+
 _MAX_TIMEOUT_US = 10**12
 
 
@@ -101,6 +104,7 @@ def read_request(message: Message, *, image_size: int, max_images: int) -> Infer
         InputError: It is no valid request.
         TooLargeError: It holds more than is accepted.
     """
+    _check_parameters(message.parameters)
     if [tensor.name for tensor in message.inputs] != [IMAGE]:
         names = name_tensors([tensor.name for tensor in message.inputs])
         raise InputError(f"expected exactly one input, '{IMAGE}', found {names}")
@@ -200,6 +204,19 @@ def _outputs(wishes: Sequence[OutputWish], *, binary: bool) -> tuple[RequestedOu
     if len({output.name for output in outputs}) != len(outputs):
         raise InputError(f"an output is asked for twice: {name_tensors([wish.name for wish in wishes])}")
     return tuple(outputs)
+
+
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Refuse what would mean something to Triton and is not done here; other parameters are the client's own."""
+    for name in ("sequence_id", "sequence_start", "sequence_end"):
+        if parameters.get(name) not in (None, 0, "", False):
+            raise InputError(f"'{name}': sequences are not supported, each request stands alone; leave it out")
+    for name in parameters:
+        if name.startswith("triton_") and name != EMPTY_FINAL_RESPONSE:
+            raise InputError(
+                f"parameter '{name[:40]}': keys that start with 'triton_' are reserved; "
+                f"accepted is {EMPTY_FINAL_RESPONSE}"
+            )
 
 
 def _deadline(timeout_us: int) -> float | None:

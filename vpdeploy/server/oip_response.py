@@ -42,7 +42,15 @@ def server_metadata(batching: BatchSettings) -> dict[str, Any]:
     return {
         "name": "vpdeploy",
         "version": vpdeploy.__version__,
-        "extensions": ["binary_tensor_data", "classification", "model_configuration", "model_repository"],
+        "extensions": [
+            "binary_tensor_data",
+            "classification",
+            "model_configuration",
+            "model_repository",
+            "parameters",
+            "schedule_policy",
+            "statistics",
+        ],
         "parameters": {
             "max_batch_size": batching.max_batch_size,
             "max_batch_size_reason": batching.size_reason,
@@ -74,7 +82,17 @@ def repository_index(service: Service, grant: Grant) -> list[dict[str, str]]:
         for name, reason in service.failures(grant).items()
         if name not in service.session.tasks
     ]
-    return [*ready, *failed]
+    unloaded = [
+        {"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
+        for name in grant.covered(service.session.unloaded)
+    ]
+    return [*ready, *failed, *unloaded]
+
+
+def model_statistics(service: Service, grant: Grant, task: ServedTask | None) -> dict[str, Any]:
+    """Return Triton's statistics of one task, or of all that exist for a token."""
+    names = {task.card.name} if task is not None else {each.card.name for each in service.tasks(grant)}
+    return {"model_stats": [each.to_json() for each in service.statistics.read() if each.task in names]}
 
 
 def model_metadata(task: ServedTask, image_size: int) -> dict[str, Any]:

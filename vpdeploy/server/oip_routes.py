@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from vpdeploy.server.oip_request import InferRequest, read_request
 from vpdeploy.server.oip_response import (
     model_config,
     model_metadata,
+    model_statistics,
     output_tensors,
     repository_index,
     served_version,
@@ -98,6 +100,19 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
     async def list_models(request: Request) -> Response:
         return JSONResponse(repository_index(service, grant_of(request)))
 
+    async def statistics(request: Request) -> Response:
+        task = served(request) if "task" in request.path_params else None
+        return JSONResponse(model_statistics(service, grant_of(request), task))
+
+    async def load(request: Request) -> Response:
+        await asyncio.to_thread(service.require_administration().load, grant_of(request), request.path_params["task"])
+        return Response(status_code=200)
+
+    async def unload(request: Request) -> Response:
+        await asyncio.to_thread(service.require_administration().unload, grant_of(request), request.path_params["task"])
+        return Response(status_code=200)
+
+    app.add_api_route("/v2/models/stats", statistics, response_model=None)
     endpoint = inference_endpoint(service, infer)
     for model in ("/v2/models/{task}", "/v2/models/{task}/versions/{version}"):
         hidden = "version" in model
@@ -109,12 +124,14 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
             openapi_extra=_INFER_SCHEMA,
             include_in_schema=not hidden,
         )
-        for suffix, handler in (("", metadata), ("/ready", model_ready), ("/config", config)):
+        for suffix, handler in (("", metadata), ("/ready", model_ready), ("/config", config), ("/stats", statistics)):
             app.add_api_route(f"{model}{suffix}", handler, response_model=None, include_in_schema=not hidden)
     app.add_api_route("/v2", describe_server, response_model=None)
     app.add_api_route(LIVE_PATH, live, response_model=None)
     app.add_api_route(READY_PATH, ready, response_model=None)
     app.add_api_route("/v2/repository/index", list_models, methods=["POST"], response_model=None)
+    for suffix, handler in (("load", load), ("unload", unload)):
+        app.add_api_route(f"/v2/repository/models/{{task}}/{suffix}", handler, methods=["POST"], response_model=None)
 
 
 def _parse(body: bytes, header_length: str | None, image_size: int, settings: ServerSettings) -> InferRequest:

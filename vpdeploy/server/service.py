@@ -25,6 +25,7 @@ from vpdeploy.server.recompiling import RunCompiler
 from vpdeploy.server.request_context import CURRENT_REQUEST
 from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.statistics import RequestTimes, Statistics
+from vpdeploy.server.statuses import ForbiddenError
 from vpdeploy.server.tokens import read_access
 from vpdeploy.server.work import WorkPool
 from vpdeploy.serving.batch import BatchReport, BatchSession
@@ -42,6 +43,19 @@ class ServedSession(BatchSession, Protocol):
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the loaded tasks."""
+        ...
+
+    @property
+    def unloaded(self) -> tuple[str, ...]:
+        """Names of the tasks that were unloaded."""
+        ...
+
+    def load_task(self, task: str) -> None:
+        """Serve a task as the bundle on disk has it now."""
+        ...
+
+    def unload_task(self, task: str) -> None:
+        """Serve a task of the bundle no longer, until it is loaded."""
         ...
 
     @property
@@ -326,6 +340,16 @@ class Service:
         self.statistics.count_batch(report)
         self.metrics.count_batch(report)
         self.activity.count_batch(report)
+
+    def require_administration(self) -> Administration:
+        """Return what changes tasks.
+
+        Raises:
+            ForbiddenError: Clients may not change any.
+        """
+        if self.administration is None:
+            raise ForbiddenError("the administration is off; start the server with --admin and a token for it")
+        return self.administration
 
     def close(self) -> None:
         """Finish what was accepted and stop every thread."""

@@ -147,6 +147,7 @@ class Session:
 
         # What sync has loaded. A version alone does not tell: a bundle that was copied over another may count anew.
         entries = {} if self._bundle is None else self._bundle.manifest.tasks
+        self._unloaded: set[str] = set()
         self._synced = {name: entry for name, entry in entries.items() if name not in self._failures}
 
     @classmethod
@@ -426,12 +427,44 @@ class Session:
         self._reading = {}
         self._refresh_holds()
 
+    @property
+    def unloaded(self) -> tuple[str, ...]:
+        """Names of the tasks that ``unload_task`` took away."""
+        return tuple(sorted(self._unloaded))
+
+    def unload_task(self, task: str) -> None:
+        """Serve a task of the bundle no longer, whatever is published, until ``load_task``; the bundle keeps it.
+
+        Args:
+            task: The task's name.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded.
+        """
+        self.remove_task(task)
+        self._unloaded.add(task)
+
+    def load_task(self, task: str) -> None:
+        """Serve a task as the bundle on disk has it now.
+
+        Args:
+            task: The task's name.
+
+        Raises:
+            TaskNotFoundError: The bundle has no task of that name.
+            BundleError: The bundle or this task of it is damaged.
+        """
+        self._unloaded.discard(task)
+        self.sync()
+        with self.lease(task):
+            pass
+
     def _follow(self, fresh: Bundle) -> SyncReport:
         """Bring the loaded tasks in line with the bundle as it is now."""
         if self._bundle is not None and fresh.manifest.graph_sha256 != self._bundle.manifest.graph_sha256:
             raise BundleError(f"{fresh.path}: the graph was replaced; restart to serve it")
         loaded = self._directory.versions()
-        entries = fresh.manifest.tasks
+        entries = {name: entry for name, entry in fresh.manifest.tasks.items() if name not in self._unloaded}
         changed = [
             name
             for name, entry in entries.items()
