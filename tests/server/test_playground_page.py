@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from vpdeploy.serving.batcher import BatchSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "red-<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+REVERSED = "red-\u202etxet"
 LONG = "blue-" + "ünreadable " * 400
 CARD = "document.querySelector('.card[data-task=\"{task}\"]')"
 
@@ -48,7 +50,7 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory):
-    tasks = {"rgb": ("red", "green", "blue"), "hostile": (HOSTILE, LONG)}
+    tasks = {"rgb": ("red", "green", "blue"), "hostile": (HOSTILE, LONG, REVERSED)}
     return write_toy_bundle(tmp_path_factory.mktemp("page") / "zoo", tasks).path
 
 
@@ -101,13 +103,32 @@ def test_an_image_is_put_to_all_tasks_and_their_answers_stand_side_by_side(page,
 
 def test_labels_are_text_and_long_ones_are_cut(page, pictures):
     put(page, pictures / "red.png")
-    hostile, long = labels(page, "hostile")
-    assert hostile == HOSTILE
-    assert long == f"{LONG[:160]}…"
+    shown = labels(page, "hostile")
+    assert set(shown) == {HOSTILE, f"{LONG[:160]}…", "red- txet"}
     assert page.evaluate("document.querySelectorAll('.card script, .card img').length") == 0
     assert page.evaluate("document.title") == "vpdeploy playground"
-    assert len(page.evaluate(f"{card('hostile')}.querySelectorAll('.label')[1].title")) == 1000
+    titles = page.evaluate(f"[...{card('hostile')}.querySelectorAll('.label')].map((each) => each.title.length)")
+    assert max(titles) == 1000
     assert page.evaluate("document.documentElement.scrollWidth") == 1280
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "new DragEvent('drop', {dataTransfer: held, bubbles: true, cancelable: true})",
+        "new ClipboardEvent('paste', {clipboardData: held, bubbles: true, cancelable: true})",
+    ],
+)
+def test_an_image_may_be_dropped_or_pasted_anywhere(page, event):
+    data = base64.b64encode(encoded("blue")).decode()
+    page.evaluate(
+        "(() => { const held = new DataTransfer();"
+        f" const bytes = Uint8Array.from(atob('{data}'), (each) => each.charCodeAt(0));"
+        f" held.items.add(new File([bytes], 'blue.png', {{type: 'image/png'}})); document.body.dispatchEvent({event});"
+        " })()"
+    )
+    page.wait("document.querySelector('.card.answered') && !document.querySelector('.card.asking')")
+    assert labels(page, "rgb")[0] == "blue"
 
 
 def test_one_task_is_asked_alone(page, pictures):

@@ -5,7 +5,7 @@ import { byId, drawn, element, named, plural } from "./dom.js";
 const SECONDS = 60;
 const WIDTH = 240;
 const HEIGHT = 56;
-const TASKS_TOLD_APART = 5;
+const TASKS_TOLD_APART = 8;
 const STEP = WIDTH / SECONDS;
 
 const known = new Map(); // second -> what the server says of it
@@ -16,7 +16,7 @@ let server = null;
 const charts = {
   queue: chart("Queue", "images waiting"),
   size: chart("Batch size", "images in a batch"),
-  mix: chart("Batch mix", "images a second"),
+  mix: chart("Batch mix", "images by task"),
 };
 const legend = element("ul", { className: "legend" });
 
@@ -62,7 +62,7 @@ function draw(activity) {
 
   const images = seconds.map((each) => (each ? total(each.images) : 0));
   const { parts, entries } = mixture(seconds, ceiling(images, 4));
-  const rate = last ? `${total(last.images)} of ${plural(Object.keys(last.images).length, "task")}` : "–";
+  const rate = last ? `${total(last.images)}/s · ${plural(Object.keys(last.images).length, "task")}` : "–";
   show(charts.mix, images, 4, parts, rate);
   legend.replaceChildren(...entries);
 }

@@ -25,8 +25,12 @@ export function drawn(name, attributes = {}, ...children) {
 const LONGEST_SHOWN = 160;
 const LONGEST_TITLE = 1000;
 
+// Control characters, and those that turn the direction of writing round to make a text read as another.
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+
 /** Make an element that shows a foreign name: cut where it is long, with the whole in its title. */
-export function named(tag, text, className = "") {
+export function named(tag, foreign, className = "") {
+  const text = foreign.replace(UNSEEN, " ");
   const letters = Array.from(text.slice(0, LONGEST_TITLE)); // whole characters, not halves of pairs
   const shown = letters.length > LONGEST_SHOWN ? `${letters.slice(0, LONGEST_SHOWN).join("")}…` : text.trim() || "(no name)";
   const made = element(tag, { className: `name ${className}`, title: text.slice(0, LONGEST_TITLE), dir: "auto" });

@@ -11,6 +11,7 @@ import { askForToken, confirmed } from "./token.js";
 const TASKS_IN_REQUEST = 16; // one batch of the default size holds two of these
 const REQUESTS_AT_ONCE = 2;
 const TASKS_ASKED = 64;
+const OF_SOME_TASKS = [404, 500, 504]; // statuses that say nothing of the tasks that were not in the request
 const POLL_MS = 1000;
 const RETRY_MS = 2000;
 
@@ -61,7 +62,9 @@ async function ask(names) {
       } catch (error) {
         if (error.name === "AbortError") return;
         failures.push(error);
-        for (const name of part) answer(name, { state: "failed" });
+        // What is wrong with the image or the server is wrong for all that is left.
+        const rest = OF_SOME_TASKS.includes(error.status) ? [] : parts.splice(0).flat();
+        for (const name of [...part, ...rest]) answer(name, { state: "failed" });
         if (!(error instanceof Failure)) throw error;
       }
       draw();
@@ -151,7 +154,7 @@ function newToken(error) {
     token.set("");
     const given = await askForToken({
       title: "This server asks for a token",
-      text: "It answers requests that carry its token.",
+      text: "Whoever runs the server can give you one.",
       note: "The token stays in this tab and is forgotten when the tab is closed.",
       error,
     });
@@ -242,9 +245,11 @@ async function loadActivity() {
     if (error.status !== 403) throw error;
     byId("charts-note").textContent = "This token may not see what the server does.";
     byId("charts-note").hidden = false;
+    byId("charts").hidden = true;
     return;
   }
   byId("charts-note").hidden = true;
+  byId("charts").hidden = false;
   state.limits = activity.limits;
   state.administration = activity.administration === true;
   state.ready = activity.ready;
