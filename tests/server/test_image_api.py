@@ -84,6 +84,7 @@ def test_tasks_are_listed_and_shown(client):
             for task, labels in TASKS.items()
         ],
         "failed": [],
+        "administered": False,
     }
     shown = client.get("/v1/tasks/bgr").json()
     assert shown == {

@@ -260,6 +260,31 @@ def test_a_token_is_asked_for_kept_in_the_tab_and_sent_as_a_header(browser, toy_
         browser.wait("document.querySelector('#token-button').textContent === 'Enter token'")
 
 
+def test_a_task_is_rolled_back_with_the_admin_token_where_administration_is_enabled(browser, tmp_path):
+    zoo = write_toy_bundle(tmp_path / "zoo", {"rgb": ("red", "green", "blue")}).path
+    publish_task(zoo, prompt_set("rgb", ("red-2", "green-2", "blue-2")))
+    version = "document.querySelector('#rows td').textContent"
+    settings = ServerSettings(token="secret", admin_token="chief", administered=zoo)
+    with load(zoo) as session, serving(session, settings) as server:
+        browser.open(server.url)
+        browser.wait("document.querySelector('#token-dialog').open")
+        browser.write("secret")
+        browser.press("Enter")
+        browser.wait("document.querySelectorAll('#rows tr').length === 1")
+        assert browser.evaluate(version) == "2"
+        browser.evaluate("document.querySelector('#tasks-tab').click()")
+        browser.evaluate("document.querySelector('[aria-label=\"Roll rgb back\"]').click()")
+        browser.wait("document.querySelector('#confirm-dialog').open")
+        browser.press("Enter")
+        browser.wait("document.querySelector('#token-title').textContent.startsWith('Administration')")
+        browser.write("chief")
+        browser.press("Enter")
+        browser.wait(f"{version} === '1'")
+        browser.wait("document.querySelector('#spoken').textContent === 'rgb is at version 1 again.'")
+        assert "chief" not in browser.evaluate("JSON.stringify(sessionStorage)")
+        assert browser.evaluate("document.querySelector('[aria-label=\"Roll rgb back\"]')") is None
+
+
 def test_a_full_queue_and_a_server_that_is_gone_are_told(browser, toy_bundle, pictures):
     settings = ServerSettings(batching=BatchSettings(max_batch_size=1, max_queue_size=3, max_delay_ms=0))
     with serving_gated(toy_bundle, settings) as (server, _):

@@ -104,6 +104,7 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
             {
                 "tasks": [_listed(task) for task in service.tasks(grant)],
                 "failed": failed,
+                "administered": service.administration is not None,
             }
         )
 

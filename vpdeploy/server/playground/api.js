@@ -49,14 +49,15 @@ export async function request(path, { bearer = token.value, headers = {}, ...opt
     if (error.name === "AbortError") throw error;
     answer = {};
   }
-  if (!response.ok) throw failureOf(response, answer);
+  if (!response.ok) throw failureOf(response.status, answer, ASKS.test(path));
   return answer;
 }
 
 const OPENINGS = {
-  400: "This image cannot be used",
+  400: "This cannot be done",
   403: "This is not allowed",
   404: "It is not there",
+  412: "It has changed meanwhile",
   408: "The upload took too long",
   413: "This image is too large",
   429: "The server is busy; try again in a moment",
@@ -65,9 +66,11 @@ const OPENINGS = {
   504: "The answer was not ready in time",
 };
 
-function failureOf(response, answer) {
-  if (response.status === 401) return new Failure(401, "This server asks for a token.");
-  const opening = OPENINGS[response.status] ?? `The server answered ${response.status}`;
+const ASKS = /^v1\/(tasks\/[^/]*:)?predict\?/;
+
+function failureOf(status, answer, asks) {
+  if (status === 401) return new Failure(401, "This server asks for a token.");
+  const opening = status === 400 && asks ? "This image cannot be used" : OPENINGS[status] ?? `The server answered ${status}`;
   const said = typeof answer.error === "string" ? answer.error.slice(0, LONGEST_MESSAGE).replace(/^image: /, "") : "";
-  return new Failure(response.status, said ? `${opening}: ${said}` : `${opening}.`);
+  return new Failure(status, said ? `${opening}: ${said}` : `${opening}.`);
 }

@@ -21,7 +21,7 @@ const state = {
   image: null,
   answers: new Map(), // by task
   limits: null,
-  administration: false,
+  administered: false, // whether tasks can be changed over HTTP
   reachable: true,
   denied: "", // why the token is not good for tasks
   tokenDeclined: false,
@@ -187,9 +187,11 @@ async function rollBack(task) {
     try {
       const path = `v1/tasks/${encodeURIComponent(task.task)}:rollback`;
       const bearer = state.adminToken || token.value;
-      const done = await request(path, { method: "POST", bearer });
-      speak(`${task.task} is at version ${done.version ?? "before"} again.`);
+      // Only what the reader saw is rolled back: somebody else may have been faster.
+      const done = await request(path, { method: "POST", bearer, headers: { "If-Match": `"${task.version}"` } });
+      hideAlert();
       await loadTasks();
+      speak(`${task.task} is at version ${done.version} again.`);
       return;
     } catch (failure) {
       if (failure.status !== 401 && failure.status !== 403) {
@@ -212,10 +214,11 @@ async function rollBack(task) {
 // ---- what the server has, and does ----
 
 async function loadTasks() {
-  const { tasks, failed = [] } = await guarded("v1/tasks");
+  const { tasks, failed, administered } = await guarded("v1/tasks");
   const before = state.tasks && new Map(state.tasks.map((task) => [task.task, task.version]));
   state.tasks = tasks;
   state.failed = failed;
+  state.administered = administered;
   const names = new Set(tasks.map((task) => task.task));
   for (const name of state.answers.keys()) if (!names.has(name)) state.answers.delete(name);
   drawTargets();
@@ -251,7 +254,6 @@ async function loadActivity() {
   byId("charts-note").hidden = true;
   byId("charts").hidden = false;
   state.limits = activity.limits;
-  state.administration = activity.administration === true;
   state.ready = activity.ready;
   showActivity(activity);
 }
@@ -302,7 +304,7 @@ function draw() {
   const target = byId("target").value;
   const cards = target ? (state.tasks ?? []).filter((task) => task.task === target) : shown;
   drawCards(cards, state.answers, { hasImage: state.image !== null, onAsk: (name) => ask([name]), emptyText: emptyText() });
-  drawTable(shown, { onAsk: askFromTable, onRollBack: state.administration ? rollBack : null, emptyText: emptyText() });
+  drawTable(shown, { onAsk: askFromTable, onRollBack: state.administered ? rollBack : null, emptyText: emptyText() });
   drawFailed(state.failed);
   byId("task-count").textContent = state.tasks?.length ?? "";
   byId("ask").disabled = !state.image || !meant().length;

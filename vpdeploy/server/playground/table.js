@@ -38,7 +38,7 @@ export function drawFailed(failed) {
 
 function rowOf(task, onAsk, onRollBack) {
   const actions = element("td", { className: "actions" }, action("Ask", `Ask ${task.task}`, () => onAsk(task.task)));
-  if (onRollBack && canRollBack(task)) {
+  if (onRollBack && task.version > 1) {
     actions.append(action("Roll back", `Roll ${task.task} back`, () => onRollBack(task)));
   }
   return element(
@@ -51,11 +51,6 @@ function rowOf(task, onAsk, onRollBack) {
     element("td", { className: "number" }, typeof task.size_bytes === "number" ? bytesText(task.size_bytes) : "–"),
     actions,
   );
-}
-
-/** Tell whether an older version is kept; where the list does not say, a version above 1 may have one. */
-function canRollBack(task) {
-  return Array.isArray(task.versions) ? task.versions.some((each) => each < task.version) : task.version > 1;
 }
 
 function accuracyCell(accuracy) {
