@@ -166,7 +166,7 @@ def test_a_change_is_made_only_to_the_version_it_was_meant_for(keeper, zoo):
     assert keeper.delete("/v1/tasks/tagged", headers={"if-match": tag}).status_code == 412
     assert keeper.post("/v1/tasks/tagged:rollback", headers={"if-match": tag}).status_code == 412
     assert Bundle.open(zoo).versions["tagged"] == second.json()["version"]
-    for wrong in ("1", '"1', "", '"1" "2" x'):
+    for wrong in ("x", '"1', "", '"1" "2"', '"1",x', "-1", 'W/"1"'):
         assert put(**{"if-match": wrong}).status_code == 400
     assert put(**{"if-none-match": '"1"'}).status_code == 400
     assert keeper.delete("/v1/tasks/tagged", headers={"if-match": "*"}).status_code == 200

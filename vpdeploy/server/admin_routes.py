@@ -22,7 +22,7 @@ from vpdeploy.server.bodies import BodyReader, client_of
 from vpdeploy.server.image_routes import TASK_PARAMETER, TASK_PATH
 from vpdeploy.server.service import Service
 
-_TAG = re.compile(r'\s*(?:W/)?"([^"]*)"\s*(?:,|$)')
+_VERSION = re.compile(r'(?P<quote>"?)([0-9]{1,9})(?P=quote)')
 _MAX_CONDITION = 1000
 
 _CONDITIONS: list[dict[str, Any]] = [
@@ -30,7 +30,7 @@ _CONDITIONS: list[dict[str, Any]] = [
         "name": "If-Match",
         "in": "header",
         "description": "Versions of which one must be served, as '\"3\"'; * for any.",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "pattern": r'^(\*|"[0-9]{1,9}"(, "[0-9]{1,9}")*)$', "maxLength": 1000},
     }
 ]
 _ARCHIVE: dict[str, Any] = {
@@ -108,7 +108,8 @@ def _condition(request: Request) -> Condition | None:
         return None
     if match.strip() == "*":
         return lambda version: version is not None
-    tags = _TAG.findall(match) if len(match) <= _MAX_CONDITION else []
-    if not tags or _TAG.sub("", match).strip():
-        raise InputError('If-Match should be * or versions in quotes, as "3"')
-    return lambda version: str(version) in tags
+    found = [_VERSION.fullmatch(tag.strip()) for tag in match[:_MAX_CONDITION].split(",")]
+    versions = {int(tag[2]) for tag in found if tag is not None}
+    if None in found:
+        raise InputError('If-Match should be * or versions, as "3"')
+    return lambda version: version in versions

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Match
 
 import vpdeploy
 from vpdeploy.errors import VpdeployError
@@ -19,6 +20,7 @@ from vpdeploy.server.access_log import RequestTrail
 from vpdeploy.server.admin_routes import add_admin_routes
 from vpdeploy.server.auth import Guard, grant_of
 from vpdeploy.server.bodies import BodyReader
+from vpdeploy.server.description import describe
 from vpdeploy.server.hosts import HostCheck
 from vpdeploy.server.image_routes import add_image_routes
 from vpdeploy.server.oip_routes import LIVE_PATH, READY_PATH, add_oip_routes
@@ -33,6 +35,8 @@ from vpdeploy.server.watch import BundleWatcher, log_failures
 
 if TYPE_CHECKING:  # an extra of its own
     from vpdeploy.server.grpc_server import GrpcServer
+
+_METHOD_NOT_ALLOWED = 405
 
 _OPEN_PATHS = frozenset((LIVE_PATH, READY_PATH))
 """What anybody may ask."""
@@ -94,7 +98,14 @@ def create_app(
         content, media_type = service.metrics.render()
         return Response(content, media_type=media_type)
 
-    app.add_api_route("/metrics", metrics, response_model=None, summary="Metrics for Prometheus")
+    app.add_api_route(
+        "/metrics",
+        metrics,
+        response_model=None,
+        response_class=PlainTextResponse,
+        summary="Metrics for Prometheus",
+    )
+    describe(app, is_guarded=not service.access.is_open, open_paths=_OPEN_PATHS)
     app.add_exception_handler(VpdeployError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
     app.add_middleware(RelativeRedirects)
@@ -108,4 +119,9 @@ def create_app(
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == _METHOD_NOT_ALLOWED:
+        # The framework names the methods of the first route of this path only.
+        found = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+        methods = {method for route in found for method in getattr(route, "methods", None) or ()}
+        error.headers = {"Allow": ", ".join(sorted(methods))}
     return error_response(error)

@@ -25,8 +25,12 @@ DEFAULT_TOP = 5
 TASK_PATH = "/v1/tasks/{task:task}"
 
 _QUERY: list[dict[str, Any]] = [
-    {"name": "top", "in": "query", "schema": {"type": "integer", "minimum": 1, "default": DEFAULT_TOP}},
-    {"name": "deadline_ms", "in": "query", "schema": {"type": "number", "exclusiveMinimum": 0}},
+    {
+        "name": "top",
+        "in": "query",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 999999999, "default": DEFAULT_TOP},
+    },
+    {"name": "deadline_ms", "in": "query", "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e9}},
 ]
 TASK_PARAMETER = {"name": "task", "in": "path", "required": True, "schema": {"type": "string"}}
 _TASKS = {
