@@ -14,6 +14,7 @@ from vpdeploy import __version__
 from vpdeploy.cli import exits
 from vpdeploy.cli.bench import bench
 from vpdeploy.cli.build import build
+from vpdeploy.cli.doctor import doctor
 from vpdeploy.cli.failure import describe_results, fail, fail_usage, report_stop, watching_stdout
 from vpdeploy.cli.gc import collect
 from vpdeploy.cli.inspect import inspect
@@ -47,6 +48,7 @@ _ORDER = (
     "serve",
     "inspect",
     "gc",
+    "doctor",
 )
 
 
@@ -76,6 +78,7 @@ def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
         "serve": serve,
         "inspect": inspect,
         "gc": collect,
+        "doctor": doctor,
     }
     task_verbs: dict[str, Callable[..., Any]] = {"list": list_tasks, "remove": remove, "rollback": rollback}
     for point in entry_points(group=VERB_GROUP):
