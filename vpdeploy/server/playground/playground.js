@@ -6,7 +6,7 @@ import { placeCharts, showActivity, wantedSecond } from "./charts.js";
 import { byId, bytesText, element, hideAlert, plural, showAlert, speak, timeText } from "./dom.js";
 import { showImage, watchImages } from "./picture.js";
 import { drawFailed, drawTable } from "./table.js";
-import { askForToken, confirmed } from "./token.js";
+import { askForToken, confirmed, guarded, newToken, reader } from "./token.js";
 
 const TASKS_IN_REQUEST = 16; // one batch of the default size holds two of these
 const REQUESTS_AT_ONCE = 2;
@@ -24,7 +24,6 @@ const state = {
   administered: false, // whether tasks can be changed over HTTP
   reachable: true,
   denied: "", // why the token is not good for tasks
-  tokenDeclined: false,
   adminToken: "",
 };
 let asking = null; // aborts what is being asked
@@ -133,48 +132,15 @@ const isLoaded = (name) => state.tasks?.some((task) => task.task === name);
 
 // ---- tokens ----
 
-/** Ask the server; where it wants a token, ask the reader for it, once for all requests that wait for it. */
-async function guarded(path, options) {
-  for (;;) {
-    const used = token.value;
-    try {
-      return await request(path, options);
-    } catch (error) {
-      if (error.status !== 401 || state.tokenDeclined) throw error;
-      if (token.value === used) await newToken(used ? "That token was refused." : "");
-      if (!token.value) throw new Failure(401, "This server asks for a token.");
-    }
-  }
-}
-
-let tokenQuestion = null;
-
-function newToken(error) {
-  tokenQuestion ??= (async () => {
-    token.set("");
-    const given = await askForToken({
-      title: "This server asks for a token",
-      text: "Whoever runs the server can give you one.",
-      note: "The token stays in this tab and is forgotten when the tab is closed.",
-      error,
-    });
-    token.set(given ?? "");
-    state.tokenDeclined = given === null;
-    tokenQuestion = null;
-    drawStatus();
-  })();
-  return tokenQuestion;
-}
-
 byId("token-button").addEventListener("click", async () => {
   const had = token.value !== "";
   token.set("");
-  state.tokenDeclined = had;
+  reader.declined = had;
   state.tasks = null;
   state.answers.clear();
   draw();
   if (!had) {
-    state.tokenDeclined = false;
+    reader.declined = false;
     await newToken("");
   }
   drawStatus();
@@ -260,7 +226,7 @@ async function loadActivity() {
 
 async function poll() {
   let pause = POLL_MS;
-  if (!document.hidden && !(state.tokenDeclined && !token.value)) {
+  if (!document.hidden && !(reader.declined && !token.value)) {
     try {
       await loadTasks();
       await loadActivity();
@@ -294,7 +260,7 @@ function filtered() {
 
 function emptyText() {
   if (state.denied) return state.denied;
-  if (state.tasks === null) return state.tokenDeclined ? "Give the token to see the tasks." : "Loading the tasks…";
+  if (state.tasks === null) return reader.declined ? "Give the token to see the tasks." : "Loading the tasks…";
   if (!state.tasks.length) return "No task is loaded: publish one with vpdeploy task add.";
   return "No task has such a name.";
 }
@@ -327,7 +293,7 @@ function drawTargets() {
 function drawStatus() {
   const status = byId("status");
   let [kind, text] = ["ready", "Ready"];
-  if (state.tokenDeclined && !token.value) [kind, text] = ["waiting", "Token needed"];
+  if (reader.declined && !token.value) [kind, text] = ["waiting", "Token needed"];
   else if (!state.reachable) [kind, text] = ["down", "Not reachable"];
   else if (state.denied) [kind, text] = ["down", "Not allowed"];
   else if (state.tasks === null) [kind, text] = ["waiting", "Connecting"];
@@ -335,7 +301,7 @@ function drawStatus() {
   if (status.textContent !== text) status.textContent = text;
   status.dataset.state = kind;
   const button = byId("token-button");
-  button.hidden = !token.value && !state.tokenDeclined;
+  button.hidden = !token.value && !reader.declined;
   button.textContent = token.value ? "Forget token" : "Enter token";
 }
 

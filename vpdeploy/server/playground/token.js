@@ -1,8 +1,12 @@
-// The two dialogs: one asks for a token, one asks whether somebody means it.
+// Tokens: requests that wait for one, and the dialogs: one asks for a token, one asks whether somebody means it.
 
+import { Failure, request, token } from "./api.js";
 import { byId } from "./dom.js";
 
 const PRINTABLE = /^[\x21-\x7e]+$/;
+
+/** Whether the reader would rather give no token; then nobody is asked again. */
+export const reader = { declined: false };
 
 /** Ask for a token; resolves to it, or to null if the reader would rather not. */
 export function askForToken({ title, text, note, error = "" }) {
@@ -53,4 +57,36 @@ export function confirmed(question, yes) {
     dialog.showModal();
     byId("confirm-yes").focus();
   });
+}
+
+/** Ask the server; where it wants a token, ask the reader for it, once for all requests that wait for it. */
+export async function guarded(path, options) {
+  for (;;) {
+    const used = token.value;
+    try {
+      return await request(path, options);
+    } catch (error) {
+      if (error.status !== 401 || reader.declined) throw error;
+      if (token.value === used) await newToken(used ? "That token was refused." : "");
+      if (!token.value) throw new Failure(401, "This server asks for a token.");
+    }
+  }
+}
+
+let tokenQuestion = null;
+
+export function newToken(error) {
+  tokenQuestion ??= (async () => {
+    token.set("");
+    const given = await askForToken({
+      title: "This server asks for a token",
+      text: "Whoever runs the server can give you one.",
+      note: "The token stays in this tab and is forgotten when the tab is closed.",
+      error,
+    });
+    token.set(given ?? "");
+    reader.declined = given === null;
+    tokenQuestion = null;
+  })();
+  return tokenQuestion;
 }
