@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
@@ -62,8 +63,13 @@ class RunningServer:
         self.url = f"http://{self.address}"
         self.session = session
         self.service: Service = app.state.service
-        self._server = Server(app, on_listening=listening.set)
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
+
+        def announce() -> None:
+            self.loop = asyncio.get_running_loop()
+            listening.set()
+
+        self.server = Server(app, on_listening=announce)
+        self._thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
         self._thread.start()
         assert listening.wait(TIMEOUT_S)
 
@@ -73,7 +79,7 @@ class RunningServer:
 
     def stop(self) -> None:
         """Ask the server to stop, as a signal would."""
-        self._server.stop()
+        self.server.stop()
 
     def join(self) -> None:
         self._thread.join(TIMEOUT_S)

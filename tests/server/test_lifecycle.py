@@ -233,7 +233,9 @@ def command(*arguments: object, **environment: str) -> Iterator[subprocess.Popen
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_announces_itself_and_ends_with_success(zoo, number):
-    with command(zoo, "--port", 0, "--log-format", "json", "--max-delay-ms", 1, VPDEPLOY_TOKEN="secret") as process:
+    with command(
+        zoo, "--port", 0, "--log-format", "json", "--max-delay-ms", 1, "--lame-duck-s", 0.1, VPDEPLOY_TOKEN="secret"
+    ) as process:
         line = process.stdout.readline()
         assert line.startswith("serving 3 tasks on http://127.0.0.1:")
         assert line.rstrip().endswith("(runtime onnxruntime-cpu)")
@@ -251,7 +253,7 @@ def test_the_command_announces_itself_and_ends_with_success(zoo, number):
     assert messages[0].startswith("runtime onnxruntime-cpu: ")
     assert messages[1].startswith("batches of at most ")
     assert "measured now (images/s by size: 1: " in messages[1]
-    assert messages[2] == "tasks added: new"
+    assert "tasks added: new" in messages
     assert messages[-1].startswith("stopped")
     assert "secret" not in err
 
@@ -285,7 +287,9 @@ def test_the_command_refuses_an_empty_token(zoo):
 
 
 def test_the_command_takes_sizes_with_units(zoo):
-    with command(zoo, "--port", 0, "--max-body-bytes", "1KiB", "--max-buffered-bytes", "1MB") as process:
+    with command(
+        zoo, "--port", 0, "--max-body-bytes", "1KiB", "--max-buffered-bytes", "1MB", "--lame-duck-s", 0
+    ) as process:
         url = process.stdout.readline().split()[4]
         refused = httpx.post(f"{url}/v1/tasks/rgb:predict", content=bytes(1025))
         assert refused.status_code == 413

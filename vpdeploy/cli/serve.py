@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vpdeploy.backends import AUTO
+from vpdeploy.cli import exits
 from vpdeploy.cli.runtimes import RuntimeOption
 from vpdeploy.cli.sizes import parse_batch_size, parse_size
 from vpdeploy.cli.threads import Threads
@@ -115,6 +116,13 @@ def serve(
             "this machine if only it can connect, else all.",
         ),
     ] = None,
+    stall_s: Annotated[
+        float, typer.Option(help="Give up, and end, when work has stood still for so many seconds.")
+    ] = 60.0,
+    lame_duck_s: Annotated[
+        float, typer.Option(min=0, help="Seconds of listening on, not ready any more, after the signal to stop.")
+    ] = 2.0,
+    drain_s: Annotated[float, typer.Option(min=0, help="Seconds that accepted requests may take from then on.")] = 20.0,
     log_format: Annotated[LogFormat, typer.Option(help="Format of the logs on stderr.")] = LogFormat.TEXT,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every HTTP request.")] = False,
     traces: Annotated[
@@ -178,6 +186,9 @@ def serve(
         max_pixels=max_pixels,
         max_images=max_images,
         access_log=access_log,
+        stall_s=stall_s,
+        lame_duck_s=lame_duck_s,
+        drain_s=drain_s,
         watch=path if watch and is_bundle(path) else None,
     )
     tracing = Tracing() if traces or (traces is None and is_asked_for()) else None
@@ -216,9 +227,11 @@ def serve(
             )
 
         app = create_app(session, settings, grpc_server=grpc_server, tracing=tracing)
-        run_server(app, listener, on_listening=announce)
+        stopped_when_told = run_server(app, listener, on_listening=announce)
         if tracing is not None:
             tracing.close()
+    if not stopped_when_told:
+        raise typer.Exit(exits.KNOWN_ERROR)
 
 
 def _allowed_hosts(asked: list[str] | None, host: str) -> tuple[str, ...] | None:

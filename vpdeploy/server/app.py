@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -28,7 +29,7 @@ from vpdeploy.server.origin import SameOrigin
 from vpdeploy.server.playground_routes import PLAYGROUND_PATHS, add_playground_routes
 from vpdeploy.server.redirects import RelativeRedirects
 from vpdeploy.server.service import ServedSession, Service
-from vpdeploy.server.settings import DRAIN_S, ServerSettings
+from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.statuses import error_response
 from vpdeploy.server.tracing import Tracing
 from vpdeploy.server.watch import BundleWatcher, log_failures
@@ -40,6 +41,12 @@ _METHOD_NOT_ALLOWED = 405
 
 _OPEN_PATHS = frozenset((LIVE_PATH, READY_PATH))
 """What anybody may ask."""
+
+CLOSE_S = 3.0
+"""How long the threads may take to end once no request is left."""
+
+CLOSE_AFTER_FAULT_S = 0.5
+"""The same where one of them is known to hang, or to be gone."""
 
 
 def create_app(
@@ -65,23 +72,32 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         log_failures(session.failures)
-        watching = None
+        watcher = None
         if settings.watch is not None:
-            watcher = BundleWatcher(session, settings.watch, interval_s=settings.watch_interval_s)
-            watching = asyncio.create_task(watcher.run())
+            watcher = BundleWatcher(
+                session.sync,
+                settings.watch,
+                interval_s=settings.watch_interval_s,
+                on_failure=service.metrics.count_failed_sync,
+                told=session.failures,
+            )
+            watcher.start()
         if grpc_server is not None:
             grpc_server.start(service)
+        service.watchdog.start()
+        beating = asyncio.create_task(service.beat())
         try:
             yield
         finally:
+            beating.cancel()
+            patience_s = CLOSE_S if service.watchdog.fault is None else CLOSE_AFTER_FAULT_S
+            closing = [partial(service.close, timeout_s=patience_s)]
+            if watcher is not None:
+                closing.append(partial(watcher.close, timeout_s=patience_s))
             if grpc_server is not None:
-                grpc_server.stop(DRAIN_S)
-                await asyncio.to_thread(grpc_server.join, DRAIN_S + 1)
-            if watching is not None:
-                watching.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watching
-            await asyncio.to_thread(service.close)
+                grpc_server.stop(0)
+                closing.append(partial(grpc_server.join, patience_s))
+            service.is_closed = all(await asyncio.gather(*map(asyncio.to_thread, closing)))
 
     app = FastAPI(title="vpdeploy", version=vpdeploy.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service

@@ -29,6 +29,12 @@ class ClientPlaces:
         self._changed = threading.Condition(self._lock)
         self._waiting = 0
 
+    @property
+    def in_use(self) -> int:
+        """How many places are taken."""
+        with self._lock:
+            return self._taken.total()
+
     def take(
         self, client: str, *, wait_s: float = 0.0, is_wanted: Callable[[], bool] = lambda: True
     ) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from vpdeploy.server.access import Scope
 from vpdeploy.server.auth import grant_of
-from vpdeploy.server.metrics import SEVERAL_TASKS, UNKNOWN_TASK
+from vpdeploy.server.metrics import REMOVED_TASK, SEVERAL_TASKS, UNKNOWN_TASK
 from vpdeploy.server.service import Service
 from vpdeploy.server.statuses import ClientGoneError, error_response
 from vpdeploy.server.work import forget_frames
@@ -71,6 +71,6 @@ def _task_label(service: Service, request: Request, response: Response) -> str:
     task = request.path_params.get("task")
     if task is None:
         return SEVERAL_TASKS
-    if response.status_code == 200 or task in service.session.tasks:
+    if task in service.session.tasks:
         return str(task)
-    return UNKNOWN_TASK
+    return REMOVED_TASK if response.status_code == 200 else UNKNOWN_TASK  # it was removed while it answered

@@ -224,13 +224,13 @@ class Methods:
         return _SERVING if self._service.is_ready else _NOT_SERVING
 
     def _watch(self, call: Call, message: bytes) -> Iterator[Any]:
-        """Tell the health, and again whenever it changes."""
+        """Tell the health, and again whenever it changes; a server that is stopping does not wait for who listens."""
         request_class, response_class, _ = self._tables["Check"]
         request = _parse(request_class, message)
         told = None
         ended = threading.Event()
         call.on_end(ended.set)
-        while call.is_active():
+        while call.is_active() and not (self._service.draining and told == _NOT_SERVING):
             health = self._health(call, request.service)
             if health != told:
                 told = health

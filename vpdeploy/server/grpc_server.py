@@ -100,10 +100,17 @@ class GrpcServer:
         self._clock.start()
         self._server.start()
 
+    @property
+    def calls(self) -> int:
+        """How many calls are under way."""
+        return self._calls.in_use
+
     def stop(self, grace_s: float) -> None:
-        """Accept no more calls; those under way are cancelled after ``grace_s``. Returns at once."""
-        if self._stopped is None:
-            self._stopped = self._server.stop(grace_s)
+        """Accept no more calls; those under way are cancelled after ``grace_s``. Returns at once.
+
+        Called again, the shortest time counts.
+        """
+        self._stopped = self._server.stop(grace_s)
 
     def join(self, timeout_s: float) -> bool:
         """Wait until all calls have ended, and tell whether they have."""

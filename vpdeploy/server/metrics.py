@@ -20,7 +20,10 @@ UNKNOWN_TASK = "(unknown)"
 """The label of requests for tasks that are not loaded: names that clients make up must not become time series."""
 
 SEVERAL_TASKS = "(several)"
-"""The label of fan-out requests. Neither label can be a task's name."""
+"""The label of fan-out requests."""
+
+REMOVED_TASK = "(removed)"
+"""The label under which what tasks counted that are gone is added up. None of these can be a task's name."""
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -46,6 +49,11 @@ class Distribution:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
+    def join(self, other: Distribution) -> None:
+        """Add what another one of the same bounds has counted."""
+        self._counts = [own + more for own, more in zip(self._counts, other._counts, strict=True)]
+        self._sum += other._sum
+
     def write_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
         """Add the distribution to a family of histograms."""
         edges = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
@@ -56,7 +64,8 @@ class Metrics:
     """Counters of one server, in a registry of its own. Every method may be called from any thread.
 
     Args:
-        loaded: Returns the names of the loaded tasks; series of others end.
+        loaded: Returns the names of the loaded tasks; series of others end, and what they counted goes to those of
+            ``(removed)``, so that no sum over tasks falls.
         read_statistics: Returns the account of each loaded task.
     """
 
@@ -74,10 +83,18 @@ class Metrics:
         self._queue_time = Distribution(_SECONDS)
         self._run_time = Distribution(_SECONDS)
         self._decode_time = Distribution(_SECONDS)
+        self._failed_batches = 0
+        self._failed_syncs = 0
         self._totals: dict[str, tuple[str, Callable[[], float]]] = {}
         self._values: dict[str, tuple[str, Callable[[], float]]] = {}
         self.registry = CollectorRegistry()
         self.registry.register(_Families(self))
+        self.watch_total(
+            "vpdeploy_failed_batches", "Batches that the runtime failed to run.", lambda: self._failed_batches
+        )
+        self.watch_total(
+            "vpdeploy_failed_syncs", "Looks at the bundle on disk that failed.", lambda: self._failed_syncs
+        )
 
     def count_request(self, *, task: str, status: int, seconds: float) -> None:
         """Count one answered inference request; ``task`` must be a loaded task or one of the labels above."""
@@ -100,11 +117,17 @@ class Metrics:
         with self._lock:
             for task, images in report.images.items():
                 self._images[task] = self._images.get(task, 0) + images
+            self._failed_batches += report.has_failed
             self._batch_size.add(len(report.queue_s))
             self._batch_tasks.add(len(report.images))
             self._run_time.add(report.run_s)
             for seconds in report.queue_s:
                 self._queue_time.add(seconds)
+
+    def count_failed_sync(self) -> None:
+        """Count one time that the bundle could not be followed, or a task of it."""
+        with self._lock:
+            self._failed_syncs += 1
 
     def watch_value(self, name: str, description: str, read: Callable[[], float]) -> None:
         """Show a value that is read whenever Prometheus asks."""
@@ -163,11 +186,14 @@ class Metrics:
             self._end_others()
 
     def _end_others(self) -> None:
-        kept = {*self._loaded(), UNKNOWN_TASK, SEVERAL_TASKS}
+        kept = {*self._loaded(), UNKNOWN_TASK, SEVERAL_TASKS, REMOVED_TASK}
         for task in [task for task in self._requests if task not in kept]:
-            del self._requests[task], self._latency[task]
+            removed = self._requests.setdefault(REMOVED_TASK, {})
+            for status, count in self._requests.pop(task).items():
+                removed[status] = removed.get(status, 0) + count
+            self._latency.setdefault(REMOVED_TASK, Distribution(_SECONDS)).join(self._latency.pop(task))
         for task in [task for task in self._images if task not in kept]:
-            del self._images[task]
+            self._images[REMOVED_TASK] = self._images.get(REMOVED_TASK, 0) + self._images.pop(task)
 
 
 class _Families(Collector):

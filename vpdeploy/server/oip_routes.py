@@ -75,12 +75,13 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
         return Response(content, headers=headers, media_type=media_type)
 
     async def live(request: Request) -> Response:
-        return JSONResponse({"live": True})
+        if service.watchdog.fault is None:
+            return JSONResponse({"live": True})
+        return refusal(503, service.watchdog.fault)
 
     async def ready(request: Request) -> Response:
-        if service.is_ready:
-            return JSONResponse({"ready": True})
-        return refusal(503, "the server is shutting down")
+        doubt = service.doubt
+        return JSONResponse({"ready": True}) if doubt is None else refusal(503, doubt)
 
     async def describe_server(request: Request) -> Response:
         return JSONResponse(server_metadata(settings.batching))
@@ -93,9 +94,8 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
 
     async def model_ready(request: Request) -> Response:
         task = served(request)
-        if not service.is_ready:
-            return refusal(503, "the server is shutting down")
-        return JSONResponse({"name": task.card.name, "ready": True})
+        doubt = service.doubt
+        return JSONResponse({"name": task.card.name, "ready": True}) if doubt is None else refusal(503, doubt)
 
     async def list_models(request: Request) -> Response:
         return JSONResponse(repository_index(service, grant_of(request)))

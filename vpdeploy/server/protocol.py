@@ -28,15 +28,22 @@ class LimitedProtocol(HttpToolsProtocol):
 
     Args:
         settings: The limits.
+        is_draining: Tells whether each answer should ask its client to go elsewhere with the next request.
         clock: Returns the time, in s; it never goes backwards.
         options: uvicorn's own arguments.
     """
 
     def __init__(
-        self, *, settings: ServerSettings, clock: Callable[[], float] = time.monotonic, **options: Any
+        self,
+        *,
+        settings: ServerSettings,
+        is_draining: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self._settings = settings
+        self._is_draining = is_draining
         self._clock = clock
         self._in_head = True
         self._head_bytes = 0
@@ -94,6 +101,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._body_since = self._clock()
         super().on_headers_complete()
+        if self._is_draining():
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -107,22 +116,27 @@ class LimitedProtocol(HttpToolsProtocol):
         self._waiting_since = self._clock()
         super().on_message_complete()
 
-    def check(self) -> None:
-        """Hang up where the client stalls: over a head, a body or its answer."""
-        if self.transport.is_closing():
-            return
+    def check(self) -> bool:
+        """Hang up where the client stalls: over a head, a body or its answer.
+
+        Returns:
+            False where it was an answer, so that the client was told nothing.
+        """
         now, settings = self._clock(), self._settings
 
-        # An answer that the client does not take.
+        # An answer that the client does not take; a connection that closes waits for that, too.
         unsent = self.transport.get_write_buffer_size()
         if not unsent or unsent < self._unsent_bytes:
             self._unsent_since = now
         self._unsent_bytes = unsent
         if unsent and now - self._unsent_since > settings.body_timeout_s:
             self.transport.abort()
+            return False
+        if self.transport.is_closing():
+            return True
 
         # A body that comes too slowly; while an answer to the request before it is awaited, nothing is read.
-        elif self._body_since is not None:
+        if self._body_since is not None:
             if self.flow.read_paused:
                 self._body_since = now - self._body_bytes / settings.min_body_bytes_per_s
             elif now - self._body_since > settings.body_timeout_s + self._body_bytes / settings.min_body_bytes_per_s:
@@ -131,6 +145,22 @@ class LimitedProtocol(HttpToolsProtocol):
         # A head that does not end, or a connection on which nothing was ever asked.
         elif (self._head_bytes or self.cycle is None) and now - self._waiting_since > settings.header_timeout_s:
             self._refuse(408, "the request's head took too long to arrive")
+        return True
+
+    @property
+    def owes_answer(self) -> bool:
+        """Whether a request has come of which the answer, or a part of it, has not been sent."""
+        if self.cycle is None:
+            return False
+        return not self.cycle.response_complete or self.transport.get_write_buffer_size() > 0
+
+    def hang_up(self) -> None:
+        """Close the connection at once; a handler that still works on its request is told that its client has gone."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.abort()
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer for the app, unless it has begun to, and hang up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -13,7 +14,14 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from vpdeploy.errors import BackendError, DeadlineExceededError, InputError, SpecError, TaskNotFoundError
+from vpdeploy.errors import (
+    BackendError,
+    DeadlineExceededError,
+    InputError,
+    SpecError,
+    TaskNotFoundError,
+    VpdeployError,
+)
 from vpdeploy.format.task import TaskCard
 from vpdeploy.server.access import Access, Grant, Scope
 from vpdeploy.server.activity import Activity
@@ -27,14 +35,23 @@ from vpdeploy.server.settings import ServerSettings
 from vpdeploy.server.statistics import RequestTimes, Statistics
 from vpdeploy.server.statuses import ForbiddenError
 from vpdeploy.server.tokens import read_access
+from vpdeploy.server.watchdog import Watchdog
 from vpdeploy.server.work import WorkPool
 from vpdeploy.serving.batch import BatchReport, BatchSession
 from vpdeploy.serving.batcher import Batcher
+from vpdeploy.serving.pulse import Pulse
 from vpdeploy.serving.queue import Answer, Logits, Pixels
 from vpdeploy.session.prediction import softmax
 from vpdeploy.session.session import SessionDescription, SyncReport
 
 _T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
+
+_BEAT_S = 1.0
+_PROBE_DEADLINE_S = 5.0
+
+_GIVEN_UP = "the server cannot answer any more and is ending"
 
 
 class ServedSession(BatchSession, Protocol):
@@ -117,8 +134,13 @@ class Service:
     """Budget, decoder and batcher of one server. Its coroutines belong to one event loop; ``close`` it at the end.
 
     Args:
-        session: Runs the batches; the caller closes it after the service.
+        session: Runs the batches; the caller closes it after the service, if ``is_closed``.
         settings: What is accepted, and how much of it at a time.
+
+    Attributes:
+        draining: Whether the server was told to stop.
+        is_closed: Whether every thread has ended; set where the app's lifespan ends.
+        on_fault: Called, on any thread, where the watchdog has found that nothing will be answered any more.
     """
 
     def __init__(self, session: ServedSession, settings: ServerSettings) -> None:
@@ -135,6 +157,8 @@ class Service:
             else Administration(settings.administered, session, compiler=RunCompiler(settings.weights))
         )
         self.draining = False
+        self.is_closed = False
+        self.on_fault: Callable[[], None] = lambda: None
         self.statistics = Statistics(self._versions)
         self.metrics = Metrics(lambda: session.tasks, self.statistics.read)
         self.batcher = Batcher(session, settings.batching, observer=self._count_batch)
@@ -142,6 +166,13 @@ class Service:
         self.pool = WorkPool(threads=settings.decode_threads, max_pending=2 * settings.batching.max_queue_size)
         self._decoder = Decoder(
             session.preprocessing, pool=self.pool, budget=self.budget, max_pixels=settings.max_pixels
+        )
+        self._beats = 0
+        self.watchdog = Watchdog(
+            [self.batcher.pulse, self.pool.pulse, self._loop_pulse],
+            stall_s=settings.stall_s,
+            probe=self._probe,
+            on_fault=self._give_up,
         )
         self.metrics.watch_value(
             "vpdeploy_body_bytes",
@@ -174,7 +205,18 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether new requests are welcome."""
-        return not self.draining
+        return self.doubt is None
+
+    @property
+    def doubt(self) -> str | None:
+        """Why new requests had better go elsewhere; None while they are welcome."""
+        return self.watchdog.fault or ("the server is shutting down" if self.draining else self.watchdog.doubt)
+
+    async def beat(self) -> None:
+        """Show the watchdog that the event loop is alive, until cancelled."""
+        while True:
+            self._beats += 1
+            await asyncio.sleep(min(_BEAT_S, self.settings.stall_s / 10))
 
     def tasks(self, grant: Grant) -> list[ServedTask]:
         """Return the loaded tasks that exist for a token.
@@ -351,13 +393,41 @@ class Service:
             raise ForbiddenError("the administration is off; start the server with --admin and a token for it")
         return self.administration
 
-    def close(self) -> None:
-        """Finish what was accepted and stop every thread."""
+    def close(self, *, timeout_s: float | None = None) -> bool:
+        """Finish what was accepted and stop every thread.
+
+        Args:
+            timeout_s: How long to wait for the threads, in s; None for as long as it takes.
+
+        Returns:
+            Whether all have ended. The session must not be closed while one of them uses it.
+        """
         self.draining = True
         if self.administration is not None:
             self.administration.close()
-        self.batcher.close(drain=True)
-        self.pool.close()
+        self.watchdog.stop()
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        batches_ended = self.batcher.close(drain=True, timeout_s=timeout_s)
+        work_ended = self.pool.close(timeout_s=None if until is None else max(0.0, until - time.monotonic()))
+        return batches_ended and work_ended
+
+    def _loop_pulse(self) -> Pulse:
+        return Pulse(is_busy=self._beats > 0, mark=self._beats, place="on the event loop")
+
+    def _probe(self) -> None:
+        """Run one black image, whatever comes of it: the batcher counts failures."""
+        side = self.session.preprocessing.image_size
+        with contextlib.suppress(VpdeployError):
+            for task in self.session.tasks[:1]:
+                self.batcher.submit(np.zeros((side, side, 3), np.uint8), task, deadline_s=_PROBE_DEADLINE_S)
+
+    def _give_up(self, fault: str) -> None:
+        """Refuse what waits and have the server end."""
+        self.draining = True
+        self.on_fault()
+        self.batcher.abandon(_GIVEN_UP)
+        self.pool.abandon(_GIVEN_UP)
+        _log.critical("%s; everything that waits is refused and the server ends", fault)
 
 
 def check_administration(settings: ServerSettings, access: Access) -> None:

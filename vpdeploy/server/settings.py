@@ -13,9 +13,6 @@ from vpdeploy.serving.batcher import BatchSettings
 
 _MIB = 1 << 20
 
-DRAIN_S = 30
-"""How long requests that were accepted may take to be answered after the signal to stop."""
-
 
 def _default_decode_threads() -> int:
     return min(os.cpu_count() or 1, 16)
@@ -55,6 +52,11 @@ class ServerSettings:
             it; and how long a client may take none of its answer.
         min_body_bytes_per_s: The slowest upload that is waited for.
         access_log: Whether each HTTP request is logged.
+        stall_s: How long work may stand still in the runtime, or in the threads that decode, before the server gives
+            up, in s; after half of it, it is not ready.
+        lame_duck_s: How long the server goes on accepting after it was told to stop and ended readiness, in s, so that
+            whoever sends it requests can notice.
+        drain_s: How long requests that were accepted may take from then on, in s.
         watch: A bundle folder whose manifest is watched for new tasks, or None.
         watch_interval_s: Time between two looks at the manifest, in s.
 
@@ -85,6 +87,9 @@ class ServerSettings:
     body_timeout_s: float = 10.0
     min_body_bytes_per_s: int = 16 * 1024
     access_log: bool = False
+    stall_s: float = 60.0
+    lame_duck_s: float = 2.0
+    drain_s: float = 20.0
     watch: Path | None = None
     watch_interval_s: float = 2.0
 
@@ -109,6 +114,7 @@ class ServerSettings:
             ("watch_interval_s", self.watch_interval_s),
             ("header_timeout_s", self.header_timeout_s),
             ("body_timeout_s", self.body_timeout_s),
+            ("stall_s", self.stall_s),
         ):
             if not seconds > 0:
                 raise SpecError(f"{name} should be more than 0, found {seconds}")
@@ -117,6 +123,10 @@ class ServerSettings:
         for token in (self.token, self.admin_token):
             if token is not None:
                 check_token(token)
+        if not (self.lame_duck_s >= 0 and self.drain_s >= 0):
+            raise SpecError(
+                f"lame_duck_s and drain_s should be at least 0, found {self.lame_duck_s} and {self.drain_s}"
+            )
 
     @property
     def client_bytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -12,8 +13,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from vpdeploy.errors import QueueFullError, ShuttingDownError, VpdeployError
+from vpdeploy.serving.pulse import Pulse
 
 _T = TypeVar("_T")
+
+_log = logging.getLogger(__name__)
 
 
 class Job:
@@ -35,7 +39,7 @@ class Job:
     def run(self) -> None:
         """Do the work, and hold nothing of it any more: bodies are large, and live until the last one lets go."""
         work, deliver = self._work, self._deliver
-        del self._work, self._deliver
+        del self._work
         result, failure = None, None
         try:
             result = work()
@@ -45,7 +49,16 @@ class Job:
                 forget_frames(error)
         del work
         deliver(result, failure)
+        self._deliver = _to_nobody
         del result, failure
+
+    def refuse(self, error: VpdeployError) -> None:
+        """Deliver an error, whether the work has begun or not; what it may still return is of no use any more."""
+        self._deliver(None, error)
+
+
+def _to_nobody(result: Any, failure: BaseException | None) -> None:
+    """Deliver what was delivered already."""
 
 
 class Turns:
@@ -106,6 +119,13 @@ class Turns:
             if name not in self._lines and name not in self._running:
                 del self._used[name]
 
+    def clear(self) -> list[Job]:
+        """Take all jobs out, and return them."""
+        jobs = [job for line in self._lines.values() for job in line]
+        self._lines.clear()
+        self._length = 0
+        return jobs
+
     def remove(self, job: Job) -> None:
         """Take one job out, if it still waits."""
         jobs = self._lines.get(job.line)
@@ -136,8 +156,12 @@ class WorkPool:
         self._changed = threading.Condition(self._lock)
         self._turns = Turns()
         self._closing = False
+        self._closed_because = "the server is shutting down"
+        self._fault: str | None = None
+        self._begun = 0
+        self._active: dict[Job, int] = {}  # with the number of its beginning, the oldest first
         self._threads = [
-            threading.Thread(target=self._serve, name=f"vpdeploy-work-{index}", daemon=True)
+            threading.Thread(target=self._guard, name=f"vpdeploy-work-{index}", daemon=True)
             for index in range(threads + 1)
         ]
         for thread in self._threads:
@@ -168,7 +192,7 @@ class WorkPool:
         jobs = [Job(line, work, partial(_deliver, loop, future)) for work, future in zip(works, futures, strict=True)]
         with self._lock:
             if self._closing:
-                raise ShuttingDownError("the server is shutting down; send the request elsewhere")
+                raise self._refusal()
             waiting, own = len(self._turns), self._turns.waiting(line)
             # A request that finds its line empty is not refused for its size.
             if waiting + len(jobs) > self._max_pending or (own and own + len(jobs) > self._max_pending // 2):
@@ -182,18 +206,65 @@ class WorkPool:
             future.add_done_callback(partial(self._withdraw, job))
         return futures
 
-    def close(self) -> None:
-        """Finish what was accepted and stop the threads."""
+    def pulse(self) -> Pulse:
+        """Tell how the threads are. They stand still where as many as one line may occupy are at the same jobs."""
+        with self._lock:
+            stuck = list(self._active.values())[: self._most_running]
+            return Pulse(
+                fault=self._fault,
+                is_busy=len(stuck) == self._most_running,
+                mark=stuck[-1] if stuck else 0,
+                place=f"in all {self._most_running} threads that read requests and decode images",
+            )
+
+    def abandon(self, reason: str) -> None:
+        """Refuse everything that is not done yet, and all that comes: the threads cannot be trusted any more.
+
+        Args:
+            reason: Why, in a few words; clients are told.
+        """
+        with self._lock:
+            self._closing = True
+            self._closed_because = reason
+            refused = [*self._active, *self._turns.clear()]
+            self._changed.notify_all()
+        for job in refused:
+            job.refuse(self._refusal())
+
+    def close(self, *, timeout_s: float | None = None) -> bool:
+        """Finish what was accepted and stop the threads.
+
+        Args:
+            timeout_s: How long to wait for the threads, in s; None for as long as it takes.
+
+        Returns:
+            Whether the threads have ended.
+        """
         with self._lock:
             self._closing = True
             self._changed.notify_all()
+        until = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join()
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _refusal(self) -> ShuttingDownError:
+        return ShuttingDownError(f"{self._closed_because}; send the request elsewhere")
 
     def _withdraw(self, job: Job, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
             with self._lock:
                 self._turns.remove(job)
+
+    def _guard(self) -> None:
+        """Serve; should the thread end before its time, nobody is left waiting for it."""
+        try:
+            self._serve()
+        except BaseException as error:  # whatever it is, the thread is gone
+            _log.critical("a thread that reads requests and decodes images ended", exc_info=error)
+            with self._lock:
+                self._fault = f"a thread that reads requests and decodes images ended: {type(error).__name__}: {error}"
+            self.abandon("the server cannot read requests any more")
 
     def _serve(self) -> None:
         while True:
@@ -202,9 +273,12 @@ class WorkPool:
                     if self._closing and not self._turns:
                         return
                     self._changed.wait()
+                self._begun += 1
+                self._active[job] = self._begun
             started = self._clock()
             job.run()
             with self._lock:
+                del self._active[job]
                 self._turns.charge(job.line, self._clock() - started)
                 if self._closing:  # otherwise this thread takes what the job's end lets run
                     self._changed.notify_all()

@@ -64,10 +64,13 @@ class Batch:
     Args:
         answers: The answers to give to the images; each of them is marked as running.
         clock: Returns the time, in s; it never goes backwards.
+
+    Attributes:
+        answers: The same answers.
     """
 
     def __init__(self, answers: list[Answer], clock: Callable[[], float]) -> None:
-        self._answers = answers
+        self.answers = answers
         self._clock = clock
         self._logits: Logits | None = None
         self._failure: Exception | None = None
@@ -92,42 +95,47 @@ class Batch:
         self._run_s = self._clock() - self._started_at
         if self._failure is not None:
             kind = type(self._failure).__name__
-            _log.error("a batch of %d images failed: %s: %s", len(self._answers), kind, self._failure)
+            _log.error("a batch of %d images failed: %s: %s", len(self.answers), kind, self._failure)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the batch ran, or was to run, and has no logits."""
+        return self._failure is not None
 
     def report(self) -> BatchReport:
         """Return what metrics count of a batch that ran."""
         return BatchReport(
-            images=dict(Counter(answer.card.name for answer in self._answers)),
-            models=frozenset((answer.card.name, answer.version or 1) for answer in self._answers),
-            queue_s=tuple(self._started_at - answer.queued_at for answer in self._answers),
+            images=dict(Counter(answer.card.name for answer in self.answers)),
+            models=frozenset((answer.card.name, answer.version or 1) for answer in self.answers),
+            queue_s=tuple(self._started_at - answer.queued_at for answer in self.answers),
             stack_s=self._stack_s,
             run_s=self._run_s,
             ended_at=self._started_at + self._run_s,
-            has_failed=self._failure is not None,
+            has_failed=self.has_failed,
         )
 
     def give_out(self) -> None:
         """Let go of the images and their leases, then answer every image."""
         run = BatchRun(
-            size=len(self._answers),
+            size=len(self.answers),
             stack_s=self._stack_s,
             started_at=self._started_at,
             ended_at=self._started_at + self._run_s,
         )
-        for answer in self._answers:
+        for answer in self.answers:
             answer.run = run
             answer.leave()
-        for index, answer in enumerate(self._answers):
+        for index, answer in enumerate(self.answers):
             if self._logits is None:
-                answer.set_exception(_backend_error(self._failure))
+                answer.fail(_backend_error(self._failure))
             else:
-                answer.set_result(self._logits[index, : len(answer.card.labels)].copy())
+                answer.give(self._logits[index, : len(answer.card.labels)].copy())
 
     def _checked(self, logits: Logits) -> Logits:
-        classes = max(len(answer.card.labels) for answer in self._answers)
-        if logits.ndim != 2 or len(logits) != len(self._answers) or logits.shape[1] < classes:
+        classes = max(len(answer.card.labels) for answer in self.answers)
+        if logits.ndim != 2 or len(logits) != len(self.answers) or logits.shape[1] < classes:
             raise BackendError(
-                f"the session should answer {len(self._answers)} images with at least {classes} logits each, "
+                f"the session should answer {len(self.answers)} images with at least {classes} logits each, "
                 f"found shape {list(logits.shape)}"
             )
         return logits

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -21,6 +22,7 @@ from vpdeploy.errors import (
     VpdeployError,
 )
 from vpdeploy.serving.batch import Batch, BatchReport, BatchSession
+from vpdeploy.serving.pulse import Pulse
 from vpdeploy.serving.queue import Answer, FairQueue, Pixels, SharedLease
 
 _log = logging.getLogger(__name__)
@@ -110,12 +112,17 @@ class Batcher:
         self._queue = FairQueue()
         self._form_at = 0.0
         self._closing = False
+        self._closed_because = "the server is shutting down"
+        self._open: set[Answer] = set()  # accepted and not answered yet, wherever they are
+        self._fault: str | None = None
+        self._moves = 0
+        self._failures = 0
         self._staged: Batch | None = None
-        self._is_running = False
+        self._running = 0  # images of the batch that is in the runtime
         self._finished: deque[Batch] = deque()
         self._is_done = False
         self._threads = [
-            threading.Thread(target=work, name=f"vpdeploy-{name}", daemon=True)
+            threading.Thread(target=partial(self._guard, name, work), name=f"vpdeploy-{name}", daemon=True)
             for name, work in (("dispatcher", self._dispatch), ("runner", self._run_batches))
         ]
         for thread in self._threads:
@@ -200,22 +207,63 @@ class Batcher:
         with self._lock:
             self._refuse_excess(Counter(tasks))
 
-    def close(self, *, drain: bool = True) -> None:
+    def pulse(self) -> Pulse:
+        """Tell how the threads are."""
+        with self._lock:
+            place = f"in the runtime, at a batch of {self._running} images" if self._running else "in the batcher"
+            return Pulse(
+                fault=self._fault,
+                is_busy=bool(self._open),
+                mark=self._moves,
+                place=place,
+                failures=self._failures,
+            )
+
+    def abandon(self, reason: str) -> None:
+        """Refuse everything that is not answered yet, and all that comes: the threads cannot be trusted any more.
+
+        Leases of images that are in a batch are kept, for a runtime may still be reading their slots.
+
+        Args:
+            reason: Why, in a few words; clients are told.
+        """
+        with self._lock:
+            self._closing = True
+            self._closed_because = reason
+            waiting = [self._queue.pop() for _ in range(len(self._queue))]
+            unanswered, self._open = self._open, set()
+            self._staged = None
+            self._is_done = True
+            self._for_dispatcher.notify()
+            self._for_runner.notify()
+        for answer in waiting:
+            answer.refuse(self._refusal())
+        for answer in unanswered:
+            answer.fail(self._refusal())
+
+    def close(self, *, drain: bool = True, timeout_s: float | None = None) -> bool:
         """Accept no more images, deal with those that are queued and stop the threads; may be called again.
 
         Args:
             drain: Whether queued images are run; otherwise they are refused.
+            timeout_s: How long to wait for the threads, in s; None for as long as it takes.
+
+        Returns:
+            Whether the threads have ended. The session must not be closed while one of them runs a batch.
         """
         refused: list[Answer] = []
         with self._lock:
             self._closing = True
             while not drain and self._queue:
                 refused.append(self._queue.pop())
+            self._open.difference_update(refused)
             self._for_dispatcher.notify()
         for answer in refused:
-            answer.refuse(_shutting_down())
+            answer.refuse(self._refusal())
+        until = None if timeout_s is None else time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join()
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def __enter__(self) -> Batcher:
         return self
@@ -240,7 +288,7 @@ class Batcher:
     def _refuse_excess(self, wanted: Counter[str]) -> None:
         count, limit = sum(wanted.values()), self.settings.max_queue_size
         if self._closing:
-            raise _shutting_down()
+            raise self._refusal()
         if count > limit:
             raise InputError(f"a request of {count} images never fits the queue of {limit}; split it")
         # A task that floods the queue fills it; beside it, one below its fair share still finds as much room again.
@@ -256,6 +304,7 @@ class Batcher:
             self._form_at = now + self.settings.max_delay_ms / 1000
         for answer in answers:
             self._queue.append(answer)
+        self._open.update(answers)
         # While images wait already, the dispatcher needs to hear of a full batch only: its delay runs.
         if len(self._queue) == len(answers) or len(self._queue) >= self.settings.max_batch_size:
             self._for_dispatcher.notify()
@@ -264,8 +313,23 @@ class Batcher:
         """Give up the place of a cancelled answer."""
         with self._lock:
             removed = self._queue.remove(answer)
+            if removed:
+                self._open.discard(answer)
         if removed:
             answer.leave()
+
+    def _refusal(self) -> ShuttingDownError:
+        return ShuttingDownError(f"{self._closed_because}; send the request elsewhere")
+
+    def _guard(self, name: str, work: Callable[[], None]) -> None:
+        """Do a thread's work; should it end before its time, nobody is left waiting for it."""
+        try:
+            work()
+        except BaseException as error:  # whatever it is, the thread is gone
+            _log.critical("the %s of batches ended", name, exc_info=error)
+            with self._lock:
+                self._fault = f"the {name} of batches ended: {type(error).__name__}: {error}"
+            self.abandon("the server cannot run batches any more")
 
     def _dispatch(self) -> None:
         """Stage batches and give out answers until all is done; the dispatcher's thread runs this."""
@@ -279,15 +343,22 @@ class Batcher:
             if finished is not None:
                 self._report(finished)
                 finished.give_out()
+                self._settle(finished.answers)
             elif batch := self._stack(taken):
                 with self._lock:
                     self._staged = batch
                     self._for_runner.notify()
 
+    def _settle(self, answers: Sequence[Answer]) -> None:
+        """Count answers as given."""
+        with self._lock:
+            self._open.difference_update(answers)
+            self._moves += 1
+
     def _wait_for_work(self) -> tuple[Batch | None, list[Answer]]:
         """Wait for a finished batch, or for images to stage; at the end there is neither."""
         full = self.settings.max_batch_size
-        while True:
+        while not self._is_done:
             # Answers that are there go out first: clients wait for them.
             if self._finished:
                 return self._finished.popleft(), []
@@ -297,18 +368,19 @@ class Batcher:
             if self._queue and self._staged is None:
                 # While the device is busy, more images may still join a batch that is not full.
                 ready = len(self._queue) >= full or self._closing
-                if not ready and not self._is_running:
+                if not ready and not self._running:
                     delay = self._form_at - self._clock()
                     ready = delay <= 0
                 if ready:
                     return None, self._take()
 
             # A closed batcher ends when nothing is queued, staged or running.
-            elif self._closing and not self._queue and self._staged is None and not self._is_running:
+            elif self._closing and not self._queue and self._staged is None and not self._running:
                 return None, []
 
             # Sleep until a request, a finished batch or the closing wakes this thread, or the batch's delay is over.
             self._for_dispatcher.wait(delay)
+        return None, []
 
     def _take(self) -> list[Answer]:
         """Take the images of the next batch from the queue, and with them those that expired before them."""
@@ -331,6 +403,8 @@ class Batcher:
                 answers.append(answer)
             else:
                 answer.leave()
+        if len(answers) < len(taken):
+            self._settle([answer for answer in taken if answer.done()])
         return Batch(answers, self._clock) if answers else None
 
     def _run_batches(self) -> None:
@@ -342,11 +416,14 @@ class Batcher:
                 batch, self._staged = self._staged, None
                 if batch is None:
                     return
-                self._is_running = True
+                self._running = len(batch.answers)
+                self._moves += 1
                 self._for_dispatcher.notify()
             batch.run(self._session)
             with self._lock:
-                self._is_running = False
+                self._running = 0
+                self._moves += 1
+                self._failures = self._failures + 1 if batch.has_failed else 0
                 self._finished.append(batch)
                 self._for_dispatcher.notify()
 
@@ -357,7 +434,3 @@ class Batcher:
             self._observer(batch.report())
         except Exception:  # a failing metric must not stop the service
             _log.exception("the batch observer failed")
-
-
-def _shutting_down() -> ShuttingDownError:
-    return ShuttingDownError("the server is shutting down; send the request elsewhere")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -141,6 +142,16 @@ class Answer(Future[Logits]):
         """Let go of an image that never ran, and answer it with an error."""
         self.leave()
         if self.set_running_or_notify_cancel():
+            self.fail(error)
+
+    def give(self, logits: Logits) -> None:
+        """Answer with logits, float32 [C], unless the batcher was abandoned and the image refused meanwhile."""
+        with contextlib.suppress(InvalidStateError):
+            self.set_result(logits)
+
+    def fail(self, error: VpdeployError) -> None:
+        """Answer with an error, unless there is an answer already."""
+        with contextlib.suppress(InvalidStateError):
             self.set_exception(error)
 
 
