@@ -278,7 +278,7 @@ def _warn_of_other_classes(before: Bundle, card: TaskCard) -> None:
         return
     if old != card.labels:
         logger.warning(
-            "warning: task '%s' has other classes than before (%d, now %d); if another task was meant, train it with "
+            "task '%s' has other classes than before (%d, now %d); if another task was meant, train it with "
             "another --name and run: vpdeploy task rollback %s %s",
             card.name,
             len(old),

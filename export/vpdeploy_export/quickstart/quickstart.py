@@ -25,6 +25,7 @@ from vpdeploy_export.export import export_model
 from vpdeploy_export.forms import Folded, Switchable
 from vpdeploy_export.models import TrainedModel
 from vpdeploy_export.quickstart.client import ServedAnswer, ask_together, serving
+from vpdeploy_export.quickstart.training import train_quietly
 from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.batches import Batches
 from vpdeploy_train.cost import macs_as_prefix, macs_as_tokens
@@ -38,7 +39,6 @@ from vpdeploy_train.prompted import PromptedViT
 from vpdeploy_train.pruning.scores import prunable_method
 from vpdeploy_train.run import Run
 from vpdeploy_train.settings import TrainSettings
-from vpdeploy_train.training import train_run
 
 Say = Callable[[str], None]
 
@@ -167,8 +167,9 @@ def run_quickstart(folder: Path, say: Say) -> QuickstartResult:
     for number, task in enumerate(PLAN, start=1):
         steps = "train, prune and rewind" if task.settings.prunes else "train"
         say(f"[{number}/{len(PLAN) + 2}] {task.name} ({task.about}, {task.settings.data}): {steps}")
-        result = train_run(task.settings, folder / "runs" / task.name, name=task.name, backbone=backbone)
-        runs.append(result.run)
+        out = folder / "runs" / task.name
+        train_quietly(task.settings, out, backbone=backbone, say=say)
+        runs.append(Run.read(out))
     say(f"[{len(PLAN) + 1}/{len(PLAN) + 2}] export a bundle, and one task folded to float16; compare both with PyTorch")
     bundle, folded = folder / "zoo", folder / f"{runs[0].card.name}.onnx"
     models = TrainedModel.of_runs(runs)

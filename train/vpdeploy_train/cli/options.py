@@ -49,7 +49,8 @@ def add_options(
 
     def complete(arguments: Sequence[str]) -> None:
         check(arguments)
-        if "--help" not in arguments and not METHODS.are_extended:
+        # Where other packages bring methods, their options are known only once these are loaded.
+        if arguments and "--help" not in arguments and not METHODS.are_extended:
             values = read_usage(verb.__name__, first, arguments, numbers_are_text=as_text(_A_METHODS_NUMBER))
             for each in options_of(TrainSettings).values():
                 if values[each.name] is not None and not as_text(each):
