@@ -352,6 +352,27 @@ def test_accepted_calls_are_answered_at_the_end_and_later_ones_are_unavailable(t
         server.join()
 
 
+def test_a_message_that_does_not_arrive_ends_its_call_and_an_idle_stream_does_not_hold_up_the_end(toy_bundle):
+    limits = ServerSettings(body_timeout_s=0.1)
+    with (
+        load(toy_bundle) as session,
+        serving(session, limits, with_grpc=True) as server,
+        grpc.insecure_channel(server.grpc_address) as channel,
+    ):
+        never: queue.Queue = queue.Queue()
+        with pytest.raises(grpc.RpcError) as ended:
+            channel.stream_unary(f"{SERVICE}/ModelInfer")(iter(never.get, None))
+        assert ended.value.code() == grpc.StatusCode.CANCELLED
+        stream = channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(iter(never.get, None))
+        until(lambda: server.grpc_server._streams._taken)
+        server.stop()
+        server.join()
+        with pytest.raises(grpc.RpcError):
+            next(stream)
+        for _ in range(2):
+            never.put(None)
+
+
 def test_an_address_in_use_is_refused_in_one_line(server):
     port = int(server.grpc_address.rpartition(":")[2])
     with pytest.raises(SpecError, match=r"cannot listen on .* choose another --host or --grpc-port"):

@@ -35,6 +35,10 @@ class ClientPlaces:
         with self._lock:
             return self._taken.total()
 
+    def are_wanted_from(self, client: str) -> bool:
+        """Tell whether somebody waits for a place, and a client has half of what it may have or more."""
+        return self._waiting > 0 and 2 * self._taken.get(client, 0) >= self._per_client
+
     def take(
         self, client: str, *, wait_s: float = 0.0, is_wanted: Callable[[], bool] = lambda: True
     ) -> Callable[[], None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,12 @@ _MAX_CALLS = 256
 _CLIENT_CALLS = _MAX_CALLS * 3 // 4
 _ARRIVAL_TIMEOUTS = 3
 """How long the whole of a message may take to arrive, in ``body_timeout_s``."""
+
+_CONTENDED_S = 2.0
+"""How long it may take while others wait, and its client has many places: who stalls must not keep them for long."""
+
+_LAST_S = 1.0
+"""How long it may take once the server is to stop."""
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -79,7 +86,7 @@ class GrpcServer:
         self._calls = ClientPlaces(total=_MAX_CALLS, per_client=_CLIENT_CALLS, what="calls under way")
         self._arrivals = ClientPlaces(total=places, per_client=client_places, what="messages on their way")
         self._streams = ClientPlaces(total=places, per_client=client_places, what="streams open")
-        self._clock = _ArrivalClock(_ARRIVAL_TIMEOUTS * settings.body_timeout_s)
+        self._clock = _ArrivalClock(self._arrivals, _ARRIVAL_TIMEOUTS * settings.body_timeout_s)
         self._stopped: threading.Event | None = None
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -111,6 +118,7 @@ class GrpcServer:
         Called again, the shortest time counts.
         """
         self._stopped = self._server.stop(grace_s)
+        self._clock.hurry()
 
     def join(self, timeout_s: float) -> bool:
         """Wait until all calls have ended, and tell whether they have."""
@@ -124,7 +132,7 @@ class GrpcServer:
         try:
             call = self._admit(name, context)
             with self._arrivals.taken(call.client, wait_s=self._settings.body_timeout_s, is_wanted=context.is_active):
-                message = self._receive(requests, context, must_come=True)
+                message = self._receive(requests, context, call.client)
             assert message is not None
             return self._methods.answer(name, call, message).SerializeToString()
         except Exception as error:
@@ -135,7 +143,7 @@ class GrpcServer:
         try:
             call = self._admit(name, context)
             context.add_callback(self._streams.take(call.client))
-            while (message := self._receive(requests, context, must_come=False)) is not None:
+            while (message := self._receive(requests, context)) is not None:
                 for answer in self._methods.answer_stream(name, call, message):
                     yield answer.SerializeToString()
                 del message
@@ -165,21 +173,22 @@ class GrpcServer:
             is_active=context.is_active,
         )
 
-    def _receive(self, requests: Iterator[bytes], context: grpc.ServicerContext, *, must_come: bool) -> bytes | None:
-        """Return the next message; None at the end of them."""
-        if must_come:
-            self._clock.watch(context)
+    def _receive(
+        self, requests: Iterator[bytes], context: grpc.ServicerContext, client: str | None = None
+    ) -> bytes | None:
+        """Return the next message; None at the end of them, unless it is the only one of a client's call."""
+        self._clock.watch(context, client)
         try:
-            return next(requests)
+            message: bytes = next(requests)
+            return message
         except StopIteration:
-            if must_come or not context.is_active():
+            if client is not None or not context.is_active():
                 raise ClientGoneError("the client sent no request") from None
             return None
         except grpc.RpcError:
             raise ClientGoneError("the client left before its request was complete") from None
         finally:
-            if must_come:
-                self._clock.forget(context)
+            self._clock.forget(context)
 
 
 _NO_DEADLINE_S = 1e9
@@ -212,36 +221,49 @@ def _path(name: str) -> str:
 
 
 class _ArrivalClock:
-    """Ends calls whose message does not arrive; a thread looks once a second."""
+    """Ends calls whose message does not arrive, and at the end of the server those that await one; a thread looks."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, places: ClientPlaces, timeout_s: float) -> None:
+        self._places = places
         self._timeout_s = timeout_s
-        self._since: dict[grpc.ServicerContext, float] = {}
+        self._since: dict[grpc.ServicerContext, tuple[str | None, float]] = {}
+        self._is_ending = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="vpdeploy-grpc-clock", daemon=True)
 
     def start(self) -> None:
-        """Start to look."""
+        """Start to look, twice a second."""
         self._thread.start()
+
+    def hurry(self) -> None:
+        """Wait for no message any more but those that are about to arrive."""
+        self._is_ending = True
 
     def stop(self) -> None:
         """Look no more."""
         self._ended.set()
 
-    def watch(self, context: grpc.ServicerContext) -> None:
-        """A message is awaited from now on."""
-        self._since[context] = time.monotonic()
+    def watch(self, context: grpc.ServicerContext, client: str | None) -> None:
+        """A message is awaited from now on: of a client's call, or the next of a stream, which takes its time."""
+        self._since[context] = (client, time.monotonic())
 
     def forget(self, context: grpc.ServicerContext) -> None:
         """It is awaited no more."""
         self._since.pop(context, None)
 
     def _look(self) -> None:
-        while not self._ended.wait(min(1.0, self._timeout_s / 2)):
-            late = time.monotonic() - self._timeout_s
-            for context, since in list(self._since.items()):
-                if since < late:
+        while not self._ended.wait(min(0.5, self._timeout_s / 2)):
+            now = time.monotonic()
+            for context, (client, since) in list(self._since.items()):
+                if now - since > self._patience_s(client):
                     context.cancel()
+
+    def _patience_s(self, client: str | None) -> float:
+        if self._is_ending:
+            return _LAST_S
+        if client is None:
+            return math.inf
+        return min(self._timeout_s, _CONTENDED_S) if self._places.are_wanted_from(client) else self._timeout_s
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, Any]]:
