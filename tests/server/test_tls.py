@@ -6,6 +6,7 @@ import socket
 import ssl
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 import trustme
@@ -146,3 +147,22 @@ def _locked_key() -> bytes:
 
     key = ec.generate_private_key(ec.SECP256R1())
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"word"))
+
+
+def test_grpc_speaks_with_the_same_certificate_and_follows_its_renewal(toy_bundle, authority, tmp_path):
+    certfile, keyfile = write_certificate(authority, tmp_path)
+    settings = ServerSettings(certfile=certfile, keyfile=keyfile)
+    trusted = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
+    with load(toy_bundle) as session, serving(session, settings, with_grpc=True) as server:
+
+        def is_live(credentials) -> bool:
+            with grpc.secure_channel(server.grpc_address, credentials) as channel:
+                live = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
+                return live(b"", timeout=TIMEOUT_S, wait_for_ready=True) == b"\x08\x01"
+
+        assert is_live(trusted)
+        with grpc.insecure_channel(server.grpc_address) as plain, pytest.raises(grpc.RpcError):
+            plain.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=TIMEOUT_S)
+        other = trustme.CA()
+        write_certificate(other, tmp_path)
+        assert is_live(grpc.ssl_channel_credentials(other.cert_pem.bytes()))

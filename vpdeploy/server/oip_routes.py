@@ -106,11 +106,11 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
 
     async def load(request: Request) -> Response:
         await asyncio.to_thread(service.require_administration().load, grant_of(request), request.path_params["task"])
-        return Response(status_code=200)
+        return JSONResponse({})
 
     async def unload(request: Request) -> Response:
         await asyncio.to_thread(service.require_administration().unload, grant_of(request), request.path_params["task"])
-        return Response(status_code=200)
+        return JSONResponse({})
 
     app.add_api_route("/v2/models/stats", statistics, response_model=None)
     endpoint = inference_endpoint(service, infer)
