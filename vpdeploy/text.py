@@ -50,6 +50,13 @@ def count_text(count: int) -> str:
     return f"{number} {unit}".rstrip()
 
 
+def differing(mine: str, other: str, least: int = 12) -> tuple[str, str]:
+    """Return the beginnings of two different digests, as long as it takes to see that they differ."""
+    same = next((index for index, (one, two) in enumerate(zip(mine, other, strict=False)) if one != two), len(mine))
+    length = max(least, same + 1)
+    return mine[:length], other[:length]
+
+
 def cut_name(name: str, most: int = 40) -> str:
     """Return a class name on one line of at most so many characters."""
     line = "".join(character if character.isprintable() else " " for character in name)

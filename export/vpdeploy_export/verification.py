@@ -17,7 +17,7 @@ from vpdeploy.errors import BackendError, LayoutMismatchError, ParityError, Spec
 from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.task import TaskCard
 from vpdeploy.session.session import Session
-from vpdeploy.text import shell_path
+from vpdeploy.text import differing, shell_path
 from vpdeploy_export.images import folder_images, synthetic_images
 from vpdeploy_export.models import TrainedModel
 from vpdeploy_export.parity import TOLERANCES, Expectation, ParityReport, SessionAnswerer, compare
@@ -160,9 +160,10 @@ def _trained(artifact: Artifact, models: Sequence[TrainedModel], *, images: Path
 def _require_same(model: TrainedModel, card: TaskCard, artifact: Artifact) -> None:
     """Refuse a model that cannot be the one the artifact's task was made from."""
     if model.card.backbone.sha256 != card.backbone.sha256:
+        mine, other = differing(model.card.backbone.sha256, card.backbone.sha256)
         raise LayoutMismatchError(
-            f"{model.origin}: has backbone {model.card.backbone.name} ({model.card.backbone.sha256[:12]}), "
-            f"{artifact.path} {card.backbone.name} ({card.backbone.sha256[:12]}); give the run that was exported"
+            f"{model.origin}: has backbone {model.card.backbone.name} ({mine}), "
+            f"{artifact.path} {card.backbone.name} ({other}); give the run that was exported"
         )
     if difference := model.card.preprocessing.difference(artifact.preprocessing):
         raise LayoutMismatchError(

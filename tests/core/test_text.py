@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vpdeploy.text import align, bytes_text, column_widths, count_text, shell_path
+from vpdeploy.text import align, bytes_text, column_widths, count_text, differing, shell_path
 
 ROWS = [("task", "images", ""), ("birds", "9", "MISSED"), ("a", "1000000", "")]
 
@@ -48,3 +48,8 @@ def test_a_path_pasted_into_a_shell_is_one_argument_that_names_it(name: str):
     (argument,) = shlex.split(shell_path(Path(name)))
     assert Path(argument) == Path(name)
     assert not argument.startswith("-")
+
+
+def test_digests_are_shown_as_far_as_it_takes_to_tell_them_apart():
+    assert differing("a" * 64, "b" * 64) == ("a" * 12, "b" * 12)
+    assert differing("a" * 64, "a" * 40 + "b" * 24) == ("a" * 41, "a" * 40 + "b")

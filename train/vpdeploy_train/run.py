@@ -27,6 +27,7 @@ from vpdeploy.files import replacing_file, sha256_of_file
 from vpdeploy.format.document import to_json
 from vpdeploy.format.run import CARD_FILE, FORMAT, FORMAT_VERSION, TENSOR_FILE, RunCard, digests_to_fields
 from vpdeploy.format.task import TaskCard
+from vpdeploy.text import differing
 from vpdeploy_train.backbone import Backbone, load_backbone
 from vpdeploy_train.data import DataSource, resolve_data
 from vpdeploy_train.data.resolve import missing_data
@@ -191,9 +192,10 @@ class Run:
         averages = self.pooling != "model"
         backbone = load_backbone(self.card.backbone.name, weights=weights, image_size=image_size, averages=averages)
         if backbone.identity.sha256 != self.card.backbone.sha256:
+            mine, other = differing(self.card.backbone.sha256, backbone.identity.sha256)
             raise SpecError(
-                f"{self.path}: was trained on {self.card.backbone.name} with digest {self.card.backbone.sha256[:12]}, "
-                f"the weights here have {backbone.identity.sha256[:12]}; give the original ones with --weights"
+                f"{self.path}: was trained on {self.card.backbone.name} with digest {mine}, "
+                f"the weights here have {other}; give the original ones with --weights"
             )
         if backbone.identity != self.card.backbone:
             raise BundleCorruptError(

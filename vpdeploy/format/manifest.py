@@ -14,6 +14,7 @@ from vpdeploy.format.layout import Layout
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.format.task import BackboneId, TaskCard, check_task_name
+from vpdeploy.text import differing
 
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "model.onnx"
@@ -78,9 +79,10 @@ class BundleFacts:
         """
         self.check_card(prompt_set.card)
         if prompt_set.layout.digest != self.layout.digest:
+            mine, other = differing(prompt_set.layout.digest, self.layout.digest)
             raise LayoutMismatchError(
-                f"task '{prompt_set.card.name}' has layout {prompt_set.layout.digest[:12]}, the bundle's graph "
-                f"{self.layout.digest[:12]}; export the run again for this bundle"
+                f"task '{prompt_set.card.name}' has layout {mine}, the bundle's graph {other}; "
+                "export the run again for this bundle"
             )
 
     def check_card(self, card: TaskCard) -> None:
@@ -90,9 +92,10 @@ class BundleFacts:
             LayoutMismatchError: The task belongs to another backbone or preprocessing; the message says which.
         """
         if card.backbone.sha256 != self.backbone.sha256:
+            mine, other = differing(card.backbone.sha256, self.backbone.sha256)
             raise LayoutMismatchError(
-                f"task '{card.name}' belongs to backbone {card.backbone.name} ({card.backbone.sha256[:12]}), "
-                f"the bundle to {self.backbone.name} ({self.backbone.sha256[:12]})"
+                f"task '{card.name}' belongs to backbone {card.backbone.name} ({mine}), "
+                f"the bundle to {self.backbone.name} ({other})"
             )
         if difference := card.preprocessing.difference(self.preprocessing):
             raise LayoutMismatchError(f"task '{card.name}' is preprocessed unlike the bundle: {difference}")

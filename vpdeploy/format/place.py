@@ -138,9 +138,9 @@ def _check_writable(folder: Path) -> None:
     real = Path(os.path.realpath(folder))
     nearest = next(each for each in (real, *real.parents) if each.exists())
     if not nearest.is_dir():
-        raise BundleError(f"{folder}: cannot be written, {nearest} is not a folder; give another --out")
+        raise BundleError(f"{folder}: cannot be written, {nearest} is not a folder; choose another place")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise BundleError(f"{folder}: cannot be written, {nearest} is read-only here; give another --out")
+        raise BundleError(f"{folder}: cannot be written, {nearest} is read-only here; choose another place")
 
 
 def _losses(manifest: Manifest, tasks: Sequence[str]) -> str:

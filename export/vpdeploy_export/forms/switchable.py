@@ -20,6 +20,7 @@ from vpdeploy.format.manifest import GRAPH_FILE, BundleFacts
 from vpdeploy.format.place import Existing, check_bundle_place, check_update
 from vpdeploy.format.promptset import CompiledPromptSet
 from vpdeploy.table import Table, common_sizes
+from vpdeploy.text import differing
 from vpdeploy_export.forms.form import TORCH_DTYPES
 from vpdeploy_export.graph import SwitchableGraph
 from vpdeploy_export.models import CompiledModel, TrainedModel
@@ -213,7 +214,5 @@ def _require_one_graph(models: Sequence[TrainedModel]) -> None:
         if difference := first.card.preprocessing.difference(model.card.preprocessing):
             raise SpecError(f"{both} preprocess differently: {difference}; export them into two bundles")
         if other.sha256 != mine.sha256:
-            raise SpecError(
-                f"{both} have different weights of {other.name} ({mine.sha256[:12]} and {other.sha256[:12]}); export "
-                "them into two bundles"
-            )
+            digests = " and ".join(differing(mine.sha256, other.sha256))
+            raise SpecError(f"{both} have different weights of {other.name} ({digests}); export them into two bundles")

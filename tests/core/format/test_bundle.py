@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -284,6 +285,20 @@ def test_a_prompt_set_that_does_not_fit_is_refused_and_nothing_is_written(
     with pytest.raises(LayoutMismatchError, match=f"task 'new'.*{message}"):
         publish_task(path, toy.prompt_set("new", **change))
     assert toy.snapshot(path) == before
+
+
+@pytest.mark.parametrize("field", ["backbone", "layout"])
+def test_a_mismatch_shows_where_digests_differ(path: Path, field: str):
+    digest = toy.BACKBONE.sha256[:-1] + "0"
+    change = (
+        {"backbone": replace(toy.BACKBONE, sha256=digest)}
+        if field == "backbone"
+        else {"layout": Layout.for_backbone(replace(toy.BACKBONE, depth=3), dtype="float32")}
+    )
+    with pytest.raises(LayoutMismatchError) as caught:
+        publish_task(path, toy.prompt_set("new", **change))
+    found = re.findall(r"\b[0-9a-f]{12,64}\b", str(caught.value))
+    assert len(found) == len(set(found)) == 2
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", "."])
