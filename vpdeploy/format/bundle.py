@@ -83,7 +83,7 @@ class Bundle:
         manifest_path = path / MANIFEST_FILE
         if path.is_file():
             raise BundleError(f"{path}: is a file, expected a bundle's folder, as vpdeploy export writes it")
-        if not manifest_path.is_file():
+        if not is_bundle(path):
             raise BundleError(f"{path}: not a bundle, {MANIFEST_FILE} is missing; write one with vpdeploy export")
         return cls(path, Manifest.from_document(Document.read(manifest_path)))
 
@@ -215,8 +215,15 @@ def _manifest_bytes(path: Path) -> bytes | None:
 
 
 def is_bundle(path: Path) -> bool:
-    """Tell whether a path looks like a bundle, without reading it."""
-    return (path / MANIFEST_FILE).is_file()
+    """Tell whether a path looks like a bundle, without reading it.
+
+    Raises:
+        BundleError: The folder may not be looked into.
+    """
+    try:
+        return (path / MANIFEST_FILE).is_file()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def write_bundle(

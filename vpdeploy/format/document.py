@@ -37,7 +37,9 @@ class Document:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise BundleCorruptError(f"{path}: file is missing; restore it or export again") from None
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise BundleCorruptError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
             raise BundleCorruptError(f"{path}: cannot be read: {error}") from error
         return cls.parse(text, source=str(path))
 

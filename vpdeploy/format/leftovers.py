@@ -6,13 +6,13 @@ Whoever removes any of it holds the bundle's lock, so nobody is writing it.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpdeploy.files import link_target
 from vpdeploy.format.holds import graph_name, held, version_name
 from vpdeploy.format.manifest import ENGINES_FOLDER, TASKS_FOLDER, VERSION_NAME, Manifest
 from vpdeploy.partials import abandoned, abandoned_in, remove
@@ -87,7 +87,7 @@ def _unnamed(path: Path, manifest: Manifest) -> Iterator[tuple[Path, str | None]
             yield file, None
         elif (_WRITTEN_GRAPH.fullmatch(file.name) or _WRITTEN_DATA.fullmatch(file.name)) and file.name not in named:
             yield file, graph_name(file.name)
-    for each in (*abandoned(Path(os.path.realpath(path))), *abandoned_in(path / ENGINES_FOLDER)):
+    for each in (*abandoned(link_target(path)), *abandoned_in(path / ENGINES_FOLDER)):
         yield each, None
     for folder in (path / TASKS_FOLDER).glob("*/*"):
         task = folder.parent.name

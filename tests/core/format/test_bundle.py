@@ -94,6 +94,23 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path):
             Bundle.open(place)
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_folder_that_cannot_be_looked_into_is_one_clear_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(BundleError, match=f"zoo: cannot be read: {os.strerror(number)}"):
+        is_bundle(path)
+
+
+def test_a_file_is_no_bundle_and_called_a_file(path: Path):
+    with pytest.raises(BundleError, match=r"model\.onnx: is a file, expected a bundle's folder"):
+        Bundle.open(path / "model.onnx")
+
+
 def test_a_manifest_without_any_one_of_its_fields_is_refused_by_name(path: Path):
     original = (path / MANIFEST).read_text()
     required = [
