@@ -24,6 +24,7 @@ from vpdeploy.server.app import CLOSE_S
 from vpdeploy.server.protocol import LimitedProtocol
 from vpdeploy.server.service import Service
 from vpdeploy.server.settings import ServerSettings
+from vpdeploy.server.systemd import Notifier
 from vpdeploy.server.tls import Certificate
 from vpdeploy.server.watchdog import LastResort, end_process
 
@@ -128,6 +129,7 @@ class Server(uvicorn.Server):
         self._signalled_at: float | None = None
         self._listens_until = math.inf
         self._drains_until = math.inf
+        self._notifier = Notifier()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections; unlike uvicorn's, with limits, on how long a TLS handshake may take, too."""
@@ -144,6 +146,7 @@ class Server(uvicorn.Server):
         ]
         self.started = True
         self._on_listening()
+        self._notifier.ready(f"serving {len(self._service.session.tasks)} tasks")
 
     def _connection(self) -> LimitedProtocol:
         """Return the protocol of one connection."""
@@ -157,6 +160,10 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Look after connections and certificate once a second; uvicorn calls this ten times as often."""
+        if self._service.watchdog.fault is None:  # from here: what hangs on the event loop must not go unnoticed
+            self._notifier.beat()
+        if self._service.draining:
+            self._notifier.stopping()
         if counter % _TICKS_PER_CHECK == 0:
             if self._certificate is not None:
                 self._certificate.refresh()
@@ -166,6 +173,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen no longer, in any protocol, wait for what was accepted, hang up on the rest, and end the app."""
         self._service.draining = True
+        self._notifier.stopping()
         for server in self.servers:
             server.close()
         for listener in sockets or []:
