@@ -21,7 +21,7 @@ from vpdeploy import load
 from vpdeploy.errors import LayoutMismatchError, MissingExtraError, ParityError, SpecError
 from vpdeploy.format.bundle import Bundle
 from vpdeploy.server.app import create_app
-from vpdeploy.server.recompiling import _failure
+from vpdeploy.server.recompiling import _failure, _without_places
 from vpdeploy.server.settings import ServerSettings
 
 TOKENS = """
@@ -109,6 +109,7 @@ def in_folder(files: dict[str, bytes], folder: str) -> dict[str, bytes]:
         lambda files: tar_of(files, mode="w", format=tarfile.USTAR_FORMAT),
         lambda files: tar_of(in_folder(files, "./"), format=tarfile.GNU_FORMAT),
         lambda files: tar_of(in_folder(files, "./")),
+        lambda files: tar_with(change_to(name=".", type=tarfile.DIRTYPE), in_folder(files, "./")),
         lambda files: tar_of(in_folder({**files, "plots/a.png": b"x"}, "run/")),
         zip_of,
         lambda files: zip_of(in_folder(files, "1/"), compression=zipfile.ZIP_STORED),
@@ -266,6 +267,7 @@ HOSTILE = {
     "a path of Windows": lambda: tar_with(change_to(name="..\\evil", size=1)),
     "a drive": lambda: tar_with(change_to(name="c:evil", size=1)),
     "a control character": lambda: tar_with(change_to(name="a\nb", size=1)),
+    "a file without a name": lambda: tar_with(change_to(name=".", size=1)),
     "a folder up": lambda: tar_with(change_to(name="../evil", type=tarfile.DIRTYPE)),
     "a link": lambda: tar_with(change_to(type=tarfile.SYMTYPE, linkname="/etc/passwd")),
     "a hard link": lambda: tar_with(change_to(type=tarfile.LNKTYPE, linkname="task.json")),
@@ -293,6 +295,8 @@ HOSTILE = {
     "a card of another format": lambda: card_with(format="vpdeploy.bundle"),
     "a card of another version": lambda: card_with(format_version=99),
     "another task": lambda: tar_of(files_of("other")),
+    "a run of another task": lambda: card_with(format="vpdeploy.run", task={"name": "other"}),
+    "a run that is none": lambda: card_with(format="vpdeploy.run", task={"name": 3}),
     "damaged tensors": lambda: tar_of({**files_of("evil"), "prompts.safetensors": b"\xff" * 100}),
 }  # fmt: skip
 
@@ -366,6 +370,19 @@ def test_unless_enabled_nothing_can_be_changed(client):
     assert client.delete("/v1/tasks/rgb").status_code == 405
     assert client.post("/v1/tasks/rgb:rollback").status_code == 404
     assert client.get("/v1/versions").status_code == 404
+
+
+def test_a_run_names_no_files_of_the_server():
+    files = {"own.safetensors": b"", "task.json": b""}
+    for weights, kept in (
+        ("/etc/passwd", None),
+        ("../x.pth", None),
+        ("own.safetensors", "own.safetensors"),
+        (None, None),
+    ):
+        card = json.dumps({"weights": weights, "data": {"spec": "hf:someone/something", "seed": 1}, "task": {}})
+        fields = json.loads(_without_places(card.encode(), files))
+        assert fields == {"weights": kept, "data": {"spec": None, "seed": 1}, "task": {}}
 
 
 @pytest.mark.parametrize(

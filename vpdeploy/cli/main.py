@@ -52,6 +52,10 @@ _ORDER = (
 )
 
 
+_CONTEXTS = {"serve": {"auto_envvar_prefix": "VPDEPLOY_SERVE"}}
+"""Verbs whose options may be given in the environment, and the prefix of the variables."""
+
+
 def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
     """Return the command line with every verb that is installed.
 
@@ -89,7 +93,7 @@ def build_app(arguments: Sequence[str] = ()) -> typer.Typer:
         if name == asked:
             complete_verb(verb, rest)
     for name in sorted(verbs, key=lambda name: (_ORDER.index(name) if name in _ORDER else len(_ORDER), name)):
-        app.command(name)(verbs[name])
+        app.command(name, context_settings=_CONTEXTS.get(name))(verbs[name])
     for name in sorted(task_verbs):
         task_app.command(name)(task_verbs[name])
     app.add_typer(task_app, name="task")

@@ -14,6 +14,7 @@ import typer
 
 from vpdeploy.backends import AUTO
 from vpdeploy.cli import exits
+from vpdeploy.cli.config import ConfigOption
 from vpdeploy.cli.runtimes import RuntimeOption
 from vpdeploy.cli.sizes import parse_batch_size, parse_size
 from vpdeploy.cli.threads import Threads
@@ -34,6 +35,7 @@ class LogFormat(str, Enum):
 
 def serve(
     path: Annotated[Path, typer.Argument(help="A bundle, or one task's ONNX file, from vpdeploy export.")],
+    config: ConfigOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     grpc_port: Annotated[

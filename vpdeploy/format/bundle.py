@@ -353,7 +353,7 @@ def publish_tasks(
         if graph_sha256 not in (None, manifest.graph_sha256):
             raise BundleError(f"{path}: its graph was replaced meanwhile, nothing was added; run the command again")
         for name in names:
-            _check_version(manifest, name, condition)
+            check_version(manifest, name, condition)
         for prompt_set in prompt_sets:
             manifest.check_fit(prompt_set)
         for prompt_set in prompt_sets:
@@ -362,7 +362,12 @@ def publish_tasks(
         return {name: manifest.tasks[name].version for name in names}
 
 
-def _check_version(manifest: Manifest, task: str, condition: Condition | None) -> None:
+def check_version(manifest: Manifest, task: str, condition: Condition | None) -> None:
+    """Check that a task is at a version that a change is meant for.
+
+    Raises:
+        VersionConflictError: It is at another.
+    """
     served = manifest.tasks[task].version if task in manifest.tasks else None
     if condition is not None and not condition(served):
         state = "is not in the bundle" if served is None else f"is at version {served}"
@@ -387,7 +392,7 @@ def withdraw_task(path: Path, task: str, *, condition: Condition | None = None) 
     """
     with _changing(path) as bundle:
         entry = bundle.manifest.entry(task)
-        _check_version(bundle.manifest, task, condition)
+        check_version(bundle.manifest, task, condition)
         _replace_manifest(path, bundle.manifest.without_task(task))
         return sorted(entry.files)
 
@@ -411,7 +416,7 @@ def roll_back_task(path: Path, task: str, *, condition: Condition | None = None)
     """
     with _changing(path) as bundle:
         entry = bundle.manifest.entry(task)
-        _check_version(bundle.manifest, task, condition)
+        check_version(bundle.manifest, task, condition)
         if (previous := entry.previous_version) is None:
             raise SpecError(f"task '{task}' has no version before {entry.version}; nothing to roll back to")
         manifest = bundle.manifest.with_task(task, replace(entry, version=previous))

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vpdeploy.errors import BundleError, InputError, LayoutMismatchError, TaskNotFoundError
-from vpdeploy.format.bundle import Bundle, Condition, publish_tasks, read_consistently, roll_back_task, withdraw_task
+from vpdeploy.format.bundle import (
+    Bundle,
+    Condition,
+    check_version,
+    publish_tasks,
+    read_consistently,
+    roll_back_task,
+    withdraw_task,
+)
 from vpdeploy.format.document import Document
 from vpdeploy.format.manifest import TaskEntry
 from vpdeploy.format.promptset import CARD_FILE, FORMAT, TENSOR_FILE, CompiledPromptSet
@@ -18,6 +26,7 @@ from vpdeploy.format.run import FORMAT as RUN_FORMAT
 from vpdeploy.format.task import check_task_name
 from vpdeploy.server.access import Grant, Scope
 from vpdeploy.server.recompiling import RunCompiler
+from vpdeploy.text import cut_name
 
 _log = logging.getLogger(__name__)
 
@@ -117,9 +126,8 @@ class Administration:
         self._require(grant, task)
         check_task_name(task)
         bundle = Bundle.open(self._path)
-        prompt_set = self._prompt_set(bundle, files)
-        if prompt_set.card.name != task:
-            raise InputError(f"the archive holds task '{prompt_set.card.name}', asked for is '{task}'; name it alike")
+        check_version(bundle.manifest, task, condition)  # and once more when it is published: compiling takes a while
+        prompt_set = self._prompt_set(bundle, task, files)
         graph_sha256 = bundle.manifest.graph_sha256
         versions = publish_tasks(self._path, [prompt_set], graph_sha256=graph_sha256, condition=condition)
         self._follow(grant, f"published version {versions[task]} of task {task}")
@@ -203,10 +211,13 @@ class Administration:
         except (BundleError, LayoutMismatchError) as error:
             _log.error("the change is published, and not served yet: %s", " ".join(str(error).split()))
 
-    def _prompt_set(self, bundle: Bundle, files: Mapping[str, bytes]) -> CompiledPromptSet:
+    def _prompt_set(self, bundle: Bundle, task: str, files: Mapping[str, bytes]) -> CompiledPromptSet:
         """Read the files, which are a prompt set's or a run's."""
         try:
-            kind = Document.parse(files[CARD_FILE].decode(errors="replace"), source=CARD_FILE).take("format", str)
+            card = Document.parse(files[CARD_FILE].decode(errors="replace"), source=CARD_FILE)
+            kind, name = card.take("format", str), card.nested("task").take("name", str)
+            if name != task:
+                raise InputError(f"the archive holds task '{cut_name(name)}', asked for is '{task}'; name it alike")
             if kind == FORMAT and TENSOR_FILE in files:
                 return CompiledPromptSet.decode(dict(files), folder=Path())
         except (BundleError, LayoutMismatchError) as error:  # the archive's: it is not compared with the bundle yet

@@ -56,6 +56,8 @@ def read_archive(data: bytes, reservation: Reservation, *, max_bytes: int) -> di
     left = max_bytes
     for name, content in members(data, reservation, max_bytes):
         path = _safe_path(name)
+        if not path.parts:
+            raise InputError("the archive holds a file without a name")
         if path in files:
             raise InputError(f"the archive holds '{path}' twice")
         files[path] = content
@@ -75,7 +77,7 @@ def read_archive(data: bytes, reservation: Reservation, *, max_bytes: int) -> di
 def _safe_path(name: str) -> PurePosixPath:
     """Return a member's path, which does not lead out of where it would be unpacked."""
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or not path.parts or not name.isprintable() or "\\" in name:
+    if not name or path.is_absolute() or ".." in path.parts or not name.isprintable() or "\\" in name:
         raise InputError("the archive holds a name that leads out of it, or is none")
     if len(name) > 255 or any(":" in part for part in path.parts):
         raise InputError("the archive holds a name that not every system can write")

@@ -115,7 +115,7 @@ def add_playground_routes(app: FastAPI, service: Service) -> None:
                     "name": "since",
                     "in": "query",
                     "description": "The first second of interest, counted from the server's start.",
-                    "schema": {"type": "integer", "minimum": 0, "default": 0},
+                    "schema": {"type": "integer", "minimum": 0, "maximum": 10**_MAX_SECOND_DIGITS - 1, "default": 0},
                 }
             ]
         },

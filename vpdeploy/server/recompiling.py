@@ -31,7 +31,8 @@ from vpdeploy.format.promptset import CompiledPromptSet
 _TIMEOUT_S = 600
 """How long compiling one run may take, in s."""
 
-_FORGOTTEN = ("VPDEPLOY_TOKEN", "VPDEPLOY_ADMIN_TOKEN")
+_FORGOTTEN = ("VPDEPLOY_TOKEN", "VPDEPLOY_ADMIN_TOKEN", "VPDEPLOY_SERVE_")
+"""How the names of variables begin that may hold what is the server's."""
 
 
 class RunCompiler:
@@ -97,7 +98,7 @@ class RunCompiler:
         if self._weights is not None:
             command += ["--weights", str(self._weights)]
         # A run must not make this machine fetch anything, nor see what is the server's.
-        environment = {name: value for name, value in os.environ.items() if name not in _FORGOTTEN}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(_FORGOTTEN)}
         environment["HF_HUB_OFFLINE"] = "1"
         with subprocess.Popen(
             command,
