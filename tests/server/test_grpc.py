@@ -119,7 +119,9 @@ def test_metadata_and_configuration(client):
 
 def test_repository_index_lists_every_task(client):
     index = client.get_model_repository_index().models
-    assert [(model.name, model.version, model.state) for model in index] == [(task, "1", "READY") for task in TASKS]
+    assert [(model.name, model.version, model.state) for model in index] == [
+        (task, "1", "READY") for task in (*TASKS, "@bundle")
+    ]
 
 
 @pytest.mark.parametrize("make", [pixels_input, files_input])

@@ -118,6 +118,58 @@ def test_sequences_are_refused_and_own_parameters_are_not(triton, client, option
         ask(triton, client, **options)
 
 
+def mixed(triton, tasks, colours):
+    pixels = np.stack([solid(colour) for colour in colours])
+    names = np.array([task.encode() for task in tasks], dtype=object)
+    return [
+        triton.InferInput("image", list(pixels.shape), "UINT8").set_data_from_numpy(pixels),
+        triton.InferInput("task", [len(tasks)], "BYTES").set_data_from_numpy(names),
+    ]
+
+
+def test_a_request_to_the_bundle_mixes_tasks_and_pads_their_rows(triton, client):
+    result = client.infer("@bundle", mixed(triton, ["rgb", "warm", "bgr"], ["green", "red", "red"]), headers=admin())
+    assert result.as_numpy("label").tolist() == [b"green", b"red", b"red"]
+    expected = [[0, 10, 0], [10, 0, -30000], [0, 0, 10]]
+    np.testing.assert_allclose(result.as_numpy("logits"), expected, atol=1e-5)
+    assert result.as_numpy("probabilities")[1, 2] == 0
+    outputs = [triton.InferRequestedOutput("logits", class_count=3)]
+    ranked = client.infer("@bundle", mixed(triton, ["warm", "rgb"], ["red", "blue"]), outputs=outputs, headers=admin())
+    assert ranked.as_numpy("logits")[0].tolist() == [b"10.000000:0:red", b"0.000000:1:blue", b""]
+
+
+def test_the_bundle_describes_itself(triton, client):
+    metadata = client.get_model_metadata("@bundle", headers=admin())
+    inputs = metadata["inputs"] if isinstance(metadata, dict) else metadata.inputs
+    assert [each["name"] if isinstance(each, dict) else each.name for each in inputs] == ["image", "task"]
+    assert client.is_model_ready("@bundle", headers=admin())
+    assert client.get_model_config("@bundle", headers=admin())
+    before = int(statistics(client, "@bundle")[0].get("inference_count", 0))
+    client.infer("@bundle", mixed(triton, ["rgb", "warm"], ["green", "red"]), headers=admin())
+    (stats,) = statistics(client, "@bundle")
+    assert int(stats["inference_count"]) == before + 2
+    assert "@bundle" not in {each["name"] for each in statistics(client)}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "text"),
+    [(["rgb", "nowhere"], "no task 'nowhere'"), (["rgb"], "one name for each image"), (["rgb", "\xff"], "no task")],
+)
+def test_tasks_that_cannot_be_asked_refuse_the_whole_request(triton, client, tasks, text):
+    with pytest.raises(InferenceServerException, match=text):
+        client.infer("@bundle", mixed(triton, tasks, ["red", "red"]), headers=admin())
+    with pytest.raises(InferenceServerException, match="expected the inputs 'image', 'task'"):
+        ask(triton, client, "@bundle")
+
+
+def test_names_in_json_are_text(server):
+    pixels = {"name": "image", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": solid("red").ravel().tolist()}
+    names = {"name": "task", "datatype": "BYTES", "shape": [1], "data": ["warm"]}
+    url = f"{server.url}/v2/models/@bundle/infer"
+    answer = httpx.post(url, json={"inputs": [pixels, names]}, headers=admin()).json()
+    assert (answer["model_name"], answer["outputs"][2]["data"]) == ("@bundle", ["red"])
+
+
 def test_reserved_parameters_are_refused(server):
     pixels = {"name": "image", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": solid("red").ravel().tolist()}
     for name, status in (("triton_x", 400), ("triton_enable_empty_final_response", 200)):

@@ -66,7 +66,7 @@ def test_a_token_limited_to_tasks_sees_no_others(served):
     listed = served.get("/v1/tasks", headers=headers).json()["tasks"]
     assert [each["task"] for each in listed] == ["rgb", "warm"]
     index = served.post("/v2/repository/index", headers=headers).json()
-    assert [each["name"] for each in index] == ["rgb", "warm"]
+    assert [each["name"] for each in index] == ["rgb", "warm", "@bundle"]
     assert served.post("/v1/tasks/rgb:predict", content=encoded("red"), headers=headers).status_code == 200
     fan_out = served.post("/v1/predict", content=encoded("red"), headers=headers).json()["tasks"]
     assert [each["task"] for each in fan_out] == ["rgb", "warm"]

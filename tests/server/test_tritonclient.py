@@ -70,7 +70,7 @@ def test_model_config_tells_the_batch_size(triton_client):
 def test_repository_index_lists_every_task(triton_client):
     index = triton_client.get_model_repository_index()
     assert [(entry["name"], entry["version"], entry["state"]) for entry in index] == [
-        (task, "1", "READY") for task in TASKS
+        (task, "1", "READY") for task in (*TASKS, "@bundle")
     ]
 
 

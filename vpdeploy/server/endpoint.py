@@ -14,6 +14,7 @@ from vpdeploy.server.access import Scope
 from vpdeploy.server.auth import grant_of
 from vpdeploy.server.metrics import REMOVED_TASK, SEVERAL_TASKS, UNKNOWN_TASK
 from vpdeploy.server.service import Service
+from vpdeploy.server.statistics import WHOLE
 from vpdeploy.server.statuses import ClientGoneError, error_response
 from vpdeploy.server.work import forget_frames
 
@@ -69,7 +70,7 @@ async def _client_left(request: Request) -> None:
 def _task_label(service: Service, request: Request, response: Response) -> str:
     """Return a label that clients cannot multiply: only names of loaded tasks become one."""
     task = request.path_params.get("task")
-    if task is None:
+    if task is None or task == WHOLE[0]:
         return SEVERAL_TASKS
     if task in service.session.tasks:
         return str(task)

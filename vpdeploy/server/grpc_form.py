@@ -17,7 +17,6 @@ from vpdeploy.errors import InputError
 from vpdeploy.server.grpc_messages import message_class
 from vpdeploy.server.oip_request import InferRequest, Message, OutputWish, refuse_shared_memory
 from vpdeploy.server.oip_tensors import InputTensor, OutputTensor
-from vpdeploy.server.service import ServedTask
 from vpdeploy.server.statuses import TooLargeError
 
 _MAX_FIELDS = 4096
@@ -87,11 +86,11 @@ def parse_call(data: bytes, *, max_values: int) -> InferCall:
     return InferCall(model=texts[1], version=texts[2], message=message)
 
 
-def render_call(request: InferRequest, task: ServedTask, tensors: Sequence[OutputTensor]) -> Any:
+def render_call(request: InferRequest, model: tuple[str, str], tensors: Sequence[OutputTensor]) -> Any:
     """Return the answer to one request as a ModelInferResponse; see ``oip_json.render_message``."""
     return _RESPONSE(
-        model_name=task.card.name,
-        model_version=str(task.version),
+        model_name=model[0],
+        model_version=model[1],
         id=request.id or "",
         outputs=[{"name": each.name, "datatype": each.datatype, "shape": each.shape} for each in tensors],
         raw_output_contents=[each.to_bytes() for each in tensors],

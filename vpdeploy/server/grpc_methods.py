@@ -15,11 +15,22 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from vpdeploy.errors import InputError, ShuttingDownError, TaskNotFoundError
+from vpdeploy.format.layout import IMAGE
 from vpdeploy.server.access import Grant
 from vpdeploy.server.bodies import SMALL_BODY_BYTES
 from vpdeploy.server.grpc_form import InferCall, parse_call, render_call
 from vpdeploy.server.grpc_messages import message_class
-from vpdeploy.server.metrics import UNKNOWN_TASK
+from vpdeploy.server.metrics import SEVERAL_TASKS, UNKNOWN_TASK
+from vpdeploy.server.oip_bundle import (
+    BUNDLE_INPUTS,
+    BUNDLE_MODEL,
+    bundle_config,
+    bundle_metadata,
+    bundle_statistics,
+    check_bundle_version,
+    classify_request,
+    model_of,
+)
 from vpdeploy.server.oip_request import InferRequest, read_request
 from vpdeploy.server.oip_response import (
     model_config,
@@ -88,7 +99,7 @@ class Methods:
                 ("ServerReady", lambda call, request: {"ready": service.is_ready}),
                 ("ServerMetadata", lambda call, request: server_metadata(service.settings.batching)),
                 ("ModelReady", self._model_ready),
-                ("ModelMetadata", lambda call, request: model_metadata(self._named(call, request), self._image_size)),
+                ("ModelMetadata", self._metadata),
                 ("ModelConfig", self._config),
                 ("ModelStatistics", self._statistics),
                 ("RepositoryModelLoad", self._load),
@@ -149,6 +160,8 @@ class Methods:
                     parsed = parse_call(message, max_values=service.settings.max_json_values)
                 if parsed.model in service.session.tasks:
                     task = parsed.model
+                elif parsed.model == BUNDLE_MODEL:
+                    task = SEVERAL_TASKS
                 return self._on_loop(call, self._classify(call, parsed, len(message)))
         except Exception as error:
             status = status_of(error)
@@ -158,22 +171,18 @@ class Methods:
 
     async def _classify(self, call: Call, asked: InferCall, size: int) -> Any:
         service, settings = self._service, self._service.settings
-        task = self._task(call, asked.model, asked.version)
-        line = service.line([task.card.name], call.client, call.grant)
-        read = partial(read_request, asked.message, image_size=self._image_size, max_images=settings.max_images)
+        task = None if _names_bundle(asked.model, asked.version) else self._task(call, asked.model, asked.version)
+        line = service.line([asked.model], call.client, call.grant)
+        inputs = BUNDLE_INPUTS if task is None else (IMAGE,)
+        read = partial(
+            read_request, asked.message, image_size=self._image_size, max_images=settings.max_images, inputs=inputs
+        )
         request = read() if size <= SMALL_BODY_BYTES else await service.off_loop(line, read)
-        answers = await service.classify(
-            request.images,
-            [task.card.name],
-            grant=call.grant,
-            client=call.client,
-            deadline_s=_deadline(call, request),
+        answers = await classify_request(
+            service, request, task, grant=call.grant, client=call.client, deadline_s=_deadline(call, request)
         )
-        return (
-            await service.off_loop(line, partial(_render, request, answers))
-            if size > SMALL_BODY_BYTES
-            else _render(request, answers)
-        )
+        render = partial(_render, request, model_of(task, answers), answers)
+        return await service.off_loop(line, render) if size > SMALL_BODY_BYTES else render()
 
     def _on_loop(self, call: Call, work: Coroutine[Any, Any, _T]) -> _T:
         """Do work on the event loop; it is cancelled when the call ends."""
@@ -197,16 +206,26 @@ class Methods:
 
     def _model_ready(self, call: Call, request: Any) -> dict[str, Any]:
         try:
-            self._named(call, request)
+            if not _names_bundle(request.name, request.version):
+                self._named(call, request)
         except TaskNotFoundError:
             return {"ready": False}
         return {"ready": self._service.is_ready}
 
+    def _metadata(self, call: Call, request: Any) -> dict[str, Any]:
+        if _names_bundle(request.name, request.version):
+            return bundle_metadata(self._service, call.grant)
+        return model_metadata(self._named(call, request), self._image_size)
+
     def _config(self, call: Call, request: Any) -> dict[str, Any]:
+        if _names_bundle(request.name, request.version):
+            return {"config": bundle_config(self._service, call.grant)}
         batch_size = self._service.settings.batching.max_batch_size
         return {"config": model_config(self._named(call, request), self._image_size, batch_size)}
 
     def _statistics(self, call: Call, request: Any) -> dict[str, Any]:
+        if _names_bundle(request.name, request.version):
+            return bundle_statistics(self._service, call.grant)
         task = self._named(call, request) if request.name else None
         return model_statistics(self._service, call.grant, task)
 
@@ -238,6 +257,13 @@ class Methods:
             ended.wait(_WATCH_LOOK_S)
 
 
+def _names_bundle(model: str, version: str) -> bool:
+    if model != BUNDLE_MODEL:
+        return False
+    check_bundle_version(version)
+    return True
+
+
 _INFERRED = message_class("ModelInferResponse")
 _STREAMED = message_class("ModelStreamInferResponse")
 
@@ -251,8 +277,8 @@ def _parse(request_class: type[Any], message: bytes) -> Any:
         raise InputError(f"the request is no {request_class.DESCRIPTOR.name}") from None
 
 
-def _render(request: InferRequest, answers: Any) -> Any:
-    return render_call(request, answers[0].task, output_tensors(request, answers))
+def _render(request: InferRequest, model: tuple[str, str], answers: Any) -> Any:
+    return render_call(request, model, output_tensors(request, answers))
 
 
 def _deadline(call: Call, request: InferRequest) -> float | None:

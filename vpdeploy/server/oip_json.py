@@ -11,7 +11,6 @@ from vpdeploy.errors import InputError
 from vpdeploy.format.layout import IMAGE
 from vpdeploy.server.oip_request import InferRequest, Message, OutputWish, name_tensors, refuse_shared_memory, take
 from vpdeploy.server.oip_tensors import InputTensor, OutputTensor
-from vpdeploy.server.service import ServedTask
 from vpdeploy.server.statuses import TooLargeError
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -55,13 +54,13 @@ def parse_message(body: bytes, header_length: str | None, *, max_json_bytes: int
 
 
 def render_message(
-    request: InferRequest, task: ServedTask, tensors: Sequence[OutputTensor]
+    request: InferRequest, model: tuple[str, str], tensors: Sequence[OutputTensor]
 ) -> tuple[bytes, int | None]:
     """Encode the answer to one request.
 
     Args:
         request: What was asked.
-        task: The task that answered.
+        model: Name and version of the model that answered.
         tensors: The outputs that the request asks for, in its order.
 
     Returns:
@@ -77,7 +76,7 @@ def render_message(
         else:
             entry["data"] = tensor.values.ravel().tolist()
         entries.append(entry)
-    document = {"model_name": task.card.name, "model_version": str(task.version), "outputs": entries}
+    document = {"model_name": model[0], "model_version": model[1], "outputs": entries}
     if request.id is not None:
         document["id"] = request.id
     text = json.dumps(document, separators=(",", ":")).encode()

@@ -21,6 +21,9 @@ _T = TypeVar("_T")
 
 PROBABILITIES = "probabilities"
 LABEL = "label"
+TASK = "task"
+"""The second input of the bundle as a model: the name of the task that each image is for."""
+
 OUTPUTS = (LOGITS, PROBABILITIES, LABEL)
 """The outputs of every task, in the order in which they are returned when none is asked for."""
 
@@ -82,35 +85,43 @@ class InferRequest:
     Attributes:
         id: The client's name for the request, which the response repeats; None where it has none.
         images: Encoded files, or pixels uint8 [H, W, 3] that are views of the request's body.
+        tasks: The task of each image; empty where all are for the task that the request is sent to.
         outputs: The outputs to return, in order.
         deadline_s: How long the client waits, in s; None where it does not say.
     """
 
     id: str | None
     images: list[bytes] | list[Pixels]
+    tasks: tuple[str, ...] = ()
     outputs: tuple[RequestedOutput, ...]
     deadline_s: float | None
 
 
-def read_request(message: Message, *, image_size: int, max_images: int) -> InferRequest:
+def read_request(
+    message: Message, *, image_size: int, max_images: int, inputs: Sequence[str] = (IMAGE,)
+) -> InferRequest:
     """Check a request and take its images out of it.
 
     Args:
         message: The request as it came.
         image_size: Height and width of images sent as pixels.
         max_images: Images that one request may hold.
+        inputs: The inputs of the model: the images, and the tasks where it does not stand for one.
 
     Raises:
         InputError: It is no valid request.
         TooLargeError: It holds more than is accepted.
     """
     _check_parameters(message.parameters)
-    if [tensor.name for tensor in message.inputs] != [IMAGE]:
-        names = name_tensors([tensor.name for tensor in message.inputs])
-        raise InputError(f"expected exactly one input, '{IMAGE}', found {names}")
+    tensors = {tensor.name: tensor for tensor in message.inputs}
+    if len(tensors) != len(message.inputs) or set(tensors) != set(inputs):
+        expected = f"exactly one input, '{IMAGE}'" if len(inputs) == 1 else f"the inputs {name_tensors(inputs)}"
+        raise InputError(f"expected {expected}, found {name_tensors([tensor.name for tensor in message.inputs])}")
+    images = _images(tensors[IMAGE], image_size=image_size, max_images=max_images)
     return InferRequest(
         id=message.id or None,
-        images=_images(message.inputs[0], image_size=image_size, max_images=max_images),
+        images=images,
+        tasks=_tasks(tensors[TASK], len(images)) if TASK in tensors else (),
         outputs=_outputs(message.outputs, binary=take(message.parameters, "binary_data_output", bool, False)),
         deadline_s=_deadline(take(message.parameters, "timeout", int, 0)),
     )
@@ -184,6 +195,19 @@ def _files(tensor: InputTensor, count: int) -> list[bytes]:
                 ) from None
         files.append(element)
     return files
+
+
+def _tasks(tensor: InputTensor, count: int) -> tuple[str, ...]:
+    """Return the names of the tasks, one for each image."""
+    if tensor.datatype != "BYTES" or tensor.shape not in ((count,), (count, 1)):
+        raise InputError(
+            f"input '{TASK}' should be BYTES [{count}], one name for each image, found '{tensor.datatype[:40]}' "
+            f"{str(list(tensor.shape))[:80]}"
+        )
+    names = unpack_elements(TASK, tensor.data, count) if isinstance(tensor.data, memoryview) else tensor.data
+    if len(names) != count:
+        raise InputError(f"input '{TASK}': expected {count} names, found {len(names)}")
+    return tuple(name if isinstance(name, str) else name.decode(errors="replace") for name in names)
 
 
 def _outputs(wishes: Sequence[OutputWish], *, binary: bool) -> tuple[RequestedOutput, ...]:

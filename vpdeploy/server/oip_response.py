@@ -14,11 +14,15 @@ from vpdeploy.server.access import Grant
 from vpdeploy.server.oip_request import LABEL, PROBABILITIES, InferRequest
 from vpdeploy.server.oip_tensors import OutputTensor, Values
 from vpdeploy.server.service import Classified, ServedTask, Service
+from vpdeploy.server.statistics import WHOLE
 from vpdeploy.serving.batcher import BatchSettings
 from vpdeploy.serving.queue import Logits
 from vpdeploy.text import cut_name
 
 PLATFORM = "vpdeploy"
+
+PADDING = -30000.0
+"""What stands in logits where a task has no such class: its probability is 0, and JSON can write it."""
 
 
 def output_tensors(request: InferRequest, answers: Sequence[Classified]) -> list[OutputTensor]:
@@ -26,13 +30,14 @@ def output_tensors(request: InferRequest, answers: Sequence[Classified]) -> list
 
     Args:
         request: What was asked.
-        answers: One answer for each image, all of one task.
+        answers: One answer for each image; where tasks have fewer classes than others, their rows are filled up, with
+            ``PADDING`` in logits, with 0 in probabilities.
     """
     tensors: list[OutputTensor] = []
     for output in request.outputs:
         values = _VALUES[output.name](answers)
         if output.class_count:
-            values = _classification(values, answers[0].task.card.labels, output.class_count)
+            values = _classification(values, answers, output.class_count)
         tensors.append(OutputTensor(name=output.name, values=values))
     return tensors
 
@@ -72,7 +77,7 @@ def served_version(task: ServedTask, version: str | None) -> ServedTask:
 
 
 def repository_index(service: Service, grant: Grant) -> list[dict[str, str]]:
-    """List the tasks that exist for a token, and those that are damaged."""
+    """List the tasks that exist for a token, those that are damaged or unloaded, and the bundle."""
     ready = [
         {"name": task.card.name, "version": str(task.version), "state": "READY", "reason": ""}
         for task in service.tasks(grant)
@@ -86,7 +91,8 @@ def repository_index(service: Service, grant: Grant) -> list[dict[str, str]]:
         {"name": name, "version": "", "state": "UNAVAILABLE", "reason": "unloaded"}
         for name in grant.covered(service.session.unloaded)
     ]
-    return [*ready, *failed, *unloaded]
+    whole = {"name": WHOLE[0], "version": str(WHOLE[1]), "state": "READY", "reason": ""}
+    return [*ready, *failed, *unloaded, whole]
 
 
 def model_statistics(service: Service, grant: Grant, task: ServedTask | None) -> dict[str, Any]:
@@ -136,11 +142,19 @@ def model_config(task: ServedTask, image_size: int, max_batch_size: int) -> dict
 
 
 def _logits(answers: Sequence[Classified]) -> Values:
-    return np.stack([answer.logits for answer in answers])
+    return _stacked([answer.logits for answer in answers], PADDING)
 
 
 def _probabilities(answers: Sequence[Classified]) -> Values:
-    return np.stack([answer.probabilities for answer in answers])
+    return _stacked([answer.probabilities for answer in answers], 0.0)
+
+
+def _stacked(rows: Sequence[Logits], padding: float) -> Values:
+    width = max(map(len, rows))
+    stacked = np.full((len(rows), width), padding, dtype=np.float32)
+    for target, row in zip(stacked, rows, strict=True):
+        target[: len(row)] = row
+    return stacked
 
 
 def _labels(answers: Sequence[Classified]) -> Values:
@@ -155,10 +169,11 @@ _VALUES: dict[str, Callable[[Sequence[Classified]], Values]] = {
 """How each output is made: arrays [B, C], or [B] of names."""
 
 
-def _classification(values: Logits, labels: Sequence[str], count: int) -> Values:
-    """Return the best classes as ``value:index:label``, object [B, min(count, C)]."""
+def _classification(values: Logits, answers: Sequence[Classified], count: int) -> Values:
+    """Return the best classes as ``value:index:label``, object [B, min(count, C)]; empty where a task has fewer."""
     order = np.argsort(-values, axis=1, kind="stable")[:, :count]
-    rows = [
-        [f"{row[index]:.6f}:{index}:{labels[index]}" for index in best] for row, best in zip(values, order, strict=True)
-    ]
+    rows = []
+    for row, best, answer in zip(values, order, answers, strict=True):
+        labels = answer.task.card.labels
+        rows.append([f"{row[index]:.6f}:{index}:{labels[index]}" if index < len(labels) else "" for index in best])
     return np.array(rows, dtype=object)

@@ -11,9 +11,21 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from vpdeploy.format.layout import IMAGE
+from vpdeploy.server.access import Scope
 from vpdeploy.server.auth import grant_of
 from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of, compress_for
 from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
+from vpdeploy.server.oip_bundle import (
+    BUNDLE_INPUTS,
+    BUNDLE_MODEL,
+    bundle_config,
+    bundle_metadata,
+    bundle_statistics,
+    check_bundle_version,
+    classify_request,
+    model_of,
+)
 from vpdeploy.server.oip_json import HEADER_LENGTH, parse_message, render_message
 from vpdeploy.server.oip_request import InferRequest, read_request
 from vpdeploy.server.oip_response import (
@@ -54,19 +66,34 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
             service.task(request.path_params["task"], grant_of(request)), request.path_params.get("version")
         )
 
+    def names_bundle(request: Request) -> bool:
+        if request.path_params["task"] != BUNDLE_MODEL:
+            return False
+        check_bundle_version(request.path_params.get("version"))
+        return True
+
     async def infer(request: Request) -> Response:
         client, grant = client_of(request), grant_of(request)
         line = service.line([request.path_params["task"]], client, grant)
         async with bodies.body(request, line=line) as body:
-            task = served(request)
+            task = None if names_bundle(request) else served(request)
 
             async def work() -> tuple[bytes, dict[str, str]]:
-                parse = partial(_parse, body, request.headers.get(HEADER_LENGTH), image_size, settings)
-                parsed = parse() if len(body) <= SMALL_BODY_BYTES else await service.off_loop(line, parse)
-                answers = await service.classify(
-                    parsed.images, [task.card.name], grant=grant, client=client, deadline_s=parsed.deadline_s
+                parse = partial(
+                    _parse,
+                    body,
+                    request.headers.get(HEADER_LENGTH),
+                    image_size,
+                    settings,
+                    BUNDLE_INPUTS if task is None else (IMAGE,),
                 )
-                encode = partial(_encode, parsed, answers, request.headers.get("accept-encoding", ""))
+                parsed = parse() if len(body) <= SMALL_BODY_BYTES else await service.off_loop(line, parse)
+                answers = await classify_request(
+                    service, parsed, task, grant=grant, client=client, deadline_s=parsed.deadline_s
+                )
+                encode = partial(
+                    _encode, parsed, model_of(task, answers), answers, request.headers.get("accept-encoding", "")
+                )
                 values = sum(len(answer.logits) for answer in answers)
                 return encode() if values <= _SMALL_ANSWER_VALUES else await service.off_loop(line, encode)
 
@@ -87,20 +114,27 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
         return JSONResponse(server_metadata(settings.batching))
 
     async def metadata(request: Request) -> Response:
+        if names_bundle(request):
+            return JSONResponse(bundle_metadata(service, grant_of(request)))
         return JSONResponse(model_metadata(served(request), image_size))
 
     async def config(request: Request) -> Response:
+        if names_bundle(request):
+            return JSONResponse(bundle_config(service, grant_of(request)))
         return JSONResponse(model_config(served(request), image_size, settings.batching.max_batch_size))
 
     async def model_ready(request: Request) -> Response:
-        task = served(request)
+        name = BUNDLE_MODEL if names_bundle(request) else served(request).card.name
+        grant_of(request).require(Scope.INFER, Scope.ADMIN)
         doubt = service.doubt
-        return JSONResponse({"name": task.card.name, "ready": True}) if doubt is None else refusal(503, doubt)
+        return JSONResponse({"name": name, "ready": True}) if doubt is None else refusal(503, doubt)
 
     async def list_models(request: Request) -> Response:
         return JSONResponse(repository_index(service, grant_of(request)))
 
     async def statistics(request: Request) -> Response:
+        if "task" in request.path_params and names_bundle(request):
+            return JSONResponse(bundle_statistics(service, grant_of(request)))
         task = served(request) if "task" in request.path_params else None
         return JSONResponse(model_statistics(service, grant_of(request), task))
 
@@ -134,16 +168,20 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
         app.add_api_route(f"/v2/repository/models/{{task}}/{suffix}", handler, methods=["POST"], response_model=None)
 
 
-def _parse(body: bytes, header_length: str | None, image_size: int, settings: ServerSettings) -> InferRequest:
+def _parse(
+    body: bytes, header_length: str | None, image_size: int, settings: ServerSettings, inputs: Sequence[str]
+) -> InferRequest:
     message = parse_message(
         body, header_length, max_json_bytes=settings.max_json_bytes, max_json_values=settings.max_json_values
     )
-    return read_request(message, image_size=image_size, max_images=settings.max_images)
+    return read_request(message, image_size=image_size, max_images=settings.max_images, inputs=inputs)
 
 
-def _encode(parsed: InferRequest, answers: Sequence[Classified], accepted: str) -> tuple[bytes, dict[str, str]]:
+def _encode(
+    parsed: InferRequest, model: tuple[str, str], answers: Sequence[Classified], accepted: str
+) -> tuple[bytes, dict[str, str]]:
     """Return a response's body and its headers."""
-    content, json_bytes = render_message(parsed, answers[0].task, output_tensors(parsed, answers))
+    content, json_bytes = render_message(parsed, model, output_tensors(parsed, answers))
     headers = {} if json_bytes is None else {HEADER_LENGTH: str(json_bytes)}
     content, encoding = compress_for(accepted, content)
     return content, {**headers, **encoding}

@@ -308,16 +308,41 @@ class Service:
             ShuttingDownError: The service is closing.
             BackendError: The runtime failed.
         """
-        row_count, limit = len(images) * len(tasks), self.settings.max_images
-        if not 1 <= row_count <= limit:
-            raise InputError(f"a request asks for 1 to {limit} answers (images times tasks), found {row_count}")
+        rows = [(index, task) for index in range(len(images)) for task in tasks]
+        return await self.ask(images, rows, grant=grant, client=client, deadline_s=deadline_s)
+
+    async def ask(
+        self,
+        images: Sequence[bytes] | Sequence[Pixels],
+        rows: Sequence[tuple[int, str]],
+        *,
+        grant: Grant,
+        client: str = "",
+        deadline_s: float | None = None,
+    ) -> list[Classified]:
+        """Put images to tasks, in one go; see ``classify``.
+
+        Args:
+            images: Encoded files, or pixels uint8 [H, W, 3] of the backbone's size.
+            rows: The index of an image and the task to ask about it, for each answer.
+            grant: What the request may do.
+            client: Whose share of the budget decoding takes.
+            deadline_s: Seconds from now after which the answer is of no use; None for the settings' default.
+
+        Returns:
+            The answers, row by row.
+        """
+        limit = self.settings.max_images
+        if not 1 <= len(rows) <= limit:
+            raise InputError(f"a request asks for 1 to {limit} answers (images times tasks), found {len(rows)}")
         grant.require(Scope.INFER)
+        tasks = list(dict.fromkeys(task for _, task in rows))
         models = [(name, self.task(name, grant).version) for name in tasks]
         times = self.statistics.open(models)
         if (context := CURRENT_REQUEST.get()) is not None:
             context.times = times
         try:
-            answers = await self._answers(images, tasks, times, grant=grant, client=client, deadline_s=deadline_s)
+            answers = await self._answers(images, rows, times, grant=grant, client=client, deadline_s=deadline_s)
         except BaseException as error:  # a cancellation, too
             self.statistics.fail(times, error)
             raise
@@ -327,7 +352,7 @@ class Service:
     async def _answers(
         self,
         images: Sequence[bytes] | Sequence[Pixels],
-        tasks: Sequence[str],
+        rows: Sequence[tuple[int, str]],
         times: RequestTimes,
         *,
         grant: Grant,
@@ -335,14 +360,18 @@ class Service:
         deadline_s: float | None,
     ) -> list[Classified]:
         """Decode, queue and wait, and note the moments of it."""
-        self.batcher.check_room(list(tasks) * len(images))
+        asked = [task for _, task in rows]
+        self.batcher.check_room(asked)
         if deadline_s is None and self.settings.batching.deadline_ms is not None:
             deadline_s = self.settings.batching.deadline_ms / 1000
         expires_at = None if deadline_s is None else time.monotonic() + deadline_s
-        pixels = await self._pixels(images, self.line(tasks, client, grant), client, expires_at, times)
-        rows = [(image, task) for image in pixels for task in tasks]
+        pixels = await self._pixels(
+            images, self.line(list(dict.fromkeys(asked)), client, grant), client, expires_at, times
+        )
         with self._as_seen_by(grant):
-            answers = times.answers = self.batcher.submit_all(rows, deadline_s=_remaining(expires_at))
+            answers = times.answers = self.batcher.submit_all(
+                [(pixels[index], task) for index, task in rows], deadline_s=_remaining(expires_at)
+            )
         await _results(answers, expires_at)
         return [_classified(answer) for answer in answers]
 

@@ -20,6 +20,10 @@ _MANY = 256
 """Accounts up to this number are not looked through for those of tasks that are gone, until somebody reads them."""
 
 
+WHOLE = ("@bundle", 1)
+"""The account of everything that is served, whatever its task."""
+
+
 class FailureReason(str, Enum):
     """Why a request failed, in Triton's words."""
 
@@ -269,7 +273,7 @@ class Statistics:
         last_ms = int(self._wall_clock() * 1000)
         with self._lock:
             self._open.discard(times)
-            for model, count in images.items():
+            for model, count in (*images.items(), (WHOLE, len(times.answers))):
                 account = self._account(model)
                 account.last_inference_ms = last_ms
                 account.inference_count += count
@@ -286,7 +290,7 @@ class Statistics:
         last_ms = int(self._wall_clock() * 1000)
         with self._lock:
             self._open.discard(times)
-            for model in times.models:
+            for model in (*times.models, WHOLE):
                 account = self._account(model)
                 account.last_inference_ms = last_ms
                 account.failures[reason].add(now - times.accepted_at)
@@ -298,7 +302,7 @@ class Statistics:
         size = len(report.queue_s)
         output_s = max(0.0, self._clock() - report.ended_at)
         with self._lock:
-            for model in report.models:
+            for model in (*report.models, WHOLE):
                 account = self._account(model)
                 account.execution_count += 1
                 sums = account.batches.get(size)
@@ -313,7 +317,7 @@ class Statistics:
         loaded = frozenset(self._loaded())
         with self._lock:
             self._close_others(loaded)
-            known = dict(self._accounts)
+            known = {model: account for model, account in self._accounts.items() if model != WHOLE}
             waiting = [times.models for times in self._open if times.is_pending]
         accounts = {}
         for model, account in known.items():
@@ -327,6 +331,11 @@ class Statistics:
                     accounts[model].pending += 1
         return [account for _, account in sorted(accounts.items())]
 
+    def read_whole(self) -> TaskStatistics:
+        """Return a copy of the account of everything, in which each request and each batch counts once."""
+        with self._lock:
+            return self._account(WHOLE).copy()
+
     def _account(self, model: tuple[str, int]) -> TaskStatistics:
         account = self._accounts.get(model)
         if account is None:
@@ -337,5 +346,5 @@ class Statistics:
         return account
 
     def _close_others(self, loaded: frozenset[tuple[str, int]]) -> None:
-        for model in [model for model in self._accounts if model not in loaded]:
+        for model in [model for model in self._accounts if model not in loaded and model != WHOLE]:
             del self._accounts[model]
