@@ -170,6 +170,17 @@ def test_names_in_json_are_text(server):
     assert (answer["model_name"], answer["outputs"][2]["data"]) == ("@bundle", ["red"])
 
 
+def test_priority_is_a_level_from_1_on(triton, client):
+    for priority in (1, 2, 3, 1000):
+        assert ask(triton, client, priority=priority).as_numpy("label").tolist() == [b"red"]
+
+
+def test_a_negative_priority_is_refused(server):
+    pixels = {"name": "image", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": solid("red").ravel().tolist()}
+    document = {"inputs": [pixels], "parameters": {"priority": -1}}
+    assert httpx.post(f"{server.url}/v2/models/rgb/infer", json=document, headers=admin()).status_code == 400
+
+
 def test_reserved_parameters_are_refused(server):
     pixels = {"name": "image", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": solid("red").ravel().tolist()}
     for name, status in (("triton_x", 400), ("triton_enable_empty_final_response", 200)):

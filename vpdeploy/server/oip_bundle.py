@@ -8,7 +8,7 @@ from vpdeploy.errors import TaskNotFoundError
 from vpdeploy.format.layout import IMAGE, LOGITS
 from vpdeploy.server.access import Grant, Scope
 from vpdeploy.server.oip_request import LABEL, PROBABILITIES, TASK, InferRequest
-from vpdeploy.server.oip_response import PADDING, PLATFORM
+from vpdeploy.server.oip_response import PADDING, PLATFORM, PRIORITIES
 from vpdeploy.server.service import Classified, ServedTask, Service
 from vpdeploy.server.statistics import WHOLE
 from vpdeploy.text import cut_name
@@ -43,7 +43,14 @@ async def classify_request(
 ) -> list[Classified]:
     """Answer a request that was sent to a task, or to the bundle where ``task`` is None."""
     names = request.tasks if task is None else (task.card.name,) * len(request.images)
-    return await service.ask(request.images, list(enumerate(names)), grant=grant, client=client, deadline_s=deadline_s)
+    return await service.ask(
+        request.images,
+        list(enumerate(names)),
+        grant=grant,
+        client=client,
+        deadline_s=deadline_s,
+        priority=request.priority,
+    )
 
 
 def model_of(task: ServedTask | None, answers: list[Classified]) -> tuple[str, str]:
@@ -94,7 +101,7 @@ def bundle_config(service: Service, grant: Grant) -> dict[str, Any]:
             {"name": PROBABILITIES, "data_type": "TYPE_FP32", "dims": [-1]},
             {"name": LABEL, "data_type": "TYPE_STRING", "dims": []},
         ],
-        "dynamic_batching": {},
+        "dynamic_batching": PRIORITIES,
     }
 
 

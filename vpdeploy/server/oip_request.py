@@ -15,7 +15,7 @@ from vpdeploy.errors import InputError
 from vpdeploy.format.layout import IMAGE, LOGITS
 from vpdeploy.server.oip_tensors import InputTensor, as_pixels, unpack_elements
 from vpdeploy.server.statuses import TooLargeError
-from vpdeploy.serving.queue import Pixels
+from vpdeploy.serving.queue import LAST_PRIORITY, NORMAL_PRIORITY, Pixels
 
 _T = TypeVar("_T")
 
@@ -88,6 +88,7 @@ class InferRequest:
         tasks: The task of each image; empty where all are for the task that the request is sent to.
         outputs: The outputs to return, in order.
         deadline_s: How long the client waits, in s; None where it does not say.
+        priority: Its level within its task, from 1, which goes first.
     """
 
     id: str | None
@@ -95,6 +96,7 @@ class InferRequest:
     tasks: tuple[str, ...] = ()
     outputs: tuple[RequestedOutput, ...]
     deadline_s: float | None
+    priority: int = NORMAL_PRIORITY
 
 
 def read_request(
@@ -124,6 +126,7 @@ def read_request(
         tasks=_tasks(tensors[TASK], len(images)) if TASK in tensors else (),
         outputs=_outputs(message.outputs, binary=take(message.parameters, "binary_data_output", bool, False)),
         deadline_s=_deadline(take(message.parameters, "timeout", int, 0)),
+        priority=_priority(take(message.parameters, "priority", int, 0)),
     )
 
 
@@ -228,6 +231,12 @@ def _outputs(wishes: Sequence[OutputWish], *, binary: bool) -> tuple[RequestedOu
     if len({output.name for output in outputs}) != len(outputs):
         raise InputError(f"an output is asked for twice: {name_tensors([wish.name for wish in wishes])}")
     return tuple(outputs)
+
+
+def _priority(level: int) -> int:
+    if level < 0:
+        raise InputError(f"priority should be 0 for the usual one, or a level from 1 on, found {str(level)[:20]}")
+    return min(level, LAST_PRIORITY) or NORMAL_PRIORITY
 
 
 def _check_parameters(parameters: Mapping[str, Any]) -> None:

@@ -16,10 +16,12 @@ from vpdeploy.server.oip_tensors import OutputTensor, Values
 from vpdeploy.server.service import Classified, ServedTask, Service
 from vpdeploy.server.statistics import WHOLE
 from vpdeploy.serving.batcher import BatchSettings
-from vpdeploy.serving.queue import Logits
+from vpdeploy.serving.queue import LAST_PRIORITY, NORMAL_PRIORITY, Logits
 from vpdeploy.text import cut_name
 
 PLATFORM = "vpdeploy"
+
+PRIORITIES = {"priority_levels": LAST_PRIORITY, "default_priority_level": NORMAL_PRIORITY}
 
 PADDING = -30000.0
 """What stands in logits where a task has no such class: its probability is 0, and JSON can write it."""
@@ -137,7 +139,7 @@ def model_config(task: ServedTask, image_size: int, max_batch_size: int) -> dict
             {"name": PROBABILITIES, "data_type": "TYPE_FP32", "dims": [classes]},
             {"name": LABEL, "data_type": "TYPE_STRING", "dims": []},
         ],
-        "dynamic_batching": {},
+        "dynamic_batching": PRIORITIES,
     }
 
 

@@ -40,7 +40,7 @@ from vpdeploy.server.work import WorkPool
 from vpdeploy.serving.batch import BatchReport, BatchSession
 from vpdeploy.serving.batcher import Batcher
 from vpdeploy.serving.pulse import Pulse
-from vpdeploy.serving.queue import Answer, Logits, Pixels
+from vpdeploy.serving.queue import NORMAL_PRIORITY, Answer, Logits, Pixels
 from vpdeploy.session.prediction import softmax
 from vpdeploy.session.session import SessionDescription, SyncReport
 
@@ -319,6 +319,7 @@ class Service:
         grant: Grant,
         client: str = "",
         deadline_s: float | None = None,
+        priority: int = NORMAL_PRIORITY,
     ) -> list[Classified]:
         """Put images to tasks, in one go; see ``classify``.
 
@@ -328,6 +329,7 @@ class Service:
             grant: What the request may do.
             client: Whose share of the budget decoding takes.
             deadline_s: Seconds from now after which the answer is of no use; None for the settings' default.
+            priority: The level of the images within their tasks, from 1, which goes first.
 
         Returns:
             The answers, row by row.
@@ -342,7 +344,9 @@ class Service:
         if (context := CURRENT_REQUEST.get()) is not None:
             context.times = times
         try:
-            answers = await self._answers(images, rows, times, grant=grant, client=client, deadline_s=deadline_s)
+            answers = await self._answers(
+                images, rows, times, grant=grant, client=client, deadline_s=deadline_s, priority=priority
+            )
         except BaseException as error:  # a cancellation, too
             self.statistics.fail(times, error)
             raise
@@ -358,6 +362,7 @@ class Service:
         grant: Grant,
         client: str,
         deadline_s: float | None,
+        priority: int,
     ) -> list[Classified]:
         """Decode, queue and wait, and note the moments of it."""
         asked = [task for _, task in rows]
@@ -370,7 +375,7 @@ class Service:
         )
         with self._as_seen_by(grant):
             answers = times.answers = self.batcher.submit_all(
-                [(pixels[index], task) for index, task in rows], deadline_s=_remaining(expires_at)
+                [(pixels[index], task) for index, task in rows], deadline_s=_remaining(expires_at), priority=priority
             )
         await _results(answers, expires_at)
         return [_classified(answer) for answer in answers]

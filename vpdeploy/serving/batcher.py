@@ -23,7 +23,7 @@ from vpdeploy.errors import (
 )
 from vpdeploy.serving.batch import Batch, BatchReport, BatchSession
 from vpdeploy.serving.pulse import Pulse
-from vpdeploy.serving.queue import Answer, FairQueue, Pixels, SharedLease
+from vpdeploy.serving.queue import NORMAL_PRIORITY, Answer, FairQueue, Pixels, SharedLease
 
 _log = logging.getLogger(__name__)
 
@@ -153,12 +153,19 @@ class Batcher:
         """
         return self.submit_all([(image, task)], deadline_s=deadline_s)[0]
 
-    def submit_all(self, rows: Sequence[tuple[Pixels, str]], *, deadline_s: float | None = None) -> list[Answer]:
+    def submit_all(
+        self,
+        rows: Sequence[tuple[Pixels, str]],
+        *,
+        deadline_s: float | None = None,
+        priority: int = NORMAL_PRIORITY,
+    ) -> list[Answer]:
         """Queue the images of one request, all of them or none.
 
         Args:
             rows: Images and the task that each is for.
             deadline_s: Seconds from now after which they are not run any more; None for the settings' default.
+            priority: Their level within their task, from 1, which goes first, to ``LAST_PRIORITY``.
 
         Returns:
             One answer for each row, in order; rows of one task are answered by one version of it.
@@ -180,7 +187,9 @@ class Batcher:
         expires_at = None if deadline_s is None else now + deadline_s
         shared = self._lease_tasks(Counter(task for _, task in rows))
         answers = [
-            Answer(image, shared[task], queued_at=now, expires_at=expires_at, withdraw=self._withdraw)
+            Answer(
+                image, shared[task], queued_at=now, expires_at=expires_at, withdraw=self._withdraw, priority=priority
+            )
             for image, task in rows
         ]
         try:

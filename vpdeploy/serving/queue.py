@@ -16,6 +16,11 @@ import numpy.typing as npt
 from vpdeploy.errors import VpdeployError
 from vpdeploy.format.task import TaskCard
 
+NORMAL_PRIORITY = 2
+"""The level of requests that name none; 1 goes before it, 3 behind it, each within its task."""
+
+LAST_PRIORITY = 3
+
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
@@ -83,12 +88,14 @@ class Answer(Future[Logits]):
         queued_at: The clock's reading when the image was queued, in s.
         expires_at: The reading after which the image must not run, in s; None where it may always run.
         withdraw: Called with the answer when it is cancelled.
+        priority: Its level within its task, from 1, which goes first.
 
     Attributes:
         card: The task as it was when the image was submitted.
         version: The task's published version; None where there is none.
         slot: The task's slot in the table.
         queued_at: The clock's reading when the image was queued, in s.
+        priority: Its level within its task, from 1, which goes first.
         is_expired: Whether the deadline had passed when the batch formed.
         run: The run that answered it; None where none has.
     """
@@ -101,12 +108,14 @@ class Answer(Future[Logits]):
         queued_at: float,
         expires_at: float | None,
         withdraw: Callable[[Answer], None],
+        priority: int = NORMAL_PRIORITY,
     ) -> None:
         super().__init__()
         self.card = shared.lease.card
         self.version = shared.lease.version
         self.slot = shared.lease.slot
         self.queued_at = queued_at
+        self.priority = priority
         self.is_expired = False
         self.run: BatchRun | None = None
         self._expires_at = expires_at
@@ -155,22 +164,58 @@ class Answer(Future[Logits]):
             self.set_exception(error)
 
 
+class Backlog:
+    """The images of one task that wait, by level of priority, in each of which the oldest goes first."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, OrderedDict[Answer, None]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._levels.values()))
+
+    def append(self, answer: Answer) -> None:
+        """Queue an image behind the others of its level."""
+        self._levels.setdefault(answer.priority, OrderedDict())[answer] = None
+
+    def pop(self) -> Answer:
+        """Take the oldest image of the first level that has one."""
+        level = min(self._levels)
+        answer, _ = self._levels[level].popitem(last=False)
+        if not self._levels[level]:
+            del self._levels[level]
+        return answer
+
+    def remove(self, answer: Answer) -> bool:
+        """Take one image out, and tell whether it was there."""
+        answers = self._levels.get(answer.priority)
+        if answers is None or answer not in answers:
+            return False
+        del answers[answer]
+        if not answers:
+            del self._levels[answer.priority]
+        return True
+
+
 class FairQueue:
-    """One queue for each task. Tasks take turns, so that the backlog of one does not hold up the others.
+    """One backlog for each task. Tasks take turns, so that the backlog of one does not hold up the others.
+
+    Priority counts within a task: with it, a request overtakes others of its own task, and takes no turn of another's.
 
     A queue is not thread-safe: the batcher calls it under its lock.
     """
 
     def __init__(self) -> None:
-        self._turns: OrderedDict[str, OrderedDict[Answer, None]] = OrderedDict()
+        self._turns: OrderedDict[str, Backlog] = OrderedDict()
         self._length = 0
 
     def __len__(self) -> int:
         return self._length
 
     def append(self, answer: Answer) -> None:
-        """Queue an image behind the others of its task."""
-        self._turns.setdefault(answer.card.name, OrderedDict())[answer] = None
+        """Queue an image behind the others of its task and level."""
+        if answer.card.name not in self._turns:
+            self._turns[answer.card.name] = Backlog()
+        self._turns[answer.card.name].append(answer)
         self._length += 1
 
     def fits_share(self, task: str, more: int, limit: int) -> bool:
@@ -182,10 +227,10 @@ class FairQueue:
         return others > 0 and len(self._turns.get(task, ())) + more <= limit // (others + 1)
 
     def pop(self) -> Answer:
-        """Take the oldest image of the task whose turn it is."""
-        task, answers = next(iter(self._turns.items()))
-        answer, _ = answers.popitem(last=False)
-        if answers:
+        """Take the first image of the task whose turn it is."""
+        task, backlog = next(iter(self._turns.items()))
+        answer = backlog.pop()
+        if backlog:
             self._turns.move_to_end(task)
         else:
             del self._turns[task]
@@ -195,11 +240,10 @@ class FairQueue:
     def remove(self, answer: Answer) -> bool:
         """Take one image out of the queue, and tell whether it was there."""
         task = answer.card.name
-        answers = self._turns.get(task)
-        if answers is None or answer not in answers:
+        backlog = self._turns.get(task)
+        if backlog is None or not backlog.remove(answer):
             return False
-        del answers[answer]
-        if not answers:
+        if not backlog:
             del self._turns[task]
         self._length -= 1
         return True
