@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shlex
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from vpdeploy.cli.main import build_app, main
 from vpdeploy.cli.signals import Stopped
-from vpdeploy.errors import SpecError
+from vpdeploy.errors import SpecError, TrainingError
 from vpdeploy_train.config import read_toml
 from vpdeploy_train.evaluation import evaluate_run
 from vpdeploy_train.progress import ConsoleProgress
@@ -141,6 +142,26 @@ def test_sigterm_ends_a_training_with_the_hint(tmp_path, monkeypatch, capsys):
         main()
     assert stopped.value.code == 143
     assert f"continue with: vpdeploy train --out {tmp_path / 'run'} --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_full_disk_is_told_with_how_to_go_on(tmp_path, monkeypatch, begun):
+    out = tmp_path / "run"
+
+    def fill(settings: TrainSettings, out: Path, **_: object) -> None:
+        if begun:
+            out.mkdir()
+            (out / "args.toml").write_text(settings.to_toml())
+        raise OSError(errno.ENOSPC, "No space left on device", str(out / "task.json"))
+
+    monkeypatch.setattr("vpdeploy_train.training.train_run", fill)
+    error = invoke(f"--out={out}", "--data=digits").exception
+    if begun:
+        command = f"vpdeploy train --out {out} --resume"
+        assert str(error) == f"{out / 'task.json'}: the disk is full; make room and continue with: {command}"
+        assert isinstance(error, TrainingError)
+    else:
+        assert isinstance(error, OSError)  # of which the command line says to run it again
 
 
 @pytest.mark.parametrize(("begun", "advice"), [(False, "nothing to resume"), (True, "continue with: vpdeploy train")])

@@ -11,6 +11,8 @@ import typer
 
 from vpdeploy.cli.signals import Stopped
 from vpdeploy.cli.threads import Threads
+from vpdeploy.errors import TrainingError
+from vpdeploy.files import storage_reason
 from vpdeploy.format.run import ARGS_FILE
 from vpdeploy.text import shell_path
 from vpdeploy_train.cli.cache import Cache
@@ -55,6 +57,12 @@ def train(
         else:
             advice = "the training had not begun, so there is nothing to resume: run the same command again"
         raise Stopped(advice) from None
+    except OSError as error:
+        reason = storage_reason(error)
+        if reason is None or not (out / ARGS_FILE).is_file():
+            raise
+        command = resume_command(out, threads=threads)
+        raise TrainingError(f"{error.filename or out}: {reason}; make room and continue with: {command}") from error
     if (remark := advise(result)) is not None:
         logger.warning("%s", remark)
     if as_json:
