@@ -61,7 +61,7 @@ def _form() -> bytes:
 
 def _post(task: str, body: bytes, *, oip: bool = False, headers: str = "", send: int | None = None) -> bytes:
     path = f"/v2/models/{task}/infer" if oip else f"/v1/tasks/{task}:predict"
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     return head.encode() + body[:send]
 
 

@@ -52,8 +52,12 @@ _STARTUP_FAILED = 3
 
 _TICKS_PER_CHECK = 10
 
-_SWITCH_S = 0.001
-"""How long a thread may keep the interpreter while the event loop waits, in s; Python's default is 5 ms."""
+_SWITCH_S = 0.0001
+"""How long a thread may keep the interpreter while the event loop waits, in s; Python's default is 5 ms.
+
+The loop gives the interpreter away at each system call, and waits this long to have it back while threads parse large
+bodies.
+"""
 
 _MAX_DIGITS = 640
 _M_MMAP_THRESHOLD = -3
