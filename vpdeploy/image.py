@@ -158,7 +158,8 @@ def fit_image(image: Image.Image, preprocessing: Preprocessing) -> npt.NDArray[n
         # The centre of the scaled image, cut out of the unscaled one: one resampling, no intermediate.
         side = min(width, height) * preprocessing.crop_ratio
         box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
-    return np.array(image.resize((size, size), resample, box=box).convert("RGB"), dtype=np.uint8)
+    fitted = image.resize((size, size), resample, box=box)
+    return np.array(fitted if fitted.mode == "RGB" else fitted.convert("RGB"), dtype=np.uint8)
 
 
 def load_pixels(

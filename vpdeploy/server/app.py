@@ -23,6 +23,7 @@ from vpdeploy.server.auth import Guard, grant_of
 from vpdeploy.server.bodies import BodyReader
 from vpdeploy.server.description import describe
 from vpdeploy.server.hosts import HostCheck
+from vpdeploy.server.hot_routes import HotRoutes
 from vpdeploy.server.image_routes import add_image_routes
 from vpdeploy.server.oip_routes import LIVE_PATH, READY_PATH, add_oip_routes
 from vpdeploy.server.origin import SameOrigin
@@ -103,8 +104,7 @@ def create_app(
     app.state.service = service
     app.state.grpc_server = grpc_server
     bodies = BodyReader(max_body_bytes=settings.max_body_bytes, budget=service.budget, pool=service.pool)
-    add_image_routes(app, service, bodies)
-    add_oip_routes(app, service, bodies)
+    hot_routes = (*add_oip_routes(app, service, bodies), *add_image_routes(app, service, bodies))
     add_playground_routes(app, service)
     if service.administration is not None:
         add_admin_routes(app, service, bodies, service.administration)
@@ -125,6 +125,7 @@ def create_app(
     app.add_exception_handler(VpdeployError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
     app.add_middleware(RelativeRedirects)
+    app.add_middleware(HotRoutes, routes=hot_routes)
     app.add_middleware(SameOrigin)
     # The one added last comes first.
     app.add_middleware(Guard, access=service.access, open_paths=_OPEN_PATHS | PLAYGROUND_PATHS)

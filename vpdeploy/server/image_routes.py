@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse, Response
 
 from vpdeploy.errors import InputError
 from vpdeploy.server.auth import grant_of
-from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of
+from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of, header_of
 from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
 from vpdeploy.server.forms import form_files
+from vpdeploy.server.hot_routes import HotRoute
 from vpdeploy.server.service import Classified, ServedTask, Service
 from vpdeploy.session.prediction import rank_classes
 
@@ -59,8 +60,8 @@ class _TaskConvertor(StringConvertor):
 register_url_convertor("task", _TaskConvertor())
 
 
-def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
-    """Add the plain image API to an app."""
+def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> tuple[HotRoute, ...]:
+    """Add the plain image API to an app, and return the routes that carry the load."""
 
     async def ask(request: Request, tasks: Sequence[str]) -> tuple[list[tuple[str, bytes]], list[Classified]]:
         """Put the images of a request to tasks; returns the named files and image by image the answers."""
@@ -75,7 +76,7 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
                 images = [data for _, data in files]
                 return files, await service.classify(images, tasks, grant=grant, client=client, deadline_s=deadline_s)
 
-            content_type = request.headers.get("content-type", "")
+            content_type = header_of(request, b"content-type", "")
             return await unless_client_leaves(request, work())
 
     async def predict(request: Request) -> Response:
@@ -118,9 +119,10 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
         fields = {"method": card.method, "backbone": card.backbone.name, "labels": list(card.labels)}
         return JSONResponse({**_task_fields(task), **fields}, headers={"ETag": f'"{task.version}"'})
 
+    predicting = HotRoute(f"{TASK_PATH}:predict", inference_endpoint(service, predict))
     app.add_api_route(
-        f"{TASK_PATH}:predict",
-        inference_endpoint(service, predict),
+        predicting.path,
+        predicting.endpoint,
         methods=["POST"],
         response_model=None,
         summary="Classify one image, or several as a form",
@@ -142,6 +144,7 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None
         summary="Show one task and its labels",
         openapi_extra={"parameters": [TASK_PARAMETER]},
     )
+    return (predicting,)
 
 
 def _files(content_type: str, body: bytes, *, max_files: int) -> list[tuple[str, bytes]]:

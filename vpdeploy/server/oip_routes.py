@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response
 from vpdeploy.format.layout import IMAGE
 from vpdeploy.server.access import Scope
 from vpdeploy.server.auth import grant_of
-from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of, compress_for
+from vpdeploy.server.bodies import SMALL_BODY_BYTES, BodyReader, client_of, compress_for, header_of
 from vpdeploy.server.endpoint import inference_endpoint, unless_client_leaves
+from vpdeploy.server.hot_routes import HotRoute
 from vpdeploy.server.oip_bundle import (
     BUNDLE_INPUTS,
     BUNDLE_MODEL,
@@ -44,6 +45,13 @@ from vpdeploy.server.statuses import refusal
 LIVE_PATH = "/v2/health/live"
 READY_PATH = "/v2/health/ready"
 
+_HEADER_LENGTH = HEADER_LENGTH.lower().encode()
+
+_MODELS = ("/v2/models/{task}", "/v2/models/{task}/versions/{version}")
+
+_SMALL_BINARY_BYTES = 1 << 20
+"""Bodies up to this size whose JSON is small are parsed on the event loop: at most, files are copied out of them."""
+
 _SMALL_ANSWER_VALUES = 4096
 """Answers of as many logits are encoded on the event loop."""
 
@@ -56,8 +64,8 @@ _INFER_SCHEMA: dict[str, Any] = {
 }
 
 
-def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
-    """Add the protocol's routes to an app."""
+def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> tuple[HotRoute, ...]:
+    """Add the protocol's routes to an app, and return those that carry the load."""
     settings = service.settings
     image_size = service.session.preprocessing.image_size
 
@@ -79,20 +87,21 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
             task = None if names_bundle(request) else served(request)
 
             async def work() -> tuple[bytes, dict[str, str]]:
+                header_length = header_of(request, _HEADER_LENGTH, "") or None
                 parse = partial(
                     _parse,
                     body,
-                    request.headers.get(HEADER_LENGTH),
+                    header_length,
                     image_size,
                     settings,
                     BUNDLE_INPUTS if task is None else (IMAGE,),
                 )
-                parsed = parse() if len(body) <= SMALL_BODY_BYTES else await service.off_loop(line, parse)
+                parsed = parse() if _is_soon_parsed(body, header_length) else await service.off_loop(line, parse)
                 answers = await classify_request(
                     service, parsed, task, grant=grant, client=client, deadline_s=parsed.deadline_s
                 )
                 encode = partial(
-                    _encode, parsed, model_of(task, answers), answers, request.headers.get("accept-encoding", "")
+                    _encode, parsed, model_of(task, answers), answers, header_of(request, b"accept-encoding", "")
                 )
                 values = sum(len(answer.logits) for answer in answers)
                 return encode() if values <= _SMALL_ANSWER_VALUES else await service.off_loop(line, encode)
@@ -148,7 +157,7 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
 
     app.add_api_route("/v2/models/stats", statistics, response_model=None)
     endpoint = inference_endpoint(service, infer)
-    for model in ("/v2/models/{task}", "/v2/models/{task}/versions/{version}"):
+    for model in _MODELS:
         hidden = "version" in model
         app.add_api_route(
             f"{model}/infer",
@@ -166,6 +175,16 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> None:
     app.add_api_route("/v2/repository/index", list_models, methods=["POST"], response_model=None)
     for suffix, handler in (("load", load), ("unload", unload)):
         app.add_api_route(f"/v2/repository/models/{{task}}/{suffix}", handler, methods=["POST"], response_model=None)
+    return tuple(HotRoute(f"{model}/infer", endpoint) for model in _MODELS)
+
+
+def _is_soon_parsed(body: bytes, header_length: str | None) -> bool:
+    """Tell whether parsing a body keeps nobody waiting."""
+    if len(body) <= SMALL_BODY_BYTES:
+        return True
+    text = header_length or ""
+    is_number = text.isascii() and text.isdecimal() and len(text) <= 9
+    return is_number and int(text) <= SMALL_BODY_BYTES and len(body) <= _SMALL_BINARY_BYTES
 
 
 def _parse(

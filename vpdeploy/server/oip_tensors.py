@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def as_pixels(name: str, raw: memoryview, shape: tuple[int, ...]) -> list[npt.ND
     Raises:
         InputError: There are more or fewer bytes than the shape has elements.
     """
-    expected = int(np.prod(shape))
+    expected = math.prod(shape)
     if len(raw) != expected:
         raise InputError(f"input '{name}' of shape {list(shape)} should have {expected} bytes, found {len(raw)}")
     return list(np.frombuffer(raw, dtype=np.uint8).reshape(shape))

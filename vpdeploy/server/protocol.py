@@ -21,6 +21,30 @@ _SLICE_BYTES = 16 << 10
 """How much of a head is parsed before it is measured again."""
 
 
+class _JoinedWrites:
+    """A transport that sends the head of an answer together with what follows it: one system call, one packet."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Send data, or keep the head until there is more."""
+        if self._head is not None:
+            data, self._head = self._head + data, None
+        elif data.endswith(b"\r\n\r\n") and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._head = data
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what is kept, and hang up."""
+        if self._head is not None:
+            self.write(b"")
+        self._transport.close()
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """uvicorn's connection, which refuses large heads and hangs up on clients that stall.
 
@@ -103,6 +127,11 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self._is_draining():
             self.cycle.keep_alive = False
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if cycle.scope["method"] == "POST":  # its answer always has a body, were it an empty one
+            cycle.transport = _JoinedWrites(cycle.transport)
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""

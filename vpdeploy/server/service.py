@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from vpdeploy.server.activity import Activity
 from vpdeploy.server.administration import Administration
 from vpdeploy.server.budget import MemoryBudget
 from vpdeploy.server.decoding import Decoder
+from vpdeploy.server.mailbox import running_mailbox
 from vpdeploy.server.metrics import Metrics
 from vpdeploy.server.recompiling import RunCompiler
 from vpdeploy.server.request_context import CURRENT_REQUEST
@@ -366,12 +367,11 @@ class Service:
     ) -> list[Classified]:
         """Decode, queue and wait, and note the moments of it."""
         asked = [task for _, task in rows]
-        self.batcher.check_room(asked)
         if deadline_s is None and self.settings.batching.deadline_ms is not None:
             deadline_s = self.settings.batching.deadline_ms / 1000
         expires_at = None if deadline_s is None else time.monotonic() + deadline_s
         pixels = await self._pixels(
-            images, self.line(list(dict.fromkeys(asked)), client, grant), client, expires_at, times
+            images, asked, self.line(list(dict.fromkeys(asked)), client, grant), client, expires_at, times
         )
         with self._as_seen_by(grant):
             answers = times.answers = self.batcher.submit_all(
@@ -383,6 +383,7 @@ class Service:
     async def _pixels(
         self,
         images: Sequence[bytes] | Sequence[Pixels],
+        asked: Sequence[str],
         line: str,
         client: str,
         expires_at: float | None,
@@ -392,6 +393,7 @@ class Service:
         files = [image for image in images if isinstance(image, bytes)]
         if not files:
             return [image for image in images if not isinstance(image, bytes)]
+        self.batcher.check_room(asked)  # before work is spent on them
         with self.budget.reserve(client) as reservation:
             reservation.grow(sum(map(len, files)))  # cut out of the body, they are held beside it
 
@@ -479,19 +481,43 @@ def check_administration(settings: ServerSettings, access: Access) -> None:
 
 async def _results(futures: Sequence[Future[_T]] | Sequence[asyncio.Future[_T]], expires_at: float | None) -> list[_T]:
     """Wait for all results; what is left is cancelled when time is up, one fails, or the caller is cancelled."""
-    waiting = [future if isinstance(future, asyncio.Future) else asyncio.wrap_future(future) for future in futures]
+    loop = asyncio.get_running_loop()
+    enough: asyncio.Future[bool] = loop.create_future()
+    missing = len(futures)
+
+    def count(future: Future[_T] | asyncio.Future[_T]) -> None:
+        nonlocal missing
+        missing -= 1
+        if (missing == 0 or _failure(future) is not None) and not enough.done():
+            enough.set_result(True)
+
+    post = running_mailbox().post
+    for future in futures:
+        future.add_done_callback(count if isinstance(future, asyncio.Future) else partial(post, count))
+    timer = None if expires_at is None else loop.call_later(max(0.0, expires_at - time.monotonic()), _give_up, enough)
     try:
-        _, pending = await asyncio.wait(waiting, timeout=_remaining(expires_at), return_when=asyncio.FIRST_EXCEPTION)
-        failed = [future.exception() for future in waiting if future.done()]
-        for error in failed:
-            if error is not None:
+        in_time = await enough
+        for future in futures:
+            if (error := _failure(future)) is not None:
                 raise error
-        if pending:
+        if not in_time and not all(future.done() for future in futures):
             raise DeadlineExceededError("the deadline passed before the answer was ready")
-        return [future.result() for future in waiting]
+        return [future.result() for future in futures]
     finally:
-        for future in waiting:
+        if timer is not None:
+            timer.cancel()
+        for future in futures:
             future.cancel()
+
+
+def _failure(future: Future[_T] | asyncio.Future[_T]) -> BaseException | None:
+    """Return what a future failed of; None where it is not done, was cancelled or has a result."""
+    return future.exception() if future.done() and not future.cancelled() else None
+
+
+def _give_up(enough: asyncio.Future[bool]) -> None:
+    if not enough.done():
+        enough.set_result(False)
 
 
 def _remaining(expires_at: float | None) -> float | None:

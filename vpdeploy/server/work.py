@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
@@ -13,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from vpdeploy.errors import QueueFullError, ShuttingDownError, VpdeployError
+from vpdeploy.server.mailbox import running_mailbox
 from vpdeploy.serving.pulse import Pulse
 
 _T = TypeVar("_T")
@@ -189,7 +189,8 @@ class WorkPool:
         # Not futures of concurrent.futures: asyncio ties these into cycles, and a cycle holds its result until it is
         # collected.
         futures: list[asyncio.Future[_T]] = [loop.create_future() for _ in works]
-        jobs = [Job(line, work, partial(_deliver, loop, future)) for work, future in zip(works, futures, strict=True)]
+        post = running_mailbox().post
+        jobs = [Job(line, work, partial(post, _settle, future)) for work, future in zip(works, futures, strict=True)]
         with self._lock:
             if self._closing:
                 raise self._refusal()
@@ -283,13 +284,6 @@ class WorkPool:
                 if self._closing:  # otherwise this thread takes what the job's end lets run
                     self._changed.notify_all()
             del job  # what it holds must not wait for this thread's next job
-
-
-def _deliver(
-    loop: asyncio.AbstractEventLoop, future: asyncio.Future[Any], result: Any, failure: BaseException | None
-) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed, nobody waits
-        loop.call_soon_threadsafe(_settle, future, result, failure)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:

@@ -185,7 +185,8 @@ class Batcher:
             deadline_s = self.settings.deadline_ms / 1000
         now = self._clock()
         expires_at = None if deadline_s is None else now + deadline_s
-        shared = self._lease_tasks(Counter(task for _, task in rows))
+        wanted = Counter(task for _, task in rows)
+        shared = self._lease_tasks(wanted)
         answers = [
             Answer(
                 image, shared[task], queued_at=now, expires_at=expires_at, withdraw=self._withdraw, priority=priority
@@ -194,7 +195,7 @@ class Batcher:
         ]
         try:
             with self._lock:
-                self._refuse_excess(Counter(task for _, task in rows))
+                self._refuse_excess(wanted)
                 self._enqueue(answers, now)
         except VpdeployError:
             for each in shared.values():
