@@ -12,7 +12,7 @@ import httpx
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from server.running import TIMEOUT_S, serving
+from server.running import TIMEOUT_S, serving, until
 from server.toy_bundle import encoded
 
 from vpdeploy import load
@@ -105,6 +105,7 @@ def test_a_request_is_one_line_with_its_task_its_times_and_the_id_that_the_clien
         headers = {"X-Request-Id": "mine-1"}
         answer = client.post("/v1/tasks/rgb:predict?secret=1", content=encoded("red"), headers=headers)
         made = client.get("/v2/models/none").headers["x-request-id"]
+        until(lambda: {"mine-1", made} <= {line["id"] for line in lines.json()})  # written when the answer has gone
     assert answer.headers["x-request-id"] == "mine-1"
     first, second = lines.json()
     assert {name: first[name] for name in ("id", "client", "method", "path", "task", "status", "bytes")} == {
@@ -138,6 +139,7 @@ def test_nothing_that_a_client_sends_makes_a_second_line_or_another_field(loggin
             connection.endheaders()
             connection.getresponse().read()
             connection.close()
+        until(lambda: len(lines.json()) >= len(hostile))
     text, fields = lines.text(), lines.json()
     assert len(text) == len(fields) == len(hostile)
     for line, each in zip(text, fields, strict=True):
@@ -160,33 +162,42 @@ def test_what_others_wrote_stands_on_one_line():
     assert printable("x" * 50, 10) == "x" * 10 + "…"
 
 
+def spans_of(exporter, trace: str) -> dict:
+    """The spans of one trace by name: those of other tests' requests may end meanwhile."""
+    return {span.name: span for span in exporter.get_finished_spans() if f"{span.context.trace_id:032x}" == trace}
+
+
 def test_a_request_has_spans_for_each_part_and_its_run_is_linked_with_the_batch(logging_server):
-    logging_server.spans.clear()
+    exporter, trace = logging_server.spans, "1" * 32
+    traceparent = f"00-{trace}-b7ad6b7169203331-01"
     with httpx.Client(base_url=logging_server.url, timeout=TIMEOUT_S) as client:
         files = [("image", ("a.png", encoded("red")))]
-        answer = client.post("/v1/predict?tasks=rgb,bgr", files=files, headers={"traceparent": TRACEPARENT})
-    spans = {span.name: span for span in logging_server.spans.get_finished_spans()}
-    assert set(spans) == {"POST /v1/predict", "decode", "queue", "run", "batch"}
-    request, batch, run = spans["POST /v1/predict"], spans["batch"], spans["run"]
-    assert f"{request.context.trace_id:032x}" == TRACEPARENT.split("-")[1]
-    assert f"{request.parent.span_id:016x}" == TRACEPARENT.split("-")[2]
+        answer = client.post("/v1/predict?tasks=rgb,bgr", files=files, headers={"traceparent": traceparent})
+    until(lambda: "POST /v1/predict" in spans_of(exporter, trace))  # a span ends when its answer has gone
+    spans = spans_of(exporter, trace)
+    assert set(spans) == {"POST /v1/predict", "decode", "queue", "run"}
+    request, run = spans["POST /v1/predict"], spans["run"]
+    assert f"{request.parent.span_id:016x}" == traceparent.split("-")[2]
     assert answer.headers["traceparent"].split("-")[2] == f"{request.context.span_id:016x}"
+    assert request.attributes["vpdeploy.tasks"] == ("rgb", "bgr")
     for name in ("decode", "queue", "run"):
         assert spans[name].parent.span_id == request.context.span_id
         assert request.start_time <= spans[name].start_time <= spans[name].end_time <= request.end_time
     assert spans["decode"].end_time <= spans["queue"].start_time <= spans["queue"].end_time <= run.start_time
-    assert [link.context.span_id for link in run.links] == [batch.context.span_id]
-    assert batch.parent is None
+
+    (link,) = run.links
+    (batch,) = [span for span in exporter.get_finished_spans() if span.context.span_id == link.context.span_id]
+    assert (batch.name, batch.parent) == ("batch", None)
     assert batch.attributes["vpdeploy.batch.size"] == 2
-    assert request.attributes["vpdeploy.tasks"] == ("rgb", "bgr")
 
 
 def test_a_request_that_never_came_to_a_batch_has_no_further_spans(logging_server):
-    logging_server.spans.clear()
+    trace = "2" * 32
     with httpx.Client(base_url=logging_server.url, timeout=TIMEOUT_S) as client:
-        assert client.post("/v1/tasks/rgb:predict", content=b"no image").status_code == 400
-    names = [span.name for span in logging_server.spans.get_finished_spans()]
-    assert names == ["POST /v1/tasks/{task:task}:predict"]
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        assert client.post("/v1/tasks/rgb:predict", content=b"no image", headers=headers).status_code == 400
+    until(lambda: spans_of(logging_server.spans, trace))
+    assert set(spans_of(logging_server.spans, trace)) == {"POST /v1/tasks/{task:task}:predict"}
 
 
 @pytest.mark.parametrize(

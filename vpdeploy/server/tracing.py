@@ -87,16 +87,14 @@ class Tracing:
         self._provider.force_flush(_FLUSH_MS)
         self._provider.shutdown()
 
-    def add_child(self, parent: Span, name: str, span: tuple[float, float], **more: Any) -> None:
+    def add_child(self, parent: Span, name: str, span: tuple[float, float], era: _Era, **more: Any) -> None:
         """Add a span that has ended; its times are readings of ``time.monotonic``, in s."""
         from opentelemetry.trace import set_span_in_context
 
-        child = self._tracer.start_span(
-            name, context=set_span_in_context(parent), start_time=_since_1970_ns(span[0]), **more
-        )
-        child.end(_since_1970_ns(span[1]))
+        child = self._tracer.start_span(name, context=set_span_in_context(parent), start_time=era.ns(span[0]), **more)
+        child.end(era.ns(span[1]))
 
-    def batch_of(self, run: BatchRun) -> SpanContext:
+    def batch_of(self, run: BatchRun, era: _Era) -> SpanContext:
         """Return the span of a batch, which has a trace of its own: requests of many traces share it."""
         from opentelemetry.context import Context
 
@@ -106,10 +104,10 @@ class Tracing:
                 span = self._tracer.start_span(
                     "batch",
                     context=Context(),
-                    start_time=_since_1970_ns(run.started_at),
+                    start_time=era.ns(run.started_at),
                     attributes={"vpdeploy.batch.size": run.size},
                 )
-                span.end(_since_1970_ns(run.ended_at))
+                span.end(era.ns(run.ended_at))
                 known = self._batches[run] = span.get_span_context()
         return known
 
@@ -141,7 +139,7 @@ class RequestSpan:
         """
         from opentelemetry.trace import Link, Status, StatusCode
 
-        span, tracing = self._span, self._tracing
+        span, tracing, era = self._span, self._tracing, _Era()
         if span.is_recording():
             span.update_name(f"{method} {route}" if route is not None else method)
             span.set_attribute("http.request.method", method)
@@ -154,16 +152,22 @@ class RequestSpan:
                 span.set_status(Status(StatusCode.ERROR))
             if times is not None:
                 if times.decode_span is not None:
-                    tracing.add_child(span, "decode", times.decode_span)
+                    tracing.add_child(span, "decode", times.decode_span, era)
                 queued_at = min((answer.queued_at for answer in times.answers), default=None)
                 if queued_at is not None and times.run_span is not None:
-                    tracing.add_child(span, "queue", (queued_at, times.run_span[0]))
+                    tracing.add_child(span, "queue", (queued_at, times.run_span[0]), era)
                     runs = dict.fromkeys(answer.run for answer in times.answers if answer.run is not None)
-                    links = [Link(tracing.batch_of(run)) for run in runs]
-                    tracing.add_child(span, "run", times.run_span, links=links)
+                    links = [Link(tracing.batch_of(run, era)) for run in runs]
+                    tracing.add_child(span, "run", times.run_span, era, links=links)
         span.end()
 
 
-def _since_1970_ns(moment: float) -> int:
-    """Return a reading of ``time.monotonic`` as ns since 1970, as the clocks stand now."""
-    return time.time_ns() + int((moment - time.monotonic()) * 1e9)
+class _Era:
+    """How two clocks stood to each other: one reading for all spans of a request, so that they keep their order."""
+
+    def __init__(self) -> None:
+        self._began_ns = time.time_ns() - time.monotonic_ns()
+
+    def ns(self, moment: float) -> int:
+        """Return a reading of ``time.monotonic``, in s, as ns since 1970."""
+        return self._began_ns + int(moment * 1e9)
