@@ -175,7 +175,7 @@ def test_an_error_in_a_stream_says_whose_it_is(channel):
     ("ask", "code", "text"),
     [
         (lambda c: c.infer("nowhere", [pixels_input(["red"])]), "NOT_FOUND", "no task 'nowhere'"),
-        (lambda c: c.infer("rgb", [pixels_input(["red"])], model_version="9"), "NOT_FOUND", "not '9'"),
+        (lambda c: c.infer("rgb", [pixels_input(["red"])], model_version="9"), "NOT_FOUND", "has no version 9"),
         (lambda c: c.get_model_metadata("nowhere"), "NOT_FOUND", "no task 'nowhere'"),
         (lambda c: c.infer("rgb", [triton.InferInput("x", [1], "BYTES")]), "INVALID_ARGUMENT", "exactly one input"),
     ],

@@ -166,6 +166,15 @@ class TaskCard:
         )
 
 
+_REFERENCE = re.compile(r"([^@]+)@([1-9][0-9]{0,8})")
+
+
+def split_reference(reference: str) -> tuple[str, int | None]:
+    """Return which task is meant, and which version: ``flowers@2`` is version 2, ``flowers`` the one that is served."""
+    found = _REFERENCE.fullmatch(reference)
+    return (reference, None) if found is None else (found[1], int(found[2]))
+
+
 def check_task_name(name: str) -> str:
     """Return ``name`` if it can name a task.
 

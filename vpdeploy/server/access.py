@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from vpdeploy.format.task import split_reference
 from vpdeploy.server.statuses import ForbiddenError, UnauthorizedError
 
 
@@ -46,8 +47,8 @@ class Grant:
             )
 
     def covers(self, task: str) -> bool:
-        """Tell whether a task exists for this token."""
-        return self.tasks is None or task in self.tasks
+        """Tell whether a task exists for this token, whichever version of it is meant."""
+        return self.tasks is None or split_reference(task)[0] in self.tasks
 
     def covered(self, tasks: Sequence[str]) -> list[str]:
         """Return those of the tasks that exist for this token."""

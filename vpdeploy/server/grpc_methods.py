@@ -38,7 +38,6 @@ from vpdeploy.server.oip_response import (
     model_statistics,
     output_tensors,
     repository_index,
-    served_version,
     server_metadata,
 )
 from vpdeploy.server.service import ServedTask, Service
@@ -171,7 +170,9 @@ class Methods:
 
     async def _classify(self, call: Call, asked: InferCall, size: int) -> Any:
         service, settings = self._service, self._service.settings
-        task = None if _names_bundle(asked.model, asked.version) else self._task(call, asked.model, asked.version)
+        task = None
+        if not _names_bundle(asked.model, asked.version):
+            task = await service.version(asked.model, asked.version, client=call.client, grant=call.grant)
         line = service.line([asked.model], call.client, call.grant)
         inputs = BUNDLE_INPUTS if task is None else (IMAGE,)
         read = partial(
@@ -199,7 +200,7 @@ class Methods:
             raise ClientGoneError("the client left before its answer was ready") from None
 
     def _task(self, call: Call, name: str, version: str) -> ServedTask:
-        return served_version(self._service.task(name, call.grant), version or None)
+        return self._on_loop(call, self._service.version(name, version, client=call.client, grant=call.grant))
 
     def _named(self, call: Call, request: Any) -> ServedTask:
         return self._task(call, request.name, request.version)

@@ -34,6 +34,7 @@ _QUERY: list[dict[str, Any]] = [
     {"name": "deadline_ms", "in": "query", "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e9}},
 ]
 TASK_PARAMETER = {"name": "task", "in": "path", "required": True, "schema": {"type": "string"}}
+_VERSION = {"name": "version", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
 _TASKS = {
     "name": "tasks",
     "in": "query",
@@ -81,7 +82,10 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> tupl
 
     async def predict(request: Request) -> Response:
         top = _top(request)
-        files, answers = await ask(request, [request.path_params["task"]])
+        path = request.path_params
+        files, answers = await ask(
+            request, [f"{path['task']}@{path['version']}" if "version" in path else path["task"]]
+        )
         fields = _task_fields(answers[0].task)
         if len(answers) == 1:
             return JSONResponse({**fields, "predictions": _predictions(answers[0], top)})
@@ -127,6 +131,14 @@ def add_image_routes(app: FastAPI, service: Service, bodies: BodyReader) -> tupl
         response_model=None,
         summary="Classify one image, or several as a form",
         openapi_extra={"parameters": [TASK_PARAMETER, *_QUERY], "requestBody": _IMAGE_BODY},
+    )
+    app.add_api_route(
+        f"{TASK_PATH}/versions/{{version:task}}:predict",
+        inference_endpoint(service, predict),
+        methods=["POST"],
+        response_model=None,
+        summary="Ask a version of a task that the bundle keeps",
+        openapi_extra={"parameters": [TASK_PARAMETER, _VERSION, *_QUERY], "requestBody": _IMAGE_BODY},
     )
     app.add_api_route(
         "/v1/predict",

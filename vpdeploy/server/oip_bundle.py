@@ -42,7 +42,7 @@ async def classify_request(
     deadline_s: float | None,
 ) -> list[Classified]:
     """Answer a request that was sent to a task, or to the bundle where ``task`` is None."""
-    names = request.tasks if task is None else (task.card.name,) * len(request.images)
+    names = request.tasks if task is None else (task.reference or task.card.name,) * len(request.images)
     return await service.ask(
         request.images,
         list(enumerate(names)),

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 import vpdeploy
-from vpdeploy.errors import TaskNotFoundError
 from vpdeploy.format.layout import IMAGE, LOGITS
 from vpdeploy.server.access import Grant
 from vpdeploy.server.oip_request import LABEL, PROBABILITIES, InferRequest
@@ -17,7 +16,6 @@ from vpdeploy.server.service import Classified, ServedTask, Service
 from vpdeploy.server.statistics import WHOLE
 from vpdeploy.serving.batcher import BatchSettings
 from vpdeploy.serving.queue import LAST_PRIORITY, NORMAL_PRIORITY, Logits
-from vpdeploy.text import cut_name
 
 PLATFORM = "vpdeploy"
 
@@ -63,19 +61,6 @@ def server_metadata(batching: BatchSettings) -> dict[str, Any]:
             "max_batch_size_reason": batching.size_reason,
         },
     }
-
-
-def served_version(task: ServedTask, version: str | None) -> ServedTask:
-    """Return a task, if a request for this version of it, or for any, can be answered.
-
-    Raises:
-        TaskNotFoundError: Another version is served.
-    """
-    if version is not None and version != str(task.version):
-        raise TaskNotFoundError(
-            f"task '{task.card.name}' is served in version {task.version}, not '{cut_name(version, 20)}'"
-        )
-    return task
 
 
 def repository_index(service: Service, grant: Grant) -> list[dict[str, str]]:

@@ -35,7 +35,6 @@ from vpdeploy.server.oip_response import (
     model_statistics,
     output_tensors,
     repository_index,
-    served_version,
     server_metadata,
 )
 from vpdeploy.server.service import Classified, ServedTask, Service
@@ -69,9 +68,10 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> tuple[
     settings = service.settings
     image_size = service.session.preprocessing.image_size
 
-    def served(request: Request) -> ServedTask:
-        return served_version(
-            service.task(request.path_params["task"], grant_of(request)), request.path_params.get("version")
+    async def served(request: Request) -> ServedTask:
+        path = request.path_params
+        return await service.version(
+            path["task"], path.get("version"), client=client_of(request), grant=grant_of(request)
         )
 
     def names_bundle(request: Request) -> bool:
@@ -84,7 +84,7 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> tuple[
         client, grant = client_of(request), grant_of(request)
         line = service.line([request.path_params["task"]], client, grant)
         async with bodies.body(request, line=line) as body:
-            task = None if names_bundle(request) else served(request)
+            task = None if names_bundle(request) else await served(request)
 
             async def work() -> tuple[bytes, dict[str, str]]:
                 header_length = header_of(request, _HEADER_LENGTH, "") or None
@@ -125,15 +125,15 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> tuple[
     async def metadata(request: Request) -> Response:
         if names_bundle(request):
             return JSONResponse(bundle_metadata(service, grant_of(request)))
-        return JSONResponse(model_metadata(served(request), image_size))
+        return JSONResponse(model_metadata(await served(request), image_size))
 
     async def config(request: Request) -> Response:
         if names_bundle(request):
             return JSONResponse(bundle_config(service, grant_of(request)))
-        return JSONResponse(model_config(served(request), image_size, settings.batching.max_batch_size))
+        return JSONResponse(model_config(await served(request), image_size, settings.batching.max_batch_size))
 
     async def model_ready(request: Request) -> Response:
-        name = BUNDLE_MODEL if names_bundle(request) else served(request).card.name
+        name = BUNDLE_MODEL if names_bundle(request) else (await served(request)).card.name
         grant_of(request).require(Scope.INFER, Scope.ADMIN)
         doubt = service.doubt
         return JSONResponse({"name": name, "ready": True}) if doubt is None else refusal(503, doubt)
@@ -144,7 +144,7 @@ def add_oip_routes(app: FastAPI, service: Service, bodies: BodyReader) -> tuple[
     async def statistics(request: Request) -> Response:
         if "task" in request.path_params and names_bundle(request):
             return JSONResponse(bundle_statistics(service, grant_of(request)))
-        task = served(request) if "task" in request.path_params else None
+        task = await served(request) if "task" in request.path_params else None
         return JSONResponse(model_statistics(service, grant_of(request), task))
 
     async def load(request: Request) -> Response:

@@ -18,11 +18,12 @@ from vpdeploy.errors import (
     BackendError,
     DeadlineExceededError,
     InputError,
+    QueueFullError,
     SpecError,
     TaskNotFoundError,
     VpdeployError,
 )
-from vpdeploy.format.task import TaskCard
+from vpdeploy.format.task import TaskCard, split_reference
 from vpdeploy.server.access import Access, Grant, Scope
 from vpdeploy.server.activity import Activity
 from vpdeploy.server.administration import Administration
@@ -44,8 +45,12 @@ from vpdeploy.serving.pulse import Pulse
 from vpdeploy.serving.queue import NORMAL_PRIORITY, Answer, Logits, Pixels
 from vpdeploy.session.prediction import softmax
 from vpdeploy.session.session import SessionDescription, SyncReport
+from vpdeploy.text import cut_name
 
 _T = TypeVar("_T")
+
+_LOADS = 3
+"""How often a version is loaded for one request, where others push it out before it is used."""
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +94,10 @@ class ServedSession(BatchSession, Protocol):
         """Bring the loaded tasks in line with the bundle on disk."""
         ...
 
+    def load_version(self, task: str, version: int) -> None:
+        """Load a version that the bundle keeps, beside the one that is served."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServedTask:
@@ -98,11 +107,13 @@ class ServedTask:
         card: What is known of it.
         version: The task's published version; 1 where there is none.
         size_bytes: Size of its compiled prompt set; None of a folded model, whose prompts are constants.
+        reference: What it was asked for as, with its version where one was named; None where it answered.
     """
 
     card: TaskCard
     version: int
     size_bytes: int | None = None
+    reference: str | None = None
 
     @property
     def val_accuracy(self) -> float | None:
@@ -249,7 +260,40 @@ class Service:
                 raise TaskNotFoundError(name)
             lease = self.session.lease(name)
         lease.release()
-        return ServedTask(card=lease.card, version=lease.version or 1, size_bytes=lease.size_bytes)
+        return ServedTask(card=lease.card, version=lease.version or 1, size_bytes=lease.size_bytes, reference=name)
+
+    async def version(self, name: str, version: str | None, *, client: str, grant: Grant) -> ServedTask:
+        """Return a loaded task, or a version of it that the bundle keeps, which is loaded if it is not.
+
+        Args:
+            name: The task's name.
+            version: The version; None or empty for the one that is served.
+            client: Whose share of the work loading takes.
+            grant: What the request may do.
+
+        Raises:
+            ForbiddenError: The token is not good for tasks.
+            TaskNotFoundError: There is no such task or version, or it does not exist for the token.
+        """
+        reference = f"{name}@{version}" if version else name
+        if version and split_reference(reference)[1] is None:
+            self.task(name, grant)
+            raise TaskNotFoundError(f"task '{cut_name(name)}' has no version '{cut_name(version, 20)}'")
+        return await self._loaded(reference, client, grant)
+
+    async def _loaded(self, reference: str, client: str, grant: Grant) -> ServedTask:
+        """Return a loaded task; a version that is asked for and not loaded is loaded first."""
+        name, version = split_reference(reference)
+        for _ in range(_LOADS):
+            try:
+                return self.task(reference, grant)
+            except TaskNotFoundError:
+                if version is None:
+                    raise
+            self.task(name, grant)  # it must be there for the token
+            load = partial(self.session.load_version, name, version)
+            await self.off_loop(self.line([name], client, grant), load)
+        raise QueueFullError("more versions are asked for than stay loaded; try again later")
 
     @contextlib.contextmanager
     def _as_seen_by(self, grant: Grant) -> Iterator[None]:
@@ -267,8 +311,9 @@ class Service:
 
         Names that are made up share their client's turns: they must not become lines of their own.
         """
-        if len(tasks) == 1 and grant.covers(tasks[0]) and tasks[0] in self.session.tasks:
-            return f"task {tasks[0]}"
+        name = split_reference(tasks[0])[0] if len(tasks) == 1 else ""
+        if grant.covers(name) and name in self.session.tasks:
+            return f"task {name}"
         return f"client {client}"
 
     async def off_loop(self, line: str, work: Callable[[], _T]) -> _T:
@@ -340,7 +385,8 @@ class Service:
             raise InputError(f"a request asks for 1 to {limit} answers (images times tasks), found {len(rows)}")
         grant.require(Scope.INFER)
         tasks = list(dict.fromkeys(task for _, task in rows))
-        models = [(name, self.task(name, grant).version) for name in tasks]
+        served = [await self._loaded(name, client, grant) for name in tasks]
+        models = [(task.card.name, task.version) for task in served]
         times = self.statistics.open(models)
         if (context := CURRENT_REQUEST.get()) is not None:
             context.times = times
@@ -373,10 +419,15 @@ class Service:
         pixels = await self._pixels(
             images, asked, self.line(list(dict.fromkeys(asked)), client, grant), client, expires_at, times
         )
+        queued = [(pixels[index], task) for index, task in rows]
         with self._as_seen_by(grant):
-            answers = times.answers = self.batcher.submit_all(
-                [(pixels[index], task) for index, task in rows], deadline_s=_remaining(expires_at), priority=priority
-            )
+            try:
+                answers = self.batcher.submit_all(queued, deadline_s=_remaining(expires_at), priority=priority)
+            except TaskNotFoundError:  # perhaps a version that was served a moment ago, or was pushed out
+                for task in dict.fromkeys(asked):
+                    await self._loaded(task, client, grant)
+                answers = self.batcher.submit_all(queued, deadline_s=_remaining(expires_at), priority=priority)
+        times.answers = answers
         await _results(answers, expires_at)
         return [_classified(answer) for answer in answers]
 

@@ -21,6 +21,7 @@ from vpdeploy.errors import (
     SpecError,
     VpdeployError,
 )
+from vpdeploy.format.task import split_reference
 from vpdeploy.serving.batch import Batch, BatchReport, BatchSession
 from vpdeploy.serving.pulse import Pulse
 from vpdeploy.serving.queue import NORMAL_PRIORITY, Answer, FairQueue, Pixels, SharedLease
@@ -297,12 +298,16 @@ class Batcher:
 
     def _refuse_excess(self, wanted: Counter[str]) -> None:
         count, limit = sum(wanted.values()), self.settings.max_queue_size
+        # Versions of a task share its turns.
+        names = Counter[str]()
+        for reference, more in wanted.items():
+            names[split_reference(reference)[0]] += more
         if self._closing:
             raise self._refusal()
         if count > limit:
             raise InputError(f"a request of {count} images never fits the queue of {limit}; split it")
         # A task that floods the queue fills it; beside it, one below its fair share still finds as much room again.
-        within_share = all(self._queue.fits_share(task, more, limit) for task, more in wanted.items())
+        within_share = all(self._queue.fits_share(task, more, limit) for task, more in names.items())
         if len(self._queue) + count > (2 * limit if within_share else limit):
             raise QueueFullError(
                 f"{len(self._queue)} images wait already and at most {limit} may; try again later, "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -29,9 +30,10 @@ from vpdeploy.format.artifact import Artifact
 from vpdeploy.format.bundle import Bundle, read_consistently
 from vpdeploy.format.graphfacts import Precision
 from vpdeploy.format.holds import Holds, graph_name, version_name
+from vpdeploy.format.manifest import TaskEntry
 from vpdeploy.format.preprocessing import Preprocessing
 from vpdeploy.format.promptset import CompiledPromptSet
-from vpdeploy.format.task import TaskCard
+from vpdeploy.format.task import TaskCard, split_reference
 from vpdeploy.image import normalise, to_pixels
 from vpdeploy.session.prediction import Prediction
 from vpdeploy.session.slots import Lease, TaskDirectory
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
     from vpdeploy.image import Picture
 
 _LARGEST_SLOT = np.iinfo(np.int32).max
+
+
+MOST_PINNED = 4
+"""Versions that stay loaded beside the served ones, of all tasks together: each takes a slot, as a task does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +154,7 @@ class Session:
         # What sync has loaded. A version alone does not tell: a bundle that was copied over another may count anew.
         entries = {} if self._bundle is None else self._bundle.manifest.tasks
         self._unloaded: set[str] = set()
+        self._pinned_files: dict[str, dict[str, str]] = {}
         self._synced = {name: entry for name, entry in entries.items() if name not in self._failures}
 
     @classmethod
@@ -338,6 +345,46 @@ class Session:
             LayoutMismatchError: The prompt set does not fit the graph.
             BackendError: The device cannot hold it; what is loaded is undisturbed.
         """
+        size_bytes = prompt_set.size_bytes
+        self._place(
+            prompt_set, lambda slot: self._directory.admit(prompt_set.card, slot, version, size_bytes=size_bytes)
+        )
+
+    def load_version(self, task: str, version: int) -> None:
+        """Load a version that the bundle keeps, beside the one that is served: it is asked for as ``flowers@2``.
+
+        A few such versions stay loaded, of all tasks together; those that were not used the longest leave.
+
+        Args:
+            task: The task's name.
+            version: The version.
+
+        Raises:
+            TaskNotFoundError: No task of that name is loaded, or the bundle keeps no such version.
+            BundleError: The bundle or this version is damaged.
+            BackendError: The device cannot hold it; what is loaded is undisturbed.
+        """
+        reference = f"{task}@{version}"
+        with self._following:
+            self._directory.lease(task).release()  # a task that is not served has no versions either
+            try:
+                self._directory.lease(reference).release()
+                return
+            except TaskNotFoundError:
+                if self._bundle is None:
+                    raise
+            bundle = Bundle.open(self._bundle.path)
+            prompt_set = bundle.read_task(task, version)
+            self._pinned_files[reference] = bundle.manifest.tasks[task].files[version]
+            pin = partial(self._directory.pin, prompt_set.card, most=MOST_PINNED, size_bytes=prompt_set.size_bytes)
+            self._place(prompt_set, lambda slot: pin(slot, version))
+
+    def _place(self, prompt_set: CompiledPromptSet, admit: Callable[[int], None]) -> None:
+        """Bring a prompt set to the device while others are being served, and admit it to the slot it is in.
+
+        Raises:
+            As ``add_task``.
+        """
         self._artifact.check_fit(prompt_set)
         sizes = prompt_set.sizes()
         with self._changing:
@@ -365,7 +412,7 @@ class Session:
             # Serve the task from now on; the slot of an older version is freed when its last lease ends.
             if reserved is None:
                 self._directory.extend(range(slot + 1, table.slots))
-            self._directory.admit(prompt_set.card, slot, version, size_bytes=prompt_set.size_bytes)
+            admit(slot)
 
     def reserve_table(self) -> None:
         """Give a bundle that holds no task yet a table of one free slot, so that a batch can run.
@@ -470,6 +517,7 @@ class Session:
             for name, entry in entries.items()
             if loaded.get(name) != entry.version or self._synced.get(name, entry).served != entry.served
         ]
+        self._unpin_what_changed(entries)
         self._reading = {name: entries[name].version for name in changed}
         self._refresh_holds()
         prompt_sets, damaged = fresh.read_whole(changed)
@@ -494,6 +542,15 @@ class Session:
             removed=removed,
             failed=failed,
         )
+
+    def _unpin_what_changed(self, entries: Mapping[str, TaskEntry]) -> None:
+        """Let go of versions that the bundle keeps no more, or under whose number it has another one."""
+        for reference in self._directory.pinned:
+            task, version = split_reference(reference)
+            kept = entries[task].files.get(version or 0) if task in entries else None
+            if kept != self._pinned_files.get(reference):
+                self._directory.unpin(reference)
+        self._pinned_files = {each: self._pinned_files[each] for each in self._directory.pinned}
 
     def describe(self) -> SessionDescription:
         """Return the runtime and why it was chosen, the precision, and the table's size in slots and bytes."""

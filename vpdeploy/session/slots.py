@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from vpdeploy.errors import TableFullError, TaskNotFoundError
-from vpdeploy.format.task import TaskCard
+from vpdeploy.format.task import TaskCard, split_reference
 from vpdeploy.text import cut_name
 
 
@@ -76,6 +77,7 @@ class TaskDirectory:
         self._free = set(range(slots))
         self._admitted = 0
         self._leaving: set[_Resident] = set()
+        self._pinned: OrderedDict[str, _Resident] = OrderedDict()  # the one used last stands last
         self._on_departure = on_departure or (lambda: None)
 
     @property
@@ -104,21 +106,73 @@ class TaskDirectory:
     def residents(self) -> set[tuple[str, int | None]]:
         """Return name and version of every prompt set in a slot, also of those that only requests under way use."""
         with self._lock:
-            return {(each.card.name, each.version) for each in (*self._residents.values(), *self._leaving)}
+            return {
+                (each.card.name, each.version)
+                for each in (*self._residents.values(), *self._pinned.values(), *self._leaving)
+            }
 
     def lease(self, task: str) -> Lease:
-        """Take the right to use a task's slot.
+        """Take the right to use the slot of a task, or of a version of it (``flowers@2``).
 
         Raises:
-            TaskNotFoundError: No task of that name is loaded.
+            TaskNotFoundError: No task of that name is loaded, or not in that version.
         """
         with self._lock:
-            resident = self._residents.get(task)
+            resident = self._find(task)
             if resident is None:
                 known = ", ".join(list(self._residents)[:20]) or "none"
                 raise TaskNotFoundError(f"no task '{cut_name(task)}'; loaded: {known}")
             resident.leases += 1
             return Lease(self, resident)
+
+    def _find(self, reference: str) -> _Resident | None:
+        name, version = split_reference(reference)
+        served = self._residents.get(name)
+        if version is None or served is None or version == (served.version or 1):
+            return served
+        if reference in self._pinned:
+            self._pinned.move_to_end(reference)
+        return self._pinned.get(reference)
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        """The versions that are loaded beside the served ones, as ``flowers@2``."""
+        with self._lock:
+            return tuple(self._pinned)
+
+    def pin(self, card: TaskCard, slot: int, version: int, *, size_bytes: int | None, most: int) -> None:
+        """Keep a version in a reserved slot beside the one that is served.
+
+        Args:
+            card: The task as it is in this version.
+            slot: The slot.
+            version: The version.
+            size_bytes: Size of its prompt set.
+            most: How many such versions stay, of all tasks; those that were not used the longest leave.
+        """
+        with self._lock:
+            self._admitted += 1
+            resident = _Resident(
+                card=card, slot=slot, version=version, size_bytes=size_bytes, generation=self._admitted
+            )
+            if card.name not in self._residents:  # it has been removed meanwhile
+                self._retire(resident)
+            else:
+                self._unpin(reference := f"{card.name}@{version}")
+                self._pinned[reference] = resident
+                for oldest in list(self._pinned)[:-most]:
+                    self._unpin(oldest)
+        self._on_departure()
+
+    def unpin(self, reference: str) -> None:
+        """Keep a version no longer."""
+        with self._lock:
+            self._unpin(reference)
+        self._on_departure()
+
+    def _unpin(self, reference: str) -> None:
+        if (resident := self._pinned.pop(reference, None)) is not None:
+            self._retire(resident)
 
     def reserve(self) -> int:
         """Take a free slot; ``admit`` or ``give_back`` must follow.
@@ -152,6 +206,7 @@ class TaskDirectory:
             self._residents[card.name] = _Resident(
                 card=card, slot=slot, version=version, size_bytes=size_bytes, generation=self._admitted
             )
+            self._unpin(f"{card.name}@{version}")
             if old is not None:
                 self._retire(old)
         if old is not None:
@@ -167,6 +222,8 @@ class TaskDirectory:
             if task not in self._residents:
                 raise TaskNotFoundError(f"no task '{task}'; nothing to remove")
             self._retire(self._residents.pop(task))
+            for reference in [each for each in self._pinned if split_reference(each)[0] == task]:
+                self._unpin(reference)
         self._on_departure()
 
     def _retire(self, resident: _Resident) -> None:
