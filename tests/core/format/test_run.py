@@ -10,7 +10,7 @@ from core import toy
 
 from vpdeploy.errors import BundleCorruptError, BundleError
 from vpdeploy.format.document import to_json
-from vpdeploy.format.run import CARD_FILE, FORMAT, TENSOR_FILE, RunCard, digests_to_fields
+from vpdeploy.format.run import ARGS_FILE, CARD_FILE, FORMAT, TENSOR_FILE, RunCard, digests_to_fields
 from vpdeploy.inspection.report import inspect_path
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "version1" / "run"
@@ -83,7 +83,7 @@ def test_an_unfinished_run_is_no_damaged_one(run: Path):
     (run / CARD_FILE).unlink()
     with pytest.raises(BundleError, match=r"not a finished run, task\.json is missing; write one with vpdeploy train"):
         RunCard.read(run)
-    (run / "state").mkdir()
+    (run / ARGS_FILE).write_text("")
     with pytest.raises(BundleError, match=r"finish it with: vpdeploy train --out .* --resume"):
         RunCard.read(run)
 
