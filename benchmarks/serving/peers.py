@@ -39,7 +39,7 @@ MODELS = {"small": "vit_mini_patch8_64", "vit-s": "vit_small_patch16_224"}
 SIDES = {"small": 64, "vit-s": 224}
 TASKS = {"small": (1, 8, 32), "vit-s": (1, 8)}
 SERVERS = ("vpdeploy", "fastapi", "litserve")
-_PEERS = Path(__file__).with_name("peer_servers.py")
+_PEERS = {"fastapi": "plain_fastapi.py", "litserve": "lit_server.py"}
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def _serving(server: str, zoo: Path, folded: Path, threads: int) -> Iterator[tup
         main = "from vpdeploy.cli.main import main; main()"
         command = ["-c", main, "serve", str(zoo), "--port", str(port), "--threads", str(threads)]
     else:
-        command = [str(_PEERS), server, str(folded), str(port), str(threads)]
+        command = [str(Path(__file__).with_name(_PEERS[server])), str(folded), str(port), str(threads)]
     process = subprocess.Popen(
         [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
@@ -131,7 +131,7 @@ def _serving(server: str, zoo: Path, folded: Path, threads: int) -> Iterator[tup
             process.wait()
 
 
-def _until_served(address: str, payload: Payload, names: tuple[str, ...], patience_s: float = 300.0) -> None:
+def _until_served(address: str, payload: Payload, names: tuple[str, ...], patience_s: float = 120.0) -> None:
     """Wait until every task has answered once."""
     deadline = time.monotonic() + patience_s
     for name in names:

@@ -33,6 +33,9 @@ _TURN_S = 0.005
 
 _MAX_ROUNDS = 15
 
+_NOTED_SIZES = 3
+"""Where there was no time for as many sizes, nothing is noted: the machine may just have been busy."""
+
 BatchRun = Callable[[int], None]
 """Runs one batch of so many images."""
 
@@ -104,7 +107,8 @@ def choose_batch_size(
     limit = session.describe().runtime.max_batch or MAX_BATCH_SIZE
     with _sample_batches(session) as run:
         images_per_s, tried_all = measure_sizes(run, limit=min(limit, MAX_BATCH_SIZE), budget_s=budget_s, clock=clock)
-    BatchSizeCache.of(session).write(images_per_s, tried_all=tried_all)
+    if tried_all or len(images_per_s) >= _NOTED_SIZES:
+        BatchSizeCache.of(session).write(images_per_s, tried_all=tried_all)
     return BatchSize.of(images_per_s, tried_all=tried_all)
 
 

@@ -88,6 +88,12 @@ def test_a_hiccup_at_the_first_look_does_not_rule_a_size_out():
     assert device.choose() == 16
 
 
+def choose_quickly(session: Session) -> BatchSize:
+    """Measure by a clock that goes on by 10 ms at every look: a turn of a size is one run, on any machine."""
+    ticks = itertools.count()
+    return choose_batch_size(session, budget_s=1.0, clock=lambda: next(ticks) / 100)
+
+
 @pytest.fixture
 def session(zoo_copy: Path) -> Iterator[Session]:
     with vpdeploy.load(zoo_copy, threads=2) as session:
@@ -95,7 +101,7 @@ def session(zoo_copy: Path) -> Iterator[Session]:
 
 
 def test_a_second_start_takes_what_the_first_has_noted(session: Session, monkeypatch: pytest.MonkeyPatch):
-    first = choose_batch_size(session, budget_s=0.2)
+    first = choose_quickly(session)
     monkeypatch.setattr(batch_size, "measure_sizes", None)
     second = choose_batch_size(session)
     assert (second.size, second.images_per_s) == (first.size, first.images_per_s)
@@ -104,11 +110,18 @@ def test_a_second_start_takes_what_the_first_has_noted(session: Session, monkeyp
 
 
 def test_another_number_of_threads_is_measured_by_itself(session: Session):
-    choose_batch_size(session, budget_s=0.05)
+    choose_quickly(session)
     noted = batch_size_cache.BatchSizeCache.of(session)
     with vpdeploy.load(session.artifact.path, threads=1) as other:
         assert batch_size_cache.BatchSizeCache.of(other).path != noted.path
         assert batch_size_cache.BatchSizeCache.of(other).read() is None
+
+
+def test_a_measurement_that_time_cut_short_is_not_noted(session: Session):
+    ticks = itertools.count()
+    chosen = choose_batch_size(session, budget_s=1.0, clock=lambda: float(next(ticks)))
+    assert list(chosen.images_per_s) == [1]
+    assert not batch_size_cache.BatchSizeCache.of(session).path.exists()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"images_per_s": {"8": -1}}', "\0" * 100])
@@ -119,14 +132,14 @@ def test_a_damaged_note_is_ignored_with_a_line_and_replaced(
     path.parent.mkdir(exist_ok=True)
     path.write_text(content)
     with caplog.at_level(logging.WARNING):
-        chosen = choose_batch_size(session, budget_s=0.05)
+        chosen = choose_quickly(session)
     assert "measured now" in chosen.reason
     assert [str(path) in record.getMessage() for record in caplog.records] == [True]
     assert json.loads(path.read_text())["images_per_s"]
 
 
 def test_a_note_of_other_facts_under_this_name_is_ignored(session: Session, caplog: pytest.LogCaptureFixture):
-    choose_batch_size(session, budget_s=0.05)
+    choose_quickly(session)
     cache = batch_size_cache.BatchSizeCache.of(session)
     fields = json.loads(cache.path.read_text())
     cache.path.write_text(json.dumps({**fields, "cores": 10_000}))
@@ -138,7 +151,7 @@ def test_a_folder_that_cannot_be_written_costs_the_note_only(session: Session, c
     folder = session.artifact.engines_folder
     folder.write_text("a file where the folder should be")  # also root cannot make a folder here
     with caplog.at_level(logging.INFO):
-        assert choose_batch_size(session, budget_s=0.05).size >= 1
+        assert choose_quickly(session).size >= 1
     assert "the next start measures batch sizes again" in caplog.text
 
 
@@ -147,8 +160,7 @@ def test_rows_belong_to_all_loaded_tasks_by_turns(session: Session, monkeypatch:
     seen: list[set[int]] = []
     run = session.run
     monkeypatch.setattr(session, "run", lambda images, rows: seen.append(set(rows.tolist())) or run(images, rows))
-    ticks = itertools.count()
-    choose_batch_size(session, budget_s=1.0, clock=lambda: next(ticks) / 100)
+    choose_quickly(session)
     assert max(seen, key=len) == slots
 
 
@@ -157,7 +169,7 @@ def test_a_bundle_without_a_task_is_measured_and_takes_its_first_task_afterwards
     pixels = np.zeros((1, *[session.preprocessing.image_size] * 2, 3), np.uint8)
     with Session.of(session.artifact.with_prompt_sets([]), threads=2) as empty:
         assert empty.tasks == ()
-        assert choose_batch_size(empty, budget_s=0.05).size >= 1
+        assert choose_quickly(empty).size >= 1
         for prompt_set in prompt_sets:
             empty.add_task(prompt_set)
         for task in session.tasks:

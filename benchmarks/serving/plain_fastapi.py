@@ -1,20 +1,20 @@
-"""What people write by hand, and LitServe, with one ONNX session a task.
+"""Plain FastAPI with one ONNX session a task, as people write it by hand.
 
-    python peer_servers.py fastapi|litserve FOLDER PORT THREADS
+    python plain_fastapi.py FOLDER PORT THREADS
 
-``FOLDER`` holds one folded model for each task. Both servers decode as vpdeploy does, and answer the five best classes
-of a JPEG, and the logits of raw pixels.
+``FOLDER`` holds one folded model for each task. It decodes as vpdeploy does, and answers the five best classes of a
+JPEG, and the logits of raw pixels.
 """
 
 from __future__ import annotations
 
-import base64
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from starlette.requests import Request
 
 from vpdeploy.format.folded import FoldedCard
 from vpdeploy.image import load_pixels
@@ -53,10 +53,10 @@ class Model:
         }
 
 
-def serve_fastapi(models: list[Path], port: int, threads: int) -> None:
+def serve(models: list[Path], port: int, threads: int) -> None:
     """As a careful engineer would: sessions loaded once, decoding and running in the framework's threads."""
     import uvicorn
-    from fastapi import FastAPI, Request
+    from fastapi import FastAPI
     from starlette.concurrency import run_in_threadpool
 
     app = FastAPI()
@@ -76,41 +76,6 @@ def serve_fastapi(models: list[Path], port: int, threads: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
 
 
-def serve_litserve(models: list[Path], port: int, threads: int) -> None:
-    """One API, and so one worker process, for each task: that is how LitServe serves several models."""
-    import litserve
-
-    class TaskApi(litserve.LitAPI):  # type: ignore[misc]
-        def __init__(self, path: Path) -> None:
-            super().__init__(max_batch_size=8, batch_timeout=0.002, api_path=f"/v1/tasks/{path.stem}:predict")
-            self._path = path
-
-        def setup(self, device: str) -> None:
-            self._model = Model(self._path, threads)
-
-        def decode_request(self, request: Any) -> tuple[bytes, str]:
-            return base64.b64decode(request["image"]), request["type"]  # as its documentation sends images
-
-        def batch(self, inputs: list[tuple[bytes, str]]) -> tuple[np.ndarray, list[str]]:
-            return np.stack([self._model.pixels(*each) for each in inputs]), [kind for _, kind in inputs]
-
-        def predict(self, batch: Any) -> Any:
-            if isinstance(batch[0], bytes):  # a single one is not batched
-                return [self._model.answer(self._model.logits(self._model.pixels(*batch)[None])[0], batch[1])]
-            logits = self._model.logits(batch[0])
-            return [self._model.answer(row, kind) for row, kind in zip(logits, batch[1], strict=True)]
-
-        def unbatch(self, output: Any) -> Any:
-            return list(output)
-
-        def encode_response(self, output: Any) -> Any:
-            return output[0] if isinstance(output, list) else output
-
-    server = litserve.LitServer([TaskApi(path) for path in models], accelerator="cpu", timeout=60)
-    server.run(host="127.0.0.1", port=port, num_api_servers=1, generate_client_file=False, log_level="error")
-
-
 if __name__ == "__main__":
-    kind, folder, port, threads = sys.argv[1:]
-    paths = sorted(Path(folder).glob("*.onnx"))
-    {"fastapi": serve_fastapi, "litserve": serve_litserve}[kind](paths, int(port), int(threads))
+    folder, port, threads = sys.argv[1:]
+    serve(sorted(Path(folder).glob("*.onnx")), int(port), int(threads))
