@@ -17,7 +17,7 @@ from timm.models import list_models, model_entrypoint
 
 from vpdeploy_export.cli.convert import TARGET_NAMES
 from vpdeploy_export.targets import TARGETS
-from vpdeploy_train.catalogue import EMBEDDED, read_catalogue
+from vpdeploy_train.catalogue import EMBEDDED, read_catalogue, unknown_backbone
 from vpdeploy_train.cli.door import values_in
 from vpdeploy_train.cli.import_run import FORMAT_NAMES
 from vpdeploy_train.cli.usage import declared_options
@@ -229,3 +229,11 @@ def test_the_embedded_backbone_is_the_one_that_timm_is_told_of():
     assert embedded.NAME == EMBEDDED
     assert timm.is_model(EMBEDDED)
     assert Path(embedded.WEIGHTS).name == f"{EMBEDDED}.safetensors"
+
+
+def test_a_misspelt_backbone_is_told_names_that_begin_as_it_does():
+    known = ["flexivit_base", "vit_base_patch8_224", "vit_base_patch16_224", "vit_giant_patch14_224"]
+    for asked in ("vit_bass", "vit_base_patch16_242"):
+        assert "flexivit" not in unknown_backbone(asked, known)
+        assert "vit_base_patch16_224" in unknown_backbone(asked, known)
+    assert "flexivit_base" in unknown_backbone("flexivit_bass", known)
