@@ -118,6 +118,8 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            # Whoever connects from this machine could choose its address by a header, and with it another share.
+            proxy_headers=False,
             ws="none",
         )
         super().__init__(config)
