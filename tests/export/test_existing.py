@@ -307,7 +307,7 @@ def test_a_run_that_is_rewritten_is_never_left_contradicting_itself(
     run = Path(shutil.copytree(tiny_run_paths["flowers"], tmp_path / "run"))
     other = Run.read(tiny_run_paths["birds"])
     object.__setattr__(other, "path", run)
-    (run / "state").mkdir()
+    (run / "args.toml").touch()  # what a training can be continued by
     real = Path.replace
 
     def die(source: Path, target: Path) -> Path:

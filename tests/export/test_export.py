@@ -24,7 +24,7 @@ from vpdeploy.cli.main import main
 from vpdeploy.errors import BundleCorruptError, BundleError, LayoutMismatchError, SpecError
 from vpdeploy.format import bundle as bundle_module
 from vpdeploy.format.artifact import Artifact
-from vpdeploy.format.bundle import Bundle, write_bundle
+from vpdeploy.format.bundle import Bundle, collect_leftovers, write_bundle
 from vpdeploy.format.layout import Layout
 from vpdeploy.format.task import Stage
 from vpdeploy.session.session import Session
@@ -266,6 +266,8 @@ def test_exporting_again_replaces_tasks_and_a_session_follows(
         found = answers(session, "flowers", random_pixels(6))
         np.testing.assert_allclose(found, trained["flowers"], rtol=0, atol=1e-5 * scale)
     assert Bundle.open(zoo_copy).tasks == ("probe", "flowers")
+    assert visible(zoo_copy / "tasks") == ["birds", "flowers", "probe"]  # the session held it while it was dropped
+    collect_leftovers(zoo_copy)
     assert visible(zoo_copy / "tasks") == ["flowers", "probe"]
 
 

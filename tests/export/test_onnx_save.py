@@ -36,7 +36,7 @@ Traced = Callable[..., None]
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(child.name for child in folder.iterdir() if child.name != ".lock")
+    return sorted(child.name for child in folder.iterdir() if child.name not in (".lock", ".holds"))
 
 
 def the_data(folder: Path) -> Path:
