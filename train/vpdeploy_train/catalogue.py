@@ -73,15 +73,18 @@ class Catalogue:
 def unknown_backbone(name: str, known: list[str]) -> str:
     """Return what to say of a name that there is not."""
     architecture = name.partition(".")[0]
-    begun = [each for each in sorted(known, key=len) if len(architecture) >= 4 and each.startswith(architecture)]
+    parts = architecture.split("_")
     # Who mistypes a letter has the family right: names that begin alike come first.
-    alike = [each for each in known if each.partition("_")[0] == architecture.partition("_")[0]]
-    near = difflib.get_close_matches(architecture, alike, n=3) or difflib.get_close_matches(architecture, known, n=3)
-    # A misspelt stem, as vit_bass, is nearest to the beginnings of names, which end in patch and image size.
-    stems = ["_".join(each.split("_")[: architecture.count("_") + 1]) for each in alike]
-    stem = difflib.get_close_matches(architecture, stems, n=1)
-    close = begun[:3] or [each for each in sorted(alike, key=len) if stem and f"{each}_".startswith(f"{stem[0]}_")][:3]
-    close = close if begun or (architecture.count("_") < 2 and close) else near
+    alike = [each for each in known if each.partition("_")[0] == parts[0]]
+    close = [each for each in sorted(known, key=len) if len(architecture) >= 4 and each.startswith(architecture)]
+    if not close and len(parts) < 3:
+        # A misspelt stem, as vit_bass, is nearest to the beginnings of names, which end in patch and image size.
+        stems = ["_".join(each.split("_")[: len(parts)]) for each in alike]
+        stem = difflib.get_close_matches(architecture, stems, n=1)
+        close = [each for each in sorted(alike, key=len) if stem and f"{each}_".startswith(f"{stem[0]}_")]
+    if not close:
+        close = difflib.get_close_matches(architecture, alike) or difflib.get_close_matches(architecture, known)
+    close = close[:3]
     hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models('vit_*')"
     return f"unknown backbone '{name}'; {hint}"
 
